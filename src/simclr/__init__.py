@@ -1,0 +1,1 @@
+"""SimCLR and SimCLRv2: parts that work alone, and a program over them."""

@@ -1,0 +1,39 @@
+"""Stateless random numbers: every draw is a pure function of what it is for.
+
+A draw is named by (seed, epoch, image index, view, slot) and hashed, so results depend neither on the
+number of workers or processes nor on where a run was interrupted, and no generator has to be saved.
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained over the parts of the name.
+"""
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def bits(*name: int | np.ndarray) -> np.ndarray:
+    """64 random bits for each name; the parts are integers or integer arrays that broadcast together."""
+    state = np.zeros(1, np.uint64)  # one element, since numpy warns when a scalar product wraps around
+    for part in name:
+        state = _mix(state + np.asarray(part).astype(np.uint64) * _GOLDEN + _GOLDEN)
+    return state
+
+
+def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, slots: int | np.ndarray) -> np.ndarray:
+    """Uniforms in [0, 1) for images `indices` (B,), one column a slot -> float64 (B, slots).
+
+    `slots` is a count, for slots 0..slots-1, or the slot numbers themselves.
+    """
+    numbers = np.arange(slots) if np.ndim(slots) == 0 else np.asarray(slots)
+    words = bits(seed, epoch, np.asarray(indices)[:, None], view, numbers)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which epoch `epoch` visits n images -> int64 (n,)."""
+    return np.argsort(bits(seed, epoch, np.arange(n)), kind="stable")
