@@ -1,0 +1,130 @@
+"""NT-Xent, the contrastive loss of SimCLR, as a pure function of tensors.
+
+Conventions, which differ between code bases: the loss is the mean over the 2N anchors (paper, eq. 1 and
+algorithm 1); the official code's value is exactly twice that, which recipes state as `loss_scale: 2`. Logits
+are float32 (float64 for float64 input) whatever autocast says, and an anchor is removed from its own
+candidates by a mask, never by subtraction, so the loss is exact at low temperature.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
+
+
+def nt_xent(
+    z_a: Float[Tensor, "n d"],
+    z_b: Float[Tensor, "n d"],
+    temperature: float = 0.1,
+    *,
+    normalize: bool = True,
+    keys: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]] | None = None,
+    offset: int = 0,
+) -> Float[Tensor, ""]:
+    """Normalised-temperature cross-entropy of each embedding against its other view (Chen et al. 2020, eq. 1).
+
+    `z_a[i]` and `z_b[i]` are two views of image i. Each of the 2n anchors has its other view as the positive
+    and, of the 2m keys, all but itself and its positive as negatives. The scalar is the mean over anchors, in
+    nats; ln(2m - 1) is chance. `normalize` compares by cosine, else by dot product.
+
+    With several processes `keys` holds the views of all of them, (m, d) each in the order of the ranks, and
+    `offset` is the row of this process's first image among them. If the gathering sums gradients backward, the
+    mean of the loss over processes has the value and the gradient of one process with the whole batch.
+    """
+    _check(z_a, z_b, temperature)
+    logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys, offset=offset)
+    with torch.autocast(logits.device.type, enabled=False):
+        positive = logits.gather(1, positives[:, None])
+        negatives = logits.scatter(1, positives[:, None], -torch.inf).logsumexp(1, keepdim=True)
+        # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives its gradient
+        # is their share, which "softmax - 1" would round to zero in float32
+        return -F.logsigmoid(positive - negatives).mean()
+
+
+def similarities(
+    z_a: Float[Tensor, "n d"],
+    z_b: Float[Tensor, "n d"],
+    temperature: float,
+    *,
+    normalize: bool = True,
+    keys: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]] | None = None,
+    offset: int = 0,
+) -> tuple[Float[Tensor, "anchors candidates"], Int[Tensor, " anchors"]]:
+    """Scaled similarity of every anchor with every key, -inf with itself, and the column of its positive."""
+    keys_a, keys_b = (z_a, z_b) if keys is None else keys
+    n, m = len(z_a), len(keys_a)
+    with torch.autocast(z_a.device.type, enabled=False):
+        anchors, candidates = _full_precision(torch.cat([z_a, z_b])), _full_precision(torch.cat([keys_a, keys_b]))
+        if normalize:
+            anchors, candidates = unit_rows(anchors), unit_rows(candidates)
+        logits = anchors @ candidates.T / temperature
+    own = torch.arange(offset, offset + n, device=logits.device)
+    own, positives = torch.cat([own, own + m]), torch.cat([own + m, own])
+    return logits.scatter(1, own[:, None], -torch.inf), positives
+
+
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows at length 1; a row shorter than 1e-6 is divided by 1e-6 and so stays finite."""
+    return F.normalize(x, dim=1, eps=NORM_FLOOR)
+
+
+class ContrastStatistics(NamedTuple):
+    """What a batch of embeddings looks like, beside its loss; scalars on the device of the embeddings."""
+
+    top1: Tensor  # share of anchors whose positive is the nearest of the 2m - 1 candidates
+    entropy: Tensor  # of the softmax over those candidates, nats
+    positive_cosine: Tensor  # mean over pairs
+    negative_cosine: Tensor  # mean over all other keys
+
+
+@torch.no_grad()
+def contrast_statistics(
+    z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "n d"], temperature: float = 0.1
+) -> ContrastStatistics:
+    """Contrastive accuracy, entropy and mean cosines over all 2n - 1 candidates.
+
+    The official code reports accuracy and entropy over the n candidates of the other view only: see
+    `official_contrast_statistics`.
+    """
+    logits, positives = similarities(z_a, z_b, temperature)
+    log_p = logits.log_softmax(1).nan_to_num(neginf=0.0)
+    positive = logits.gather(1, positives[:, None])
+    candidates = logits.shape[1] - 1
+    negatives = (logits.masked_fill(logits.isneginf(), 0.0).sum(1, keepdim=True) - positive) / max(candidates - 1, 1)
+    return ContrastStatistics(
+        top1=(logits.argmax(1) == positives).float().mean(),
+        entropy=-(log_p.exp().masked_fill(logits.isneginf(), 0.0) * log_p).sum(1).mean(),
+        positive_cosine=positive.mean() * temperature,
+        negative_cosine=negatives.mean() * temperature,
+    )
+
+
+@torch.no_grad()
+def official_contrast_statistics(
+    z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "m d"], temperature: float = 0.1, *, normalize: bool = True,
+    offset: int = 0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Accuracy and entropy as the official code reports them (metrics.py): from view a to view b only, so
+    among m candidates rather than 2m - 1."""
+    a, b = _full_precision(z_a), _full_precision(z_b)
+    if normalize:
+        a, b = unit_rows(a), unit_rows(b)
+    logits = a @ b.T / temperature
+    p = logits.softmax(1)
+    own = torch.arange(offset, offset + len(a), device=logits.device)
+    return (logits.argmax(1) == own).to(p.dtype).mean(), -(p * (p + 1e-8).log()).sum(1).mean()
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _check(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
+    if z_a.shape != z_b.shape:
+        raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -1,0 +1,154 @@
+"""LARS as the official code computes it, parameter groups, learning-rate scaling and schedule."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017), in the form of the official `lars_optimizer.py`.
+
+    For a weight w with gradient g: g += weight_decay * w; r = eta * |w| / |g|, or 1 where either norm is 0;
+    v = momentum * v + lr * r * g; w -= v. The learning rate stands inside the velocity, so a changing schedule
+    acts as it does in the official code, and the decay is added before the norms are taken.
+
+    Tensors of fewer than two dimensions (biases, norm gains) are neither adapted nor decayed: they see plain
+    momentum at the full rate. A group with `adapt=False` is momentum SGD throughout, decayed as the group says.
+
+    `nesterov` steps by momentum * v + lr * r * g. `classic=False` is the official alternative that keeps the rate
+    outside: v = momentum * v + g, and the ratio is taken from the direction stepped along.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+        *,
+        nesterov: bool = False,
+        classic: bool = True,
+    ) -> None:
+        for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} of LARS must be at least 0, got {value}")
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
+        super().__init__(params, {**defaults, "nesterov": nesterov, "classic": classic})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update from the gradients at hand; returns what `closure`, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["adapt"]:
+                self._update([p for p in params if p.ndim > 1], group, group["weight_decay"], adapt=True)
+                self._update([p for p in params if p.ndim <= 1], group, 0.0, adapt=False)
+            else:
+                self._update(params, group, group["weight_decay"], adapt=False)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict, weight_decay: float, *, adapt: bool) -> None:
+        """The same few operations over all tensors at once: launches, not arithmetic, dominate on a GPU."""
+        if not params:
+            return
+        lr, momentum = group["lr"], group["momentum"]
+        grads = [p.grad for p in params]
+        if weight_decay:
+            grads = torch._foreach_add(grads, params, alpha=weight_decay)
+        velocity = [self._velocity(p) for p in params]
+
+        if group["classic"]:
+            scale = [r * lr for r in _ratios(params, grads, group["eta"])] if adapt else lr
+            scaled = torch._foreach_mul(grads, scale)
+            torch._foreach_mul_(velocity, momentum)
+            torch._foreach_add_(velocity, scaled)
+            direction = torch._foreach_add(scaled, velocity, alpha=momentum) if group["nesterov"] else velocity
+        else:
+            torch._foreach_mul_(velocity, momentum)
+            torch._foreach_add_(velocity, grads)
+            direction = torch._foreach_add(grads, velocity, alpha=momentum) if group["nesterov"] else velocity
+            scale = [r * lr for r in _ratios(params, direction, group["eta"])] if adapt else lr
+            direction = torch._foreach_mul(direction, scale)
+        torch._foreach_sub_(params, direction)
+
+    def _velocity(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state["velocity"]
+
+
+def _ratios(params: Sequence[Tensor], grads: Sequence[Tensor], eta: float) -> list[Tensor]:
+    """eta * |w| / |g| for each pair, 1 where a norm is 0; scalars that never leave the device."""
+    w, g = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(grads))
+    return list(torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w)).unbind())
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for any optimizer: tensors of two or more dimensions, decayed and adapted; biases and norm
+    gains, neither (the official exclusion list `batch_normalization|bias`)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def create_optimizer(
+    name: str, groups: list[dict], *, lr: float, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """`lars` as the papers pretrain; `sgd` with Nesterov momentum as they fine-tune; `adamw` with its betas.
+
+    `sgd` is the official (Keras) form, with the rate inside the velocity; torch's keeps it outside, which gives
+    another update whenever the rate changes.
+    """
+    match name:
+        case "lars":
+            return LARS(groups, lr=lr, momentum=momentum)
+        case "sgd":
+            return LARS([{**g, "adapt": False} for g in groups], lr=lr, momentum=momentum, nesterov=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr)
+    raise ValueError(f"optimizer must be lars, sgd or adamw, got {name!r}")
+
+
+def peak_lr(base: float, batch: int, scaling: str) -> float:
+    """The highest rate of a schedule: `linear` base * batch / 256, `sqrt` base * sqrt(batch) (paper, App. B.1),
+    `none` base itself."""
+    match scaling:
+        case "linear":
+            return base * batch / 256
+        case "sqrt":
+            return base * math.sqrt(batch)
+        case "none":
+            return base
+    raise ValueError(f"scaling must be linear, sqrt or none, got {scaling!r}")
+
+
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """Share of the peak rate at `step` (counted from 0): linear from exactly 0 over `warmup` steps, then a cosine
+    that reaches 0 at `total` (official `WarmUpAndCosineDecay`)."""
+    if step < warmup:
+        return step / warmup
+    decay = total - warmup
+    if decay <= 0:
+        return 0.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(step - warmup, decay) / decay))
+
+
+def total_steps(images: int, batch: int, epochs: float) -> int:
+    """Steps of a run over `epochs` passes, one more than the whole batches in them (official `train_steps`)."""
+    return int(images * epochs // batch) + 1
+
+
+def warmup_steps(images: int, batch: int, warmup_epochs: float) -> int:
+    """Steps of warm-up; halves of the whole batches round to even, as the official code's `round` does."""
+    return round(warmup_epochs * images // batch)
