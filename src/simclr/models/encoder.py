@@ -1,0 +1,55 @@
+"""Any encoder by name: SimCLR's own ResNets and every model of timm go through one function."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .resnet import DEPTHS
+
+
+def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """An untrained encoder, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
+
+    name: `simclr_resnet50` and its like (options: those of `simclr.models.resnet`) or a name of
+        `timm.list_models()` (options: what `timm.create_model` takes for it). Nothing is downloaded.
+    image_size: side of the images in pixels; settles the stem of our ResNets and the grid of transformers.
+    Raises ValueError for an unknown name or option and for a model that does not pool to (B, D).
+    """
+    options = dict(options or {})
+    own = name.removeprefix("simclr_resnet") in map(str, DEPTHS)
+    if own:
+        options.setdefault("image_size", image_size)
+    elif not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(f"no encoder is called {name!r}; " + (f"near: {', '.join(near)}" if near else
+                         "see timm.list_models()"))  # fmt: skip
+    elif _fixed_size(name):
+        options.setdefault("img_size", image_size)
+    try:
+        encoder = timm.create_model(name, num_classes=0, **options)
+    except TypeError as error:
+        raise ValueError(f"encoder {name} does not take these options: {error}") from error
+    if not own:
+        encoder.num_features = _measured_features(name, encoder, image_size)
+    return encoder
+
+
+def _fixed_size(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return config is not None and config.fixed_input_size
+
+
+def _measured_features(name: str, encoder: nn.Module, image_size: int) -> int:
+    """D from one image: timm's own `num_features` is not what a model with a last hidden layer returns."""
+    training = encoder.training
+    with torch.no_grad():
+        output = encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+    encoder.train(training)
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"encoder {name} gives {shape} for one image, not (1, D): choose options that pool")
+    return output.shape[1]

@@ -1,0 +1,84 @@
+"""The projection head g(·) of SimCLR and SimCLRv2."""
+
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .norm import BatchNorm1d
+
+
+class HeadLayer(nn.Module):
+    """Dense without bias, batch norm, ReLU; the `last` layer has neither β nor ReLU."""
+
+    def __init__(self, in_features: int, out_features: int, *, last: bool):
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features, bias=False)
+        nn.init.normal_(self.dense.weight, std=0.01)
+        self.norm = BatchNorm1d(out_features, center=not last)
+        self.last = last
+
+    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+        y = self.norm(self.dense(x))
+        return y if self.last else F.relu(y, inplace=True)
+
+
+class ProjectionHead(nn.Module):
+    """h (B, in_features) -> z (B, out_features), not normalised to length one: the loss does that.
+
+    `layers` is 2 in the first paper, 3 in SimCLRv2 and the released code; 0 is the identity. Hidden layers are
+    as wide as the input unless `hidden` says otherwise. With `kept` only the first layers exist, as after
+    `first`. Initialised as official: N(0, 0.01²).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 128,
+        layers: int = 3,
+        hidden: int | None = None,
+        kept: int | None = None,
+    ):
+        super().__init__()
+        if layers < 0:
+            raise ValueError(f"layers={layers}: a projection head has 0 layers or more")
+        if kept is not None and not 0 <= kept <= layers:
+            raise ValueError(f"kept={kept}: this head has {layers} layers, so 0 to {layers} can be kept")
+        self.in_features, self.hidden = in_features, in_features if hidden is None else hidden
+        self.depth, self.projection = layers, out_features
+        widths = [in_features, *[self.hidden] * (layers - 1), *[out_features] * (layers > 0)]
+        kept = layers if kept is None else kept
+        self.layers = nn.ModuleList(HeadLayer(widths[i], widths[i + 1], last=i == layers - 1) for i in range(kept))
+
+    @property
+    def out_features(self) -> int:
+        return self.layers[-1].dense.out_features if len(self.layers) else self.in_features
+
+    def config(self) -> dict[str, int]:
+        """What `ProjectionHead(in_features, **config)` needs to build this head again."""
+        config = {"layers": self.depth, "out_features": self.projection, "hidden": self.hidden}
+        return config if len(self.layers) == self.depth else {**config, "kept": len(self.layers)}
+
+    def forward(self, h: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+        for layer in self.layers:
+            h = layer(h)
+        return h
+
+    def activations(self, h: Float[Tensor, "b i"]) -> list[Tensor]:
+        """[h, output of layer 1 after its ReLU, ..., z]: the official `hiddens_list`."""
+        outputs = [h]
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1]))
+        return outputs
+
+    def first(self, k: int) -> Self:
+        """A head of this one's first k layers (shared, not copied): SimCLRv2 fine-tunes from the first.
+
+        The official `ft_proj_selector`; k = 0 throws the head away.
+        """
+        if not 0 <= k <= len(self.layers):
+            raise ValueError(f"first({k}): this head has {len(self.layers)} layers")
+        head = type(self)(self.in_features, self.projection, self.depth, self.hidden, kept=0)
+        head.layers.extend(self.layers[:k])
+        return head.train(self.training)

@@ -1,0 +1,138 @@
+"""Batch normalisation as the official code has it, alone or over all processes.
+
+The official layers update the moving variance with the *biased* batch variance, where torch uses the
+unbiased one; everything else (decay 0.9, ε = 1e-5) is torch's default.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _BiasedBatchNorm(_BatchNorm):
+    """The moving variance follows the biased batch variance; `center=False` leaves out the offset β."""
+
+    def __init__(self, num_features: int, *, center: bool = True):
+        super().__init__(num_features, eps=1e-5, momentum=0.1)
+        if not center:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+        if not self.training:
+            return super().forward(x)
+        self._check_input_dim(x)
+        self.num_batches_tracked.add_(1)
+        # the scratch buffer, never changed in place afterwards, is what autograd keeps for the backward pass
+        scaled_variance = torch.zeros_like(self.running_var)
+        y = F.batch_norm(x, self.running_mean, scaled_variance, self.weight, self.bias, True, self.momentum, self.eps)
+        n = x.numel() // x.shape[1]
+        self.running_var.mul_(1 - self.momentum).add_(scaled_variance, alpha=(n - 1) / n)
+        return y
+
+
+class BatchNorm1d(_BiasedBatchNorm, nn.BatchNorm1d):
+    """Official batch normalisation of (B, C)."""
+
+
+class BatchNorm2d(_BiasedBatchNorm, nn.BatchNorm2d):
+    """Official batch normalisation of (B, C, H, W)."""
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over all processes, differentiable: every process's result depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Batch normalisation with the statistics of all processes, on any device.
+
+    Takes over parameters, buffers and settings of `norm`, including timm's fused activation. On CUDA the
+    kernels are torch's; elsewhere the sums go through a differentiable all-reduce.
+    """
+
+    def __init__(self, norm: _BatchNorm):
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.biased = isinstance(norm, _BiasedBatchNorm)
+        for name, parameter in norm.named_parameters(recurse=False):
+            setattr(self, name, parameter)
+        if norm.bias is None:
+            self.register_parameter("bias", None)
+        for name, buffer in norm.named_buffers(recurse=False):
+            setattr(self, name, buffer)
+        for name, child in norm.named_children():  # dropout and activation of timm's BatchNormAct2d
+            self.add_module(name, child)
+        self.train(norm.training)
+
+    def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+        use_batch = self.training or self.running_mean is None
+        if not use_batch or not (dist.is_initialized() and dist.get_world_size() > 1):
+            y = super().forward(x)
+        elif x.is_cuda:
+            y = self._cuda(x)
+        else:
+            y = self._reduced(x)
+        for child in self.children():
+            y = child(y)
+        return y
+
+    def _cuda(self, x: Tensor) -> Tensor:
+        before = self.running_var.clone() if self.biased else None
+        y = super().forward(x)
+        if before is not None:
+            # (1-m)·before + m·unbiased -> (1-m)·before + m·biased; processes hold batches of one size
+            n = x.numel() // x.shape[1] * dist.get_world_size()
+            self.running_var.mul_(1 - 1 / n).add_(before, alpha=(1 - self.momentum) / n)
+        return y
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = x - mean.view(shape)
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / n
+        if self.training and self.track_running_stats:
+            self._update(mean.detach(), variance.detach(), n)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        y = centred * scale.view(shape)
+        return y if self.bias is None else y + self.bias.view(shape)
+
+    def _update(self, mean: Tensor, variance: Tensor, n: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), rate)
+        target = variance if self.biased else variance * (n / (n - 1))
+        self.running_var.lerp_(target.to(self.running_var), rate)
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """Let every batch norm of `module` use the statistics of all processes; with one process, change nothing.
+
+    Parameters, buffers and their names stay, so optimisers and checkpoints do not notice. Returns the module,
+    which is new only where it is itself a batch norm.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return module
+    if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        return SyncBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise(child))
+    return module
