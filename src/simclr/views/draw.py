@@ -1,0 +1,150 @@
+"""Draw the random decisions of views: one row of parameters an image, from stateless uniforms.
+
+Slots of `simclr.randomness.uniforms`: 0 flip, 1 jitter, 2 grey, 3 blur, 4 blur sigma, 5 order of the jitter
+operations, 6-9 factors of brightness, contrast, saturation and hue; attempt k at a crop has the four slots
+from 16 + 4k on: aspect ratio, extent, y, x.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from itertools import permutations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from simclr.randomness import uniforms
+
+FLIP, JITTER, GREY, BLUR, SIGMA, ORDER, FACTORS, CROP = 0, 1, 2, 3, 4, 5, 6, 16
+ORDERS = np.array(list(permutations(range(4))), np.uint8)
+OBJECT_COVERED = 0.1  # default of TF's sample_distorted_bounding_box: the least area of a crop it accepts
+
+Crop = Int[np.ndarray, "... 4"]
+# uniforms (n, k, 4) and source sizes (n, 2) -> crops (n, k, 4), accepted (n, k)
+Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewParameters:
+    """The decisions of B views, one row an image; index with a slice, an array or an integer for a subset."""
+
+    sizes: Int[np.ndarray, "b 2"]
+    """(height, width) of the source image, pixels."""
+    crop: Int[np.ndarray, "b 4"]
+    """(y, x, height, width) of the crop, pixels of the source image."""
+    flip: Bool[np.ndarray, " b"]
+    jitter: Bool[np.ndarray, " b"]
+    order: UInt8[np.ndarray, "b 4"]
+    """order[:, j] is the operation applied j-th: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    factors: Float[np.ndarray, "b 4"]
+    """Factor of brightness (or what is added), of contrast and of saturation; hue in turns. float32."""
+    grey: Bool[np.ndarray, " b"]
+    blur: Bool[np.ndarray, " b"]
+    sigma: Float[np.ndarray, " b"]
+    """Standard deviation of the blur, pixels of the view. float32."""
+
+    def __len__(self) -> int:
+        return len(self.crop)
+
+    def __getitem__(self, rows: int | np.integer | slice | np.ndarray) -> "ViewParameters":
+        if isinstance(rows, int | np.integer):
+            rows = [rows]
+        return ViewParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewParameters:
+    """Crop and resize, and nothing else."""
+    n = len(crop)
+    no = np.zeros(n, bool)
+    return ViewParameters(
+        sizes=sizes, crop=crop, flip=no, jitter=no, grey=no, blur=no,
+        order=np.tile(ORDERS[:1], (n, 1)),
+        factors=np.tile(np.array([1, 1, 1, 0], np.float32), (n, 1)),
+        sigma=np.ones(n, np.float32),
+    )  # fmt: skip
+
+
+def _columns(u: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    return [u[..., 0], u[..., 1], u[..., 2], u[..., 3], height, width]
+
+
+def official_attempts(area: tuple[float, float], ratio: tuple[float, float]) -> Sampler:
+    """Attempts of TF's `sample_distorted_bounding_box` over a box that is the whole image.
+
+    The aspect ratio is uniform, then the height is a uniform integer among those that satisfy the area; the
+    last offset is never chosen; crops under a tenth of the image are rejected whatever `area` says.
+    """
+
+    def attempts(u: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u_ratio, u_height, u_y, u_x, height, width = _columns(u, sizes)
+        aspect = ratio[0] + (ratio[1] - ratio[0]) * u_ratio
+        low, high = area[0] * height * width, area[1] * height * width
+        h_max = np.rint(np.sqrt(high / aspect))
+        fitting = np.floor((width + 0.5 - 1e-7) / aspect)
+        fitting -= np.rint(fitting * aspect) > width
+        h_max = np.minimum(np.where(np.rint(h_max * aspect) > width, fitting, h_max), height)
+        h_min = np.minimum(np.rint(np.sqrt(low / aspect)), h_max)
+        h = h_min + np.floor(u_height * (h_max - h_min + 1))
+        h += h * np.rint(h * aspect) < low
+        h -= h * np.rint(h * aspect) > high
+        w = np.rint(h * aspect)
+        size = h * w
+        accepted = (size >= np.maximum(low, OBJECT_COVERED * height * width)) & (size <= high)
+        accepted &= (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+        crop = np.stack([np.floor(u_y * (height - h)), np.floor(u_x * (width - w)), h, w], -1)
+        return crop, accepted
+
+    return attempts
+
+
+def torchvision_attempts(area: tuple[float, float], ratio: tuple[float, float]) -> Sampler:
+    """Attempts of torchvision's `RandomResizedCrop`: uniform area, log-uniform aspect ratio."""
+    log = np.log(ratio)
+
+    def attempts(u: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u_ratio, u_area, u_y, u_x, height, width = _columns(u, sizes)
+        aspect = np.exp(log[0] + (log[1] - log[0]) * u_ratio)
+        size = (area[0] + (area[1] - area[0]) * u_area) * height * width
+        h, w = np.rint(np.sqrt(size / aspect)), np.rint(np.sqrt(size * aspect))
+        accepted = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+        crop = np.stack([np.floor(u_y * (height - h + 1)), np.floor(u_x * (width - w + 1)), h, w], -1)
+        return crop, accepted
+
+    return attempts
+
+
+def whole(sizes: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 4"]:
+    """The whole image: the official crop after 100 rejected attempts."""
+    return np.concatenate([np.zeros_like(sizes), sizes], 1)
+
+
+def centre(sizes: Int[np.ndarray, "n 2"], ratio: tuple[float, float]) -> Int[np.ndarray, "n 4"]:
+    """The largest central crop within the aspect ratios: torchvision's crop after 10 rejected attempts."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    h = np.where(width < ratio[0] * height, np.rint(width / ratio[0]), height)
+    w = np.where(width > ratio[1] * height, np.rint(height * ratio[1]), width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], 1).astype(np.int64)
+
+
+def crops(
+    attempts: Sampler,
+    fallback: Int[np.ndarray, "b 4"],
+    tries: int,
+    name: tuple[int, int, Int[np.ndarray, " b"], int],
+    sizes: Int[np.ndarray, "b 2"],
+) -> Int[np.ndarray, "b 4"]:
+    """The first accepted attempt of each image, or its fallback; `name` is (seed, epoch, indices, view)."""
+    seed, epoch, indices, view = name
+    chosen = fallback.astype(np.int64)
+    left, start = np.arange(len(indices)), 0
+    # most images accept the first attempt; ever longer rounds bound the number of passes for the others
+    for stop in (1, 8, tries):
+        if not len(left):
+            break
+        slots = np.arange(CROP + 4 * start, CROP + 4 * stop)
+        u = uniforms(seed, epoch, indices[left], view, slots).reshape(len(left), stop - start, 4)
+        crop, accepted = attempts(u, sizes[left])
+        first, found = accepted.argmax(1), accepted.any(1)
+        chosen[left[found]] = crop[found, first[found]]
+        left, start = left[~found], stop
+    return chosen
