@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,7 +51,7 @@ class Card:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str | Path = "card") -> Self:
+    def from_json(cls, text: str, where: str | Path = "card") -> "Card":
         """Raises ValueError, naming `where`, for anything that is no card this version can read."""
         try:
             content = json.loads(text)
@@ -78,7 +78,7 @@ class Card:
         return cls(**content)
 
     @classmethod
-    def read(cls, folder: str | Path) -> Self:
+    def read(cls, folder: str | Path) -> "Card":
         path = Path(folder) / "card.json"
         if not path.is_file():
             raise ValueError(f"{folder}: holds no card.json, so it is no folder of an encoder")

@@ -1,7 +1,5 @@
 """The projection head g(·) of SimCLR and SimCLRv2."""
 
-from typing import Self
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,7 +70,7 @@ class ProjectionHead(nn.Module):
             outputs.append(layer(outputs[-1]))
         return outputs
 
-    def first(self, k: int) -> Self:
+    def first(self, k: int) -> "ProjectionHead":
         """A head of this one's first k layers (shared, not copied): SimCLRv2 fine-tunes from the first.
 
         The official `ft_proj_selector`; k = 0 throws the head away.

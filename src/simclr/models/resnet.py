@@ -8,7 +8,6 @@ TensorFlow does. Selective kernels (SimCLRv2) bring ResNet-D's stem and average-
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 from jaxtyping import Float
 from timm.models import register_model
@@ -37,7 +36,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = 
 class SelectiveKernel(nn.Module):
     """Two 3×3 streams mixed by a channel-wise softmax of their pooled sum (Li et al. 2019; SimCLRv2)."""
 
-    def __init__(self, channels: int, stride: int, ratio: float):
+    def __init__(self, channels: int, stride: int, ratio: float | int):
         super().__init__()
         middle = max(int(channels * ratio), 32)
         self.conv = _conv(channels, 2 * channels, 3, stride)
@@ -56,7 +55,7 @@ class SelectiveKernel(nn.Module):
 class SqueezeExcite(nn.Module):
     """Channel gates from the pooled features (Hu et al. 2018); `filters` is the block's, before expansion."""
 
-    def __init__(self, channels: int, filters: int, ratio: float):
+    def __init__(self, channels: int, filters: int, ratio: float | int):
         super().__init__()
         middle = max(1, int(filters * ratio))
         self.reduce = _conv(channels, middle, 1, bias=True)
@@ -100,7 +99,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, filters: int, stride: int, projection: bool, sk_ratio: float, se_ratio: float):
+    def __init__(
+        self, inputs: int, filters: int, stride: int, projection: bool, sk_ratio: float | int, se_ratio: float | int
+    ):
         super().__init__()
         self.conv1, self.bn1 = _conv(inputs, filters, 3, stride), BatchNorm2d(filters)
         self.conv2, self.bn2 = _conv(filters, filters, 3), BatchNorm2d(filters)
@@ -122,7 +123,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, filters: int, stride: int, projection: bool, sk_ratio: float, se_ratio: float):
+    def __init__(
+        self, inputs: int, filters: int, stride: int, projection: bool, sk_ratio: float | int, se_ratio: float | int
+    ):
         super().__init__()
         outputs = self.expansion * filters
         self.conv1, self.bn1 = _conv(inputs, filters, 1), BatchNorm2d(filters)
@@ -153,11 +156,11 @@ class ResNet(nn.Module):
     def __init__(
         self,
         depth: int,
-        width: float,
-        sk_ratio: float,
-        se_ratio: float,
-        stem: Literal["imagenet", "small"],
-        pad: Literal["tf", "torch"],
+        width: float | int,
+        sk_ratio: float | int,
+        se_ratio: float | int,
+        stem: str,
+        pad: str,
         channels: int,
     ):
         super().__init__()
@@ -225,12 +228,12 @@ def _initialise(conv: nn.Conv2d) -> None:
 
 def resnet(
     depth: int,
-    width: float = 1,
-    sk_ratio: float = 0.0,
-    se_ratio: float = 0.0,
-    stem: Literal["auto", "imagenet", "small"] = "auto",
+    width: float | int = 1,
+    sk_ratio: float | int = 0.0,
+    se_ratio: float | int = 0.0,
+    stem: str = "auto",
     image_size: int = 224,
-    pad: Literal["tf", "torch"] = "tf",
+    pad: str = "tf",
     channels: int = 3,
 ) -> ResNet:
     """The official SimCLR ResNet: images (B, channels, H, W) in [0, 1] to features (B, `.num_features`).
