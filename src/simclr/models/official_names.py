@@ -78,7 +78,7 @@ def official_names(layers: list[Layer], form: Literal["tf2", "tf1"] = "tf2") -> 
 def to_torch(value: np.ndarray) -> Tensor:
     """An official array in torch's layout: kernels (h, w, in, out) -> (out, in, h, w), (in, out) -> (out, in)."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, tuple(range(value.ndim)))
-    return torch.from_numpy(np.ascontiguousarray(value.transpose(axes)))
+    return torch.from_numpy(np.array(value.transpose(axes), order="C"))  # a copy: files are mapped read-only
 
 
 def from_torch(value: Tensor) -> np.ndarray:
