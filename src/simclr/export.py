@@ -1,0 +1,65 @@
+"""Our encoders as weights of torchvision's and timm's networks, where those can hold them.
+
+Names of tensors agree already, so exporting is a question of architecture alone: bottleneck depths, width 1,
+neither selective kernels nor squeeze-and-excitation. torchvision and timm open the first group of a basic-block
+network (18, 34) without a projection, and widen only the inside of their blocks: those encoders cannot go over.
+"""
+
+from torch import Tensor, nn
+
+from simclr.models.resnet import ResNet
+
+TORCHVISION = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
+TIMM = {**TORCHVISION, 200: "resnet200"}
+
+
+def to_torchvision(
+    encoder: nn.Module, *, allow_pad_difference: bool = False, allow_small_stem: bool = False
+) -> tuple[str, dict[str, Tensor]]:
+    """(name, state dict) for `getattr(torchvision.models, name)()`, after `model.fc = torch.nn.Identity()`.
+
+    Loads strictly and gives the features of `encoder` in evaluation mode. Raises ValueError where torchvision has
+    no such network, and, unless allowed, where it has one that differs in what no weight can express:
+
+    allow_pad_difference: for `pad="tf"`. Official max-pooling pads even sides only at the bottom and right,
+        torchvision's on both; features are equal only where the first convolution gives an odd side, as for
+        images of 225 or 226 pixels, and close elsewhere.
+    allow_small_stem: for the 3×3 stem. First set `model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)` and
+        `model.maxpool = nn.Identity()`.
+    """
+    return _named("torchvision", TORCHVISION, encoder, allow_pad_difference, allow_small_stem)
+
+
+def to_timm(
+    encoder: nn.Module, *, allow_pad_difference: bool = False, allow_small_stem: bool = False
+) -> tuple[str, dict[str, Tensor]]:
+    """(name, state dict) for `timm.create_model(name, num_classes=0)`; all else as for `to_torchvision`."""
+    return _named("timm", TIMM, encoder, allow_pad_difference, allow_small_stem)
+
+
+def _named(
+    library: str, names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool
+) -> tuple[str, dict[str, Tensor]]:
+    reason = _obstacle(library, names, encoder, allow_pad, allow_stem)
+    if reason is not None:
+        raise ValueError(f"cannot be exported to {library}: {reason}")
+    return names[encoder.depth], {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+
+
+def _obstacle(library: str, names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool) -> str | None:
+    if not isinstance(encoder, ResNet):
+        return f"{type(encoder).__name__} is not one of SimCLR's ResNets"
+    if encoder.sk_ratio > 0 or encoder.se_ratio > 0:
+        return "it has no selective kernels and no squeeze-and-excitation in these places"
+    if encoder.depth in (18, 34):
+        return f"its resnet{encoder.depth} has no projection shortcut in the first group, the official one has"
+    if encoder.depth not in names:
+        return f"it has no ResNet of depth {encoder.depth}; it has {', '.join(map(str, names))}"
+    if encoder.width != 1:
+        return f"its wide ResNets widen only the inside of blocks, width={encoder.width} widens everything"
+    if encoder.stem == "small":
+        if not allow_stem:
+            return "its stem is a 7×7 convolution; replace conv1 and maxpool there and pass allow_small_stem=True"
+    elif encoder.pad == "tf" and not allow_pad:
+        return 'its max-pool pads otherwise than pad="tf", so features differ; pass allow_pad_difference=True'
+    return None
