@@ -1,0 +1,334 @@
+"""Every layout of a data set opens to the same images, in the same order, on every machine."""
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr.data import Source, UnreadableImage, open_source
+from simclr.data.paths import Paths, find_images
+
+NAMES = ["b.JPG", "a.png", "Ünï cödé/c d.jpeg", "deep/er/e.WebP", "deep/f.tif", "deep/é.BMP"]
+
+
+def picture(k: int, size: tuple[int, int] = (5, 7)) -> Image.Image:
+    return Image.fromarray(np.full((*size, 3), 10 * (k % 20), np.uint8))
+
+
+def write(root, names):
+    for k, name in enumerate(names):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(k).save(file)
+    return root
+
+
+def all_paths(source: Source) -> list[str]:
+    return [source.path(i) for i in range(len(source))]
+
+
+def test_a_nested_folder_of_mixed_files(tmp_path):
+    root = write(tmp_path / "my photos", NAMES)
+    for hidden in (".hidden.png", ".cache/x.png", "._b.JPG"):
+        (root / hidden).parent.mkdir(exist_ok=True)
+        (root / hidden).write_bytes(b"x")
+    (root / "notes.txt").write_text("not an image")
+    elsewhere = write(tmp_path / "elsewhere", ["linked.png"])
+    (root / "link").symlink_to(elsewhere)
+    (root / "deep/loop").symlink_to(root)
+    (root / "one.png").symlink_to(root / "a.png")
+    (root / "broken.png").symlink_to(root / "nowhere.png")
+    source = open_source(root, "all")
+    expected = sorted([*NAMES, "link/linked.png", "one.png", "broken.png"], key=os.fsencode)
+    assert all_paths(source) == expected
+    assert source.labels is None
+    assert source.classes is None
+    assert source.images is None
+    assert source.name == "my photos"
+    for i, name in enumerate(expected):
+        if name in NAMES:
+            image = source.read(i)
+            assert image.shape == (5, 7, 3)
+            assert abs(image.mean() - 10 * NAMES.index(name)) < 3
+    with pytest.raises(UnreadableImage, match=r"broken\.png: no such file"):
+        source.read(expected.index("broken.png"))
+
+
+def test_order_does_not_depend_on_the_order_in_which_the_system_lists_files(tmp_path, monkeypatch):
+    root = write(tmp_path, [f"{folder}/{k}.png" for folder in "xyz" for k in range(5)])
+    before = open_source(root)
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = list(entries)
+            random.Random(len(self.entries)).shuffle(self.entries)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return iter(self.entries)
+
+    assert [e.name for e in Shuffled(root / "x").entries] != sorted(
+        e.name for e in Shuffled(root / "x").entries
+    )
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    after = open_source(root)
+    assert all_paths(after) == all_paths(before)
+    assert after.fingerprint == before.fingerprint
+    assert np.array_equal(after.labels, before.labels)
+
+
+def test_first_level_folders_are_the_classes(tmp_path):
+    source = open_source(write(tmp_path, ["10/a.png", "9/b.png", "9/sub/c.png"]), "all")
+    assert source.classes == ["9", "10"]
+    assert {source.path(i): source.classes[k] for i, k in enumerate(source.labels)} == {
+        "10/a.png": "10",
+        "9/b.png": "9",
+        "9/sub/c.png": "9",
+    }
+
+
+@pytest.mark.parametrize("names", [["cat/a.png", "dog/b.png", "c.png"], ["cat/a.png", "cat/b.png"]])
+def test_a_folder_without_clear_classes_has_no_labels(tmp_path, names):
+    assert open_source(write(tmp_path, names), "all").labels is None
+
+
+@pytest.mark.parametrize("test", ["test", "val", "Val"])
+def test_a_folder_with_its_own_split(tmp_path, test):
+    names = ["train/cat/1.png", "train/dog/2.png", f"{test}/dog/3.png", "other/4.png", "5.png"]
+    root = write(tmp_path, names)
+    train, held_out, everything = (open_source(root, split) for split in ("train", "test", "all"))
+    assert all_paths(train) == names[:2]
+    assert all_paths(held_out) == [names[2]]
+    assert sorted(all_paths(everything)) == sorted(names[:3])
+    assert all_paths(open_source(root, "pretrain")) == names[:2]
+    assert train.classes == held_out.classes == ["cat", "dog"]
+    assert train.labels.tolist() == [0, 1]
+    assert held_out.labels.tolist() == [1]
+    assert train.has_own_split
+
+
+def test_val_is_not_read_where_there_is_a_test_folder(tmp_path):
+    root = write(tmp_path, ["train/1.png", "val/2.png", "test/3.png"])
+    assert all_paths(open_source(root, "test")) == ["test/3.png"]
+    assert all_paths(open_source(root, "all")) == ["test/3.png", "train/1.png"]
+
+
+def test_the_hold_out_of_an_unsplit_source_is_a_stable_fifth():
+    class Pictures:
+        def __init__(self, n):
+            self.n = n
+
+        def __len__(self):
+            return self.n
+
+        def __getitem__(self, i):
+            return picture(i % 20)
+
+    train, test = (open_source(Pictures(5000), split) for split in ("train", "test"))
+    assert sorted(all_paths(train) + all_paths(test), key=int) == [str(i) for i in range(5000)]
+    assert abs(len(test) / 5000 - 0.2) < 4 * (0.2 * 0.8 / 5000) ** 0.5
+    assert set(all_paths(test)) <= set(all_paths(open_source(Pictures(6000), "test")))
+    assert not train.has_own_split
+    assert len(open_source(Pictures(5000), "pretrain")) == 5000
+    i = len(test) // 2
+    assert test.read(i)[0, 0, 0] == 10 * (int(test.path(i)) % 20)
+
+
+def test_a_list_keeps_its_order_and_is_relative_to_itself(tmp_path, monkeypatch):
+    root = write(tmp_path / "data", NAMES)
+    chosen = [NAMES[3], NAMES[0], NAMES[2]]
+    (root / "list.txt").write_text("\ufeff" + chosen[0] + "\r\n\n" + "\n".join(chosen[1:]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("data/list.txt", "all")
+    assert all_paths(source) == chosen
+    assert abs(source.read(1).mean() - 0) < 3
+
+
+def test_a_table_with_labels_and_a_split(tmp_path):
+    root = write(tmp_path, NAMES)
+    rows = [
+        (NAMES[4], "zebra", "train"),
+        (NAMES[1], "", "train"),
+        (NAMES[2], "ape", "test"),
+        (NAMES[3], "ape", "val"),
+    ]
+    (root / "t.csv").write_text(
+        "path,label,split\n" + "\n".join(",".join(row) for row in rows), encoding="utf-8"
+    )
+    train, test = (open_source(root / "t.csv", split) for split in ("train", "test"))
+    assert all_paths(train) == [NAMES[4], NAMES[1]]
+    assert all_paths(test) == [NAMES[2]]
+    assert train.classes == test.classes == ["ape", "zebra"]
+    assert train.labels.tolist() == [1, -1]
+    assert test.labels.tolist() == [0]
+    (root / "plain.csv").write_text("label,path\nx,a.png\ny,b.JPG\n")
+    plain = open_source(root / "plain.csv", "all")
+    assert all_paths(plain) == ["a.png", "b.JPG"]
+    assert plain.labels.tolist() == [0, 1]
+
+
+def test_labels_from_a_table_of_their_own(tmp_path):
+    root = write(tmp_path / "images", NAMES)
+    (tmp_path / "labels.csv").write_text(f"path,label\n{NAMES[0]},7\n{NAMES[2]},11\n", encoding="utf-8")
+    source = open_source(root, "all", labels=tmp_path / "labels.csv")
+    assert source.classes == ["7", "11"]
+    labels = dict(zip(all_paths(source), source.labels.tolist(), strict=True))
+    assert labels == {name: {NAMES[0]: 0, NAMES[2]: 1}.get(name, -1) for name in NAMES}
+
+
+def test_arrays_in_a_file(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), np.uint8)
+    np.savez(tmp_path / "rgb.npz", images=images, labels=np.arange(30) % 3 + 4)
+    source = open_source(tmp_path / "rgb.npz", "all")
+    assert np.array_equal(source.images, images)
+    assert source.classes == ["4", "5", "6"]
+    assert source.labels.tolist() == [k % 3 for k in range(30)]
+    train, test = (open_source(tmp_path / "rgb.npz", split) for split in ("train", "test"))
+    joined = np.concatenate([train.images, test.images])
+    rows = [int(path) for path in all_paths(train) + all_paths(test)]
+    assert sorted(rows) == list(range(30))
+    assert np.array_equal(joined, images[rows])
+    np.savez(tmp_path / "grey.npz", images=images[..., 0])
+    grey = open_source(tmp_path / "grey.npz", "all")
+    assert np.array_equal(grey.images, np.stack([images[..., 0]] * 3, -1))
+    assert grey.labels is None
+
+
+def test_pairs_of_arrays_are_the_split(tmp_path):
+    images = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 2, 2)
+    np.savez(
+        tmp_path / "pairs.npz",
+        train_images=images[:3],
+        val_images=images[3:],
+        train_labels=np.array([[2], [0], [2]]),
+        val_labels=np.array([[1], [0]]),
+    )
+    train, test, everything = (
+        open_source(tmp_path / "pairs.npz", split) for split in ("train", "test", "all")
+    )
+    assert np.array_equal(test.images[..., 1], images[3:])
+    assert train.labels.tolist() == [2, 0, 2]
+    assert test.labels.tolist() == [1, 0]
+    assert train.classes == test.classes == ["0", "1", "2"]
+    assert train.has_own_split
+    assert np.array_equal(everything.images[..., 0], images)
+    assert all_paths(everything) == ["train/0", "train/1", "train/2", "test/0", "test/1"]
+
+
+def test_objects_give_images_alone_with_a_label_or_in_a_dict():
+    torch = pytest.importorskip("torch")
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    forms = [
+        [Image.fromarray(image) for image in rgb],
+        list(rgb),
+        [torch.from_numpy(image).permute(2, 0, 1) for image in rgb],
+        [(image, label) for image, label in zip(rgb, "ba", strict=True)],
+        [{"image": image, "label": label} for image, label in zip(rgb, "ba", strict=True)],
+    ]
+    for k, items in enumerate(forms):
+        source = open_source(items, "all")
+        assert all(np.array_equal(source.read(i), rgb[i]) for i in range(2))
+        assert source.labels is None if k < 3 else source.labels.tolist() == [1, 0]
+        assert source.classes == (None if k < 3 else ["a", "b"])
+
+
+def test_an_object_that_raises_is_an_unreadable_image():
+    class Broken:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return [Image.new("RGB", (3, 3))][i]
+
+    with pytest.raises(UnreadableImage, match="1: the data set raised IndexError"):
+        open_source(Broken(), "all").read(1)
+
+
+def test_an_open_source_is_split_only_once(tmp_path):
+    whole = open_source(write(tmp_path, [f"{k}.png" for k in range(40)]), "all")
+    train, test = open_source(whole, "train"), open_source(whole, "test")
+    assert sorted(all_paths(train) + all_paths(test)) == sorted(all_paths(whole))
+    assert open_source(train, "train") is train
+    with pytest.raises(ValueError, match="has no part 'test'"):
+        open_source(train, "test")
+
+
+def test_sources_survive_pickling(tmp_path):
+    source = open_source(write(tmp_path, NAMES))
+    copy = pickle.loads(pickle.dumps(source))
+    assert all_paths(copy) == all_paths(source)
+    assert copy.fingerprint == source.fingerprint
+    assert np.array_equal(copy.read(0), source.read(0))
+
+
+def test_the_fingerprint_follows_names_sizes_and_number(tmp_path):
+    root = write(tmp_path, ["a.png", "b.png"])
+    fingerprints = [open_source(root, "all").fingerprint]
+    (root / "a.png").rename(root / "c.png")
+    fingerprints.append(open_source(root, "all").fingerprint)
+    picture(3, (50, 60)).save(root / "c.png")
+    fingerprints.append(open_source(root, "all").fingerprint)
+    picture(3).save(root / "d.png")
+    fingerprints.append(open_source(root, "all").fingerprint)
+    assert len(set(fingerprints)) == 4
+    assert open_source(root, "all").fingerprint == fingerprints[-1]
+
+
+def test_paths_are_two_arrays():
+    names = [b"a/b.png", b"", "é ü.jpg".encode(), b"\xff.png"]
+    paths = Paths.of(names)
+    assert [os.fsencode(paths[i]) for i in range(4)] == names == list(paths.encoded())
+    assert list(paths.select(np.array([3, 0, 3])).encoded()) == [names[3], names[0], names[3]]
+    assert paths.text.nbytes + paths.offsets.nbytes == sum(map(len, names)) + 5 * 8
+    with pytest.raises(IndexError):
+        paths[4]
+
+
+def test_find_images_lists_only_the_parts_asked_for(tmp_path):
+    write(tmp_path, ["x/1.png", "y/2.png", "z/3.png"])
+    assert find_images(tmp_path, ("z", "x")) == [b"x/1.png", b"z/3.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "nowhere", "does not exist; data can be a folder"),
+        (lambda d: d, "holds no image files"),
+        (lambda d: (d / "x.pdf", (d / "x.pdf").write_text("x"))[0], "is not a data set"),
+        (lambda d: (d / "x.txt", (d / "x.txt").write_text("\n"))[0], "names no images"),
+        (lambda d: (d / "x.txt", (d / "x.txt").write_text("gone.png"))[0], r"'gone\.png' does not exist"),
+        (lambda d: (d / "x.csv", (d / "x.csv").write_text("file\na.png"))[0], "no column 'path'"),
+        (lambda d: (d / "x.csv", (d / "x.csv").write_text("label,path\na"))[0], "line 2: no path"),
+        (
+            lambda d: (d / "x.csv", (d / "x.csv").write_text("path,split\na,dev"))[0],
+            "'dev'; allowed are train",
+        ),
+        (lambda d: (d / "x.npz", (d / "x.npz").write_text("no"))[0], r"not an \.npz file"),
+        (lambda d: (d / "x.npz", np.savez(d / "x.npz", images=np.zeros((2, 2, 2))))[0], "allowed is uint8"),
+        (lambda d: (d / "x.npz", np.savez(d / "x.npz", x=np.zeros(2)))[0], "needed are `images`"),
+        (lambda d: f"cifar10:{d}", "needed there are cifar-10-batches-py"),
+        (lambda d: f"torchvision:Nothing:{d}", "allowed are CIFAR10"),
+        (lambda d: "torchvision:MNIST", "write torchvision:NAME:DIR"),
+        (lambda d: 7, "a int is not a data set"),
+        (lambda d: [], "holds no images"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="split is 'dev'; allowed are train, test, all, pretrain"):
+        open_source("sample", "dev")
