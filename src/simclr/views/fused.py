@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from simclr.views import kernels
+from simclr.views import geometry, pixels
 from simclr.views.draw import ViewParameters
+
+CACHE = 256 * 1024  # bytes of planes worked on at a time by a thread: about half of a core's second-level cache
 
 
 @cache
@@ -35,28 +37,48 @@ def crop(
 ) -> UInt8[np.ndarray, "b s s 3"]:
     """Crop, resize, flip and round; in the calling thread, since workers are many."""
     out = np.empty((len(images), size, size, 3), np.uint8)
-    kernels.crop_views(_rows(images), p.crop, p.flip, antialias, out)
+    planes = np.empty((len(images), 3, size, size), np.float32)
+    crops, flips = _owned(p.crop, np.int64), _owned(p.flip, np.bool_)
+    geometry.resample_views(_rows(images), crops, flips, antialias, planes)
+    geometry.store_bytes(planes, out)
     return out
 
 
 def render(
     images: UInt8[np.ndarray, "b h w 3"], p: ViewParameters, size: int, cropped: bool,
-    style: tuple[bool, bool, bool, int],
+    torchvision: bool, additive: bool, radius: int,
 ) -> Float[np.ndarray, "b s s 3"]:  # fmt: skip
-    """Whole views, or only their colours if `cropped`; style: antialias, torchvision, additive, blur radius."""
+    """Whole views, or of crops already cut (`cropped`) only what follows."""
     out = np.empty((len(images), size, size, 3), np.float32)
-    rows = _rows(images)
+    source = _owned(images, np.uint8) if cropped else _rows(images)
+    crops, flips = _owned(p.crop, np.int64), _owned(p.flip, np.bool_)
+    jittered, order, factors = _owned(p.jitter, np.bool_), _owned(p.order, np.uint8), _owned(p.factors, np.float32)
+    grey, blurred, sigma = _owned(p.grey, np.bool_), _owned(p.blur, np.bool_), _owned(p.sigma, np.float32)
+    step = max(CACHE // (12 * size * size), 1)
 
     def work(part: slice) -> None:
-        kernels.render_views(
-            rows[part], cropped, p.crop[part], p.flip[part], p.jitter[part], p.order[part],
-            p.factors[part], p.grey[part], p.blur[part], p.sigma[part], style, out[part],
-        )  # fmt: skip
+        planes = np.empty((min(step, part.stop - part.start), 3, size, size), np.float32)
+        for start in range(part.start, part.stop, step):
+            s = slice(start, min(start + step, part.stop))
+            x = planes[: s.stop - s.start]
+            if cropped:
+                geometry.load_views(source[s], x)
+            else:
+                geometry.resample_views(source[s], crops[s], flips[s], torchvision, x)
+            pixels.colour_views(
+                x, jittered[s], order[s], factors[s], grey[s], blurred[s], sigma[s], additive, torchvision, radius
+            )
+            geometry.store_views(x, out[s])
 
     spread(work, len(images))
     return out
 
 
+def _owned(array: np.ndarray, dtype: type) -> np.ndarray:
+    """The array in the one layout the kernels are compiled for: numba compiles anew for any other."""
+    return np.require(array, dtype, ["C", "W"])
+
+
 def _rows(images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w3"]:
     b, height, width, _ = images.shape
-    return np.ascontiguousarray(images).reshape(b, height, 3 * width)
+    return _owned(images, np.uint8).reshape(b, height, 3 * width)

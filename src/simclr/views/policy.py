@@ -212,8 +212,9 @@ class Views:
         if backend == "numba" or (backend == "auto" and images.device.type == "cpu"):
             from simclr.views import fused
 
-            style = (torchvision, torchvision, additive, self.blur_radius)
-            views = fused.render(images.cpu().numpy(), parameters, self.size, cropped, style)
+            views = fused.render(
+                images.cpu().numpy(), parameters, self.size, cropped, torchvision, additive, self.blur_radius
+            )
             return torch.from_numpy(views).permute(0, 3, 1, 2).to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             p = tensor.to_device(parameters, images.device)

@@ -125,10 +125,8 @@ def jitter(
         mean = (greyscale(x) if torchvision else x).mean((2, 3), keepdim=True)
         x = x * contrast + mean * (1 - contrast)
         x = x + brightness if additive else x * brightness
-        if torchvision:
-            saturated = saturation * x + (1 - saturation) * greyscale(x)
-        else:
-            saturated = saturate(x, saturation)
+        grey_blend = saturation * x + (1 - saturation) * greyscale(x) if torchvision else None
+        saturated = saturate(x, saturation) if grey_blend is None else grey_blend
         turn = round_[:, None, None, None]
         x = torch.where(turn == 2, saturated, torch.where(turn == 3, rotate_hue(x, hue), x)).clamp(0, 1)
     return x

@@ -1,0 +1,25 @@
+"""How the CPU kernels are compiled, and the constants they share.
+
+numba compiles a kernel at its first use and keeps it on disk. Its cache watches only the file of the function
+called from Python, so `geometry` and `pixels` each hold all that their kernels call.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import numba
+import numpy as np
+
+F = np.float32  # a bare literal would turn the arithmetic into double precision
+ZERO, HALF, ONE, TWO, FOUR, FIVE, SIX = F(0), F(0.5), F(1), F(2), F(4), F(5), F(6)
+
+
+def exact(function: Callable) -> Callable:
+    """Compile so that every operation rounds as written."""
+    # run-time type checkers wrap each function of the package; numba needs the function itself
+    return numba.njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(function))
+
+
+def fast(function: Callable) -> Callable:
+    """Compile for speed: sums may be reordered, and no NaN is expected."""
+    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)(inspect.unwrap(function))
