@@ -1,0 +1,186 @@
+"""Every kind of picture becomes an upright uint8 (H, W, 3); what cannot be read says so and never half-reads."""
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from simclr.data import UnreadableImage, decode
+from simclr.data.decoding import as_rgb, stretch
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_give_their_pixels(form):
+    options = {"lossless": True} if form == "WEBP" else {}
+    assert np.array_equal(decode(encoded(Image.fromarray(COLOURS), form, **options)), COLOURS)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(form, orientation):
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24], upright[:16, 24:], upright[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    # how a camera stores `upright` under each value of the tag (Exif 2.3, tag 0x0112)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    options = {"quality": 95} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    decoded = decode(encoded(image, form, exif=exif, **options))
+    assert decoded.shape == upright.shape
+    corners = np.s_[4::24, 4::40]
+    assert np.abs(decoded[corners].astype(int) - upright[corners]).max() < 12
+
+
+def test_grey_is_repeated():
+    grey = COLOURS[..., 0]
+    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, -1))
+    bits = Image.fromarray((grey > 99).astype(np.uint8) * 255).convert("1")
+    assert set(np.unique(decode(encoded(bits, "PNG")))) == {0, 255}
+
+
+def test_transparency_is_composited_on_white():
+    alpha = np.zeros((40, 30), np.uint8)
+    alpha[:, :10], alpha[:, 10:20] = 255, 51
+    rgba = Image.fromarray(np.dstack([COLOURS, alpha]))
+    decoded = decode(encoded(rgba, "PNG")).astype(float)
+    expected = COLOURS * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
+    assert np.abs(decoded - expected).max() <= 1
+    grey = decode(encoded(Image.fromarray(np.dstack([COLOURS[..., 0], alpha]), "LA"), "PNG"))
+    assert np.array_equal(grey[:, 20:], np.full((40, 10, 3), 255))
+    assert np.array_equal(grey[:, :10], np.stack([COLOURS[:, :10, 0]] * 3, -1))
+
+
+def test_palettes_with_and_without_transparency():
+    image = Image.fromarray(COLOURS // 128 * 200).quantize(8)
+    expected = np.array(image.convert("RGB"))
+    assert np.array_equal(decode(encoded(image, "PNG")), expected)
+    indices = np.array(image)
+    for transparency in (0, bytes([0] + [255] * 7)):
+        decoded = decode(encoded(image, "PNG", transparency=transparency))
+        assert np.array_equal(decoded[indices != 0], expected[indices != 0])
+        assert (decoded[indices == 0] == 255).all()
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
+    for form, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        decoded = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options))
+        assert np.array_equal(decoded, np.full((6, 8, 3), (255, 0, 0)))
+
+
+def test_cmyk_and_one_pixel():
+    cmyk = encoded(Image.new("CMYK", (20, 10), (255, 0, 0, 0)), "JPEG", quality=95)
+    assert decode(cmyk).shape == (10, 20, 3)
+    assert np.abs(decode(cmyk).astype(int) - (0, 255, 255)).max() < 6
+    assert decode(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_levels(form):
+    values = np.linspace(300, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    decoded = decode(encoded(Image.fromarray(values), form))
+    clipped = np.array(Image.open(io.BytesIO(encoded(Image.fromarray(values), form))).convert("L"))
+    assert (clipped == 255).mean() > 0.99  # what Pillow alone gives
+    assert len(np.unique(decoded)) == 256
+    assert (decoded == 255).mean() < 0.01
+    expected = (values - values.min()) / (values.max() - values.min()) * 255
+    assert np.abs(decoded[..., 0] - expected).max() < 1.1
+
+
+def test_thirty_two_bit_and_float_grey_keep_their_levels():
+    ramp = np.linspace(-3.0, 7.0, 10_000).reshape(100, 100)
+    for values in (ramp.astype(np.float32), (ramp * 1e6).astype(np.int32)):
+        decoded = decode(encoded(Image.fromarray(values), "TIFF"))[..., 1]
+        assert len(np.unique(decoded)) == 256
+        assert (np.diff(decoded.ravel().astype(int)) >= 0).all()
+
+
+def test_stretch_ignores_a_hot_pixel_and_what_is_not_a_number():
+    values = np.linspace(0.0, 1.0, 10_000, dtype=np.float32).reshape(100, 100)
+    values[3, 3], values[5, 5], values[7, 7] = 1e6, np.nan, np.inf
+    grey = stretch(values)
+    assert len(np.unique(grey)) == 256
+    assert grey[3, 3] == 255
+    assert grey[5, 5] == grey[7, 7] == 0
+    assert stretch(np.full((2, 2), 777, np.uint16)).tolist() == [[0, 0], [0, 0]]
+    assert stretch(np.full((2, 2), np.nan)).tolist() == [[0, 0], [0, 0]]
+    rare = np.zeros((100, 100), np.uint16)
+    rare[0, 0] = 9
+    assert stretch(rare)[0, 0] == 255
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_a_truncated_file_is_unreadable(form, kept):
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (100, 80, 3), np.uint8))
+    whole = encoded(noise, form)
+    with pytest.raises(UnreadableImage) as error:
+        decode(whole[: int(len(whole) * kept)], "half.img")
+    assert error.value.path == "half.img"
+    assert error.value.reason
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_images(tmp_path):
+    cases = {
+        "empty.jpg": (b"", "empty file"),
+        "text.jpg": (b"these are only words\n" * 50, "not an image in a format that Pillow reads"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableImage) as error:
+            decode(tmp_path / name, name)
+        assert (error.value.path, error.value.reason) == (name, reason)
+    with pytest.raises(UnreadableImage, match="no such file or directory"):
+        decode(tmp_path / "gone.png")
+    with pytest.raises(UnreadableImage, match="is a directory"):
+        decode(tmp_path)
+
+
+def test_a_bomb_is_refused_and_a_large_picture_is_read(monkeypatch):
+    content = encoded(Image.new("L", (100, 100)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
+    assert decode(content).shape == (100, 100, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode(content)
+
+
+def test_threads_leave_the_warning_filters_as_they_were():
+    image = Image.fromarray(COLOURS).quantize(8)
+    content = encoded(image, "PNG", transparency=bytes([0] + [255] * 7))
+    before = warnings.filters[:]
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(decode, [content] * 200))
+    assert warnings.filters == before
+    assert all(np.array_equal(image, images[0]) for image in images)
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", UserWarning, stacklevel=1)
+
+
+def test_objects_that_are_no_images():
+    for wrong in (None, COLOURS.astype(np.float32), COLOURS[None], "x.png"):
+        with pytest.raises(UnreadableImage, match="is not an image: allowed are"):
+            as_rgb(wrong, "7")
