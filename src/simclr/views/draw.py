@@ -54,13 +54,17 @@ class ViewParameters:
 def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewParameters:
     """Crop and resize, and nothing else."""
     n = len(crop)
-    no = np.zeros(n, bool)
     return ViewParameters(
-        sizes=sizes, crop=crop, flip=no, jitter=no, grey=no, blur=no,
+        sizes=sizes,
+        crop=crop,
+        flip=np.zeros(n, bool),
+        jitter=np.zeros(n, bool),
         order=np.tile(ORDERS[:1], (n, 1)),
         factors=np.tile(np.array([1, 1, 1, 0], np.float32), (n, 1)),
+        grey=np.zeros(n, bool),
+        blur=np.zeros(n, bool),
         sigma=np.ones(n, np.float32),
-    )  # fmt: skip
+    )
 
 
 def _columns(u: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
