@@ -1,0 +1,7 @@
+"""`python -m simclr` is the command `simclr`."""
+
+import sys
+
+from simclr.cli import main
+
+sys.exit(main())

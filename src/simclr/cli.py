@@ -1,0 +1,103 @@
+"""The table of commands. Nothing heavy is imported before a command is chosen."""
+
+import difflib
+import importlib
+import os
+import sys
+from pathlib import Path
+
+COMMANDS = {  # name: (task, words that need no flag, what it does)
+    "pretrain": ("simclr.tasks.pretrain:Pretrain", ("data",), "learn an encoder from images without labels"),
+    "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
+    "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
+    "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
+    "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
+    "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
+    "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
+    "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),
+}
+OK, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns 0 when it went well, 1 when it failed, 2 for wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return OK
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(version("simclr-toolkit"))
+        return OK
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        meant = f"did you mean {close[0]}?" if close else "simclr --help lists them"
+        return _complain(f"there is no command {words[0]}; {meant}", WRONG_USAGE)
+    return _guarded(words[0], words[1:], debug)
+
+
+def _guarded(command: str, words: list[str], debug: bool) -> int:
+    """Run a command; what a user can cause becomes one line on stderr, with `debug` the whole traceback."""
+    from simclr.fit import Interrupted
+    from simclr.parsing import UsageError, parse
+
+    target, positional, _ = COMMANDS[command]
+    module, name = target.split(":")
+    try:
+        parse(getattr(importlib.import_module(module), name), command, positional, words)()
+    except SystemExit as leave:  # after --help and --print_config
+        return OK if leave.code in (0, None) else FAILED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UsageError, ValueError) as error:
+        if debug:
+            raise
+        return _complain(error, WRONG_USAGE)
+    except (Interrupted, KeyboardInterrupt, Exception) as error:
+        if debug:
+            raise
+        return _complain(error, FAILED)
+    return OK
+
+
+def overview() -> str:
+    """The text of `simclr --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: simclr COMMAND [DATA] [--SETTING VALUE ...] [--config RECIPE] [--debug]",
+            "",
+            "SimCLR: an encoder learned from images without labels, measured and put to use.",
+            "",
+            *lines,
+            "",
+            "simclr COMMAND --help lists the settings of a command with units and defaults.",
+            "Data is a folder, list.txt, table.csv, arrays.npz, cifar10:DIR, torchvision:NAME:DIR or sample.",
+        ]
+    )
+
+
+def recipe_path(name: str) -> str:
+    """A file as it is; the name of a bundled recipe as its file."""
+    if Path(name).exists():
+        return name
+    bundled = recipe_folder() / f"{Path(name).stem}.yaml"
+    return str(bundled) if bundled.is_file() else name
+
+
+def recipe_folder() -> Path:
+    """Recipes lie beside the package once installed, and at the root of a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _complain(error: BaseException | str, code: int) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"simclr: {text}", file=sys.stderr)
+    return code
+
+

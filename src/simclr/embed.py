@@ -1,0 +1,82 @@
+"""An encoder ready for use: loaded with its card, fed as the card says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from simclr.data import decode
+from simclr.data.decoding import as_rgb
+from simclr.models.card import Card, load_encoder
+from simclr.models.head import ProjectionHead
+from simclr.views.evaluation import Preprocess
+
+
+class Encoder:
+    """A frozen encoder and the preprocessing it was trained with.
+
+    `network` is the module (B, 3, S, S) -> (B, D), in evaluation mode; `head` the projection head, where one was
+    kept; `card` says what they are.
+    """
+
+    def __init__(self, network: nn.Module, head: ProjectionHead | None, card: Card) -> None:
+        self.network, self.head, self.card = network, head, card
+        self.preprocess = Preprocess(**card.preprocess)
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        images: Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray,
+        *,
+        batch: int = 256,
+    ) -> Float[np.ndarray, "n d"]:
+        """Representations h of paths, PIL images or uint8 arrays (H, W, 3), in their order -> (N, D) float32.
+
+        Raises UnreadableImage for a file that cannot be decoded.
+        """
+        device = next(self.network.parameters()).device
+        rows = []
+        for start in range(0, len(images), batch):
+            stack = [self.preprocess(_pixels(image)) for image in images[start : start + batch]]
+            rows.append(self.network(torch.stack(stack).to(device)).float().cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, self.card.features), np.float32)
+
+    def to(self, device: torch.device | str) -> "Encoder":
+        """Move the network and the head."""
+        self.network.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        return self
+
+
+def load(run_or_file: str | Path) -> Encoder:
+    """The encoder of a finished run folder, or of the folder a given encoder.safetensors lies in.
+
+    Raises ValueError unless every tensor of the network is in the file and the other way round.
+    """
+    path = Path(run_or_file)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if not (folder / "card.json").is_file():
+        unfinished = (folder / "checkpoints").is_dir()
+        what = "its run is not finished: the command that began it goes on" if unfinished else "no card.json is in it"
+        raise ValueError(f"{run_or_file} holds no encoder: {what}")
+    return Encoder(*load_encoder(folder))
+
+
+def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    return decode(image) if isinstance(image, (str, Path)) else as_rgb(image, "image")
+
+
+def untrained(card: Card, seed: int = 0) -> nn.Module:
+    """The network of a card with fresh weights: the baseline that says what pretraining added."""
+    torch.manual_seed(seed)
+    return card.build_encoder().eval()
+
+
+def raw_pixels(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    """Pixels as features: the baseline that says what any network adds."""
+    return images.flatten(1)

@@ -1,0 +1,106 @@
+"""Numbers from features: nearest neighbours, accuracy with its interval, and health without labels.
+
+All functions are pure: (N, D) features in, numbers out. Logistic regression has a file of its own.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from simclr.losses import unit_rows
+
+
+@torch.no_grad()
+def knn_votes(
+    bank: Float[Tensor, "m d"],
+    bank_labels: Int64[Tensor, " m"],
+    queries: Float[Tensor, "n d"],
+    classes: int,
+    *,
+    k: int = 200,
+    temperature: float = 0.07,
+    chunk_bytes: int = 256 << 20,
+) -> Float[Tensor, "n classes"]:
+    """Votes of the k nearest rows of the bank by cosine, each weighted by exp(cosine / temperature) (Wu et al. 2018).
+
+    `k` is cut to the size of the bank. Queries are taken in chunks so that similarities stay under `chunk_bytes`;
+    weights are float32, relative to the nearest neighbour, so no temperature overflows.
+    """
+    k = min(k, len(bank))
+    bank = unit_rows(bank.float())
+    rows = max(1, chunk_bytes // (4 * len(bank)))
+    votes = []
+    for chunk in queries.split(rows):
+        cosine, nearest = (unit_rows(chunk.float()) @ bank.T).topk(k, dim=1)
+        weights = ((cosine - cosine[:, :1]) / temperature).exp()
+        votes.append(weights.new_zeros(len(chunk), classes).scatter_add_(1, bank_labels[nearest], weights))
+    return torch.cat(votes) if votes else bank.new_zeros(0, classes)
+
+
+def neighbours(
+    bank: Float[Tensor, "m d"], queries: Float[Tensor, "n d"], k: int, *, exclude: Int64[Tensor, " n"] | None = None
+) -> Int[Tensor, "n k"]:
+    """Rows of the bank nearest to each query by cosine, nearest first; `exclude` names a row to leave out of each
+    query's list: the query itself, where it stands in the bank."""
+    cosine = unit_rows(queries.float()) @ unit_rows(bank.float()).T
+    if exclude is not None:
+        cosine.scatter_(1, exclude[:, None], -torch.inf)
+    return cosine.topk(min(k, len(bank)), dim=1).indices
+
+
+def accuracy(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
+    """Share of rows whose highest score is at the label."""
+    return (scores.argmax(1) == labels).double().mean().item()
+
+
+def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
+    """Accuracy within each class that occurs, averaged over classes."""
+    hits = (scores.argmax(1) == labels).double()
+    return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
+
+
+def bootstrap_interval(
+    correct: np.ndarray, *, level: float = 0.95, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean of `correct` (N,) over resamplings of the test images: what another draw of as many
+    images might have shown, not what another training run would."""
+    rng = np.random.default_rng(seed)
+    n = len(correct)
+    # a resampled mean of 0/1 values is a binomial count; other values are resampled themselves
+    if set(np.unique(correct)) <= {0, 1}:
+        means = rng.binomial(n, correct.mean(), rounds) / n
+    else:
+        means = np.array([correct[rng.integers(0, n, n)].mean() for _ in range(rounds)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def rankme(features: Float[Tensor, "n d"]) -> float:
+    """Effective rank exp(entropy of the normalised singular values) (Garrido et al. 2023); at most min(n, d)."""
+    x = features.double()
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    p = singular / singular.sum().clamp_min(1e-30) + 1e-7
+    return torch.exp(-(p * p.log()).sum()).item()
+
+
+@torch.no_grad()
+def embedding_std(features: Float[Tensor, "n d"]) -> float:
+    """Mean over dimensions of the standard deviation of unit rows, times sqrt(d): 1 for isotropic features, 0 once
+    they have collapsed to a point (Chen and He 2021)."""
+    unit = unit_rows(features.double())
+    return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
+
+
+@torch.no_grad()
+def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
+    """Mean squared distance of the unit rows of two views (Wang and Isola 2020); 0 is perfect."""
+    return (unit_rows(a.double()) - unit_rows(b.double())).square().sum(1).mean().item()
+
+
+@torch.no_grad()
+def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
+    """Log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform."""
+    return torch.pdist(unit_rows(features.double())).square().mul(-t).exp().mean().log().item()

@@ -1,0 +1,189 @@
+"""The only training loop of the package."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from simclr.progress import Progress
+from simclr.randomness import bits
+from simclr.run import Run
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and saved what it had; the same command goes on from there."""
+
+
+class Backward(Protocol):
+    """One step's forward and backward pass: leaves gradients, returns the loss and whatever `describe` reads."""
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a run is and what it does on the way, all counted in steps."""
+
+    steps: int
+    lr: Callable[[int], float]
+    """learning rate of a step, counted from 0"""
+    seed: int
+    log_every: int = 20
+    save_every: int = 1000
+    evaluate_every: int = 0
+    """0: never"""
+
+
+def fit(
+    run: Run,
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[range], Iterable],
+    backward: Backward,
+    plan: Plan,
+    *,
+    describe: Callable[[Any], dict[str, float]] = lambda outputs: {},
+    evaluate: Callable[[], dict[str, float]] = lambda: {},
+) -> dict[str, Any]:
+    """Train `model` to the end of `plan`, from the last checkpoint of `run` where there is one.
+
+    `batches(steps)` gives the batches of those steps; as they and all draws are functions of the step, an
+    interrupted run ends bit for bit where an uninterrupted one does. Returns the last line of the log.
+    Raises Interrupted after SIGINT or SIGTERM, once the state is saved, and FloatingPointError where the loss is
+    no longer a number.
+    """
+    start = _restore(run, fabric, model, optimizer)
+    steps = range(start, plan.steps)
+    facts: dict[str, Any] = {}
+    with Progress(plan.steps, start, shown=run.writes) as progress, _stop_requests() as stop:
+        clock = _Clock(fabric.world_size)
+        for step, batch in zip(steps, clock.waits(batches(steps)), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.lr(step)
+            torch.manual_seed(int(bits(plan.seed, step, fabric.global_rank)[0] >> 1))  # dropout, stochastic depth
+            loss, outputs = backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            done = step + 1
+            last = done == plan.steps
+            if done % plan.log_every == 0 or last:
+                facts = {"step": done, "loss": _finite(fabric, loss, done), "lr": plan.lr(step), **describe(outputs)}
+                facts |= clock.read()
+                run.log(**facts)
+                progress.show(facts)
+            if plan.evaluate_every and done % plan.evaluate_every == 0 and not last:
+                with clock.paused():
+                    found = evaluate()
+                    run.log(step=done, **found)
+                    progress.show({"step": done, **found})
+            stopping = _agreed(fabric, stop) if fabric.world_size == 1 or done % plan.log_every == 0 else False
+            if done % plan.save_every == 0 or last or stopping:
+                with clock.paused():
+                    run.save(_state(fabric, model, optimizer, done))
+            progress.advance()
+            if stopping and not last:
+                raise Interrupted(f"stopped at step {done} of {plan.steps} and saved; the same command goes on from there")
+    return facts
+
+
+def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    precision = fabric.strategy.precision.state_dict()  # the loss scale of float16
+    return {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "precision": precision}
+
+
+def _restore(run: Run, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    state = run.restore()
+    if state is None:
+        run.forget_after(-1)
+        return 0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    run.forget_after(state["step"])
+    fabric.barrier()
+    return state["step"]
+
+
+def _finite(fabric: Fabric, loss: Tensor, step: int) -> float:
+    """The mean loss over processes as a number, or an error that says when it stopped being one."""
+    value = fabric.all_reduce(loss.detach(), reduce_op="mean").item()
+    if value != value or value in (float("inf"), float("-inf")):
+        raise FloatingPointError(
+            f"the loss is {value} at step {step}; the last checkpoint is kept. A lower lr or machine.precision 32 may help"
+        )
+    return value
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set an event instead of ending the process; a second SIGINT ends it at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: object) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _agreed(fabric: Fabric, stop: threading.Event) -> bool:
+    """True on every process as soon as one was asked to stop, so that none waits for another for ever."""
+    if fabric.world_size == 1:
+        return stop.is_set()
+    return bool(fabric.all_reduce(torch.tensor(float(stop.is_set()), device=fabric.device), reduce_op="sum").item())
+
+
+class _Clock:
+    """Seconds since the last reading: all of them, and those spent waiting for data."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.start = self.since = time.perf_counter()
+        self.waited = 0.0
+        self.images = 0
+
+    def waits(self, batches: Iterable) -> Iterator:
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            self.images += self.world * len(batch.indices)
+            yield batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
+
+    def read(self) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed = max(now - self.since, 1e-9)
+        facts = {
+            "images_per_s": round(self.images / elapsed, 1),
+            "data_wait_percent": round(100 * self.waited / elapsed, 2),
+            "seconds": round(now - self.start, 2),
+        }
+        self.since, self.waited, self.images = now, 0.0, 0
+        return facts

@@ -1,0 +1,94 @@
+"""What a run runs on: devices, processes, precision, worker processes. Lightning Fabric does the work."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a task computes. Nothing here changes what is computed, but for the rounding of `precision`.
+
+    Processes are started by the task itself (`devices`), or beforehand by torchrun or SLURM.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """kind of device; auto takes a GPU where there is one"""
+    devices: int = 1
+    """processes on this node, one a device; the batch is shared out among them"""
+    nodes: int = 1
+    """number of nodes"""
+    precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
+    """of the forward and backward pass; auto is bf16 on a GPU that has it, else 32"""
+    workers: int = -1
+    """processes that decode images; -1 is one fewer than the CPU cores this process may use, at most 16"""
+    storage: Literal["auto", "resident", "streamed"] = "auto"
+    """images kept decoded on the device, or decoded by workers as they come; auto keeps them where they fit"""
+    compile: bool = False
+    """compile the network with torch.compile"""
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"machine.{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < -1:
+            raise ValueError(f"machine.workers must be -1 or more, got {self.workers}")
+
+    @property
+    def kind(self) -> str:
+        """cuda, mps or cpu: what `accelerator` stands for here."""
+        if self.accelerator != "auto":
+            return self.accelerator
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+
+    @property
+    def worker_processes(self) -> int:
+        """Number of decoding processes for each training process."""
+        if self.workers >= 0:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(cores // self.devices - 1, 16))
+
+    def launch(self) -> Fabric:
+        """Start the processes and join them; each of them returns from here with its own rank."""
+        if self.kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError("machine.accelerator is cuda, but torch finds no CUDA device; allowed here: cpu, auto")
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if self.kind == "cuda" and torch.cuda.is_bf16_supported() else "32"
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+        many = devices * self.nodes > 1
+        fabric = Fabric(
+            accelerator=self.kind,
+            devices=devices,
+            num_nodes=self.nodes,
+            # buffers hold synchronised statistics, equal on every rank: nothing to broadcast
+            strategy=DDPStrategy(broadcast_buffers=False) if many else "auto",
+            # a float64 network needs no casting: `prepare` makes it one and the views follow its parameters
+            precision={"32": "32-true", "64": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
+        )
+        if many:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=FutureWarning)
+                fabric.launch()
+        return fabric
+
+    def prepare(self, fabric: Fabric, model: nn.Module) -> nn.Module:
+        """`model` on its device, with batch statistics over all processes; not yet wrapped for training."""
+        from simclr.models import norm
+
+        if fabric.world_size > 1:
+            model = norm.synchronise(model)
+        if self.precision == "64":
+            model = model.double()
+        return model.to(fabric.device, memory_format=torch.channels_last)

@@ -1,0 +1,86 @@
+"""From words on the command line and recipe files to a task, by jsonargparse; errors become one line."""
+
+import difflib
+import re
+from argparse import ArgumentError
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class UsageError(Exception):
+    """What the user wrote cannot be understood."""
+
+
+def parse(task: type, command: str, positional: tuple[str, ...], words: list[str]) -> Any:
+    """The task that the words describe. Flags override recipe files, wherever they stand.
+
+    The first words that are no flags give the fields named in `positional`. Raises UsageError for anything that is
+    no field of the task or does not fit its type, ValueError from the task's own checks; `--help` and
+    `--print_config` print and raise SystemExit(0).
+    """
+    parser = ArgumentParser(
+        prog=f"simclr {command}",
+        usage=f"simclr {command} {' '.join(p.upper() for p in positional)} [--SETTING VALUE ...] [--config RECIPE]",
+        description=(task.__doc__ or "").strip(),
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="recipe: a YAML file, or the name of a bundled one")
+    parser.add_class_arguments(task)
+    try:
+        settings = parser.parse_args(_arranged(words, positional))
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error), _names(parser), command)) from None
+    settings.pop("config")
+    return task(**parser.instantiate(settings))
+
+
+def _arranged(words: list[str], positional: tuple[str, ...]) -> list[str]:
+    """Recipes first, so that they never override a flag; leading words as flags of their own."""
+    from simclr.cli import recipe_path
+
+    named: list[str] = []
+    for field in positional:
+        if words and not words[0].startswith("-"):
+            named += [f"--{field}", words[0]]
+            words = words[1:]
+    recipes, rest = [], []
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            value = value if equals else next(remaining, "")
+            recipes += ["--config", recipe_path(value)]
+        else:
+            rest.append(word)
+    return recipes + named + rest
+
+
+def _names(parser: ArgumentParser) -> list[str]:
+    return [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _explain(message: str, names: list[str], command: str) -> str:
+    """One line that names the setting, and the one that was probably meant."""
+    unknown = re.search(r"unrecognized arguments:.*?--([\w.]+)", message) or re.search(
+        r"Option '([\w.]+)' is not accepted", message
+    )
+    if unknown:
+        wrong = unknown[1]
+        close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+        meant = f"did you mean {close[0]}?" if close else f"simclr {command} --help lists the settings"
+        return f"{command} has no setting {wrong}; {meant}"
+    stray = re.search(r"unrecognized arguments: (.*)", message)
+    if stray:
+        return f"{command} does not know what to do with {stray[1]!r}; settings are written --NAME VALUE"
+    missing = re.search(r"the following arguments are required: (.*)", message) or re.search(
+        r"Option '([\w.]+)' is required", message
+    )
+    if missing:
+        return f"{command} needs {missing[1].replace('--', '')}"
+    wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
+    if wrong_type:
+        return f"{wrong_type[1]}: {' '.join(wrong_type[2].split()).replace('typing.', '')}"
+    return message

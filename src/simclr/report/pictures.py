@@ -1,0 +1,57 @@
+"""Pictures of a run: its loss curve and the nearest neighbours its encoder finds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from simclr.data import Source
+from simclr.evaluation import neighbours
+from simclr.features import Features
+from simclr.randomness import permutation
+
+TILE = 64  # pixels; smaller images are enlarged without smoothing, so that they show what the network saw
+GAP = 4
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss as a share of chance, contrastive top-1 and, where measured, kNN top-1, over steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, names in ((left, {"loss_over_chance": "loss ÷ chance"}),
+                        (right, {"contrastive_top1": "contrastive top-1", "knn_top1": "kNN top-1"})):  # fmt: skip
+        for name, label in names.items():
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "")
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k: int = 9, seed: int = 0) -> Image.Image:
+    """Each row: an image, and the k other images nearest to it in feature space, nearest first."""
+    chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:queries])
+    nearest = neighbours(features.features, features.features[chosen], k, exclude=chosen)
+    width = TILE * (k + 1) + GAP * (k + 4)
+    sheet = Image.new("RGB", (width, len(chosen) * (TILE + GAP) + GAP), "white")
+    for row, (query, found) in enumerate(zip(chosen.tolist(), nearest.tolist(), strict=True)):
+        for column, i in enumerate([query, *found]):
+            x = GAP + column * (TILE + GAP) + (2 * GAP if column else 0)
+            sheet.paste(tile(source.read(int(features.indices[i]))), (x, GAP + row * (TILE + GAP)))
+    return sheet
+
+
+def tile(image: np.ndarray) -> Image.Image:
+    """An image as a square of TILE pixels: its centre, enlarged by whole pixels or shrunk."""
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    picture = Image.fromarray(image[top : top + side, left : left + side])
+    return picture.resize((TILE, TILE), Image.Resampling.NEAREST if side < TILE else Image.Resampling.BICUBIC)

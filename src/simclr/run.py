@@ -1,0 +1,204 @@
+"""The run folder: what a task was asked to do, how far it came, and what came of it.
+
+    recipe.yaml        the task's fields, enough to start it again
+    environment.json   versions, hardware and the command of each start
+    metrics.jsonl      one JSON object a line
+    checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
+    encoder.safetensors, head.safetensors, card.json, result.json   written at the end
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+
+OWN = ("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json", "card.json",
+       "encoder.safetensors", "head.safetensors", "pictures")  # fmt: skip
+WHERE = {f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile")}
+
+
+class Run:
+    """A folder that a task fills. Of several processes only the one with `writes` changes anything in it."""
+
+    def __init__(self, path: Path, *, writes: bool = False) -> None:
+        self.path, self.writes = Path(path), writes
+
+    @classmethod
+    def start(cls, path: Path, task: Any, *, fresh: bool = False, writes: bool = True) -> Self:
+        """Begin a run of `task` in `path`, or go on with the one that is there.
+
+        Settings saved there must equal those of `task`, but for those that say where it runs rather than what it
+        computes. `fresh` deletes what an earlier run left in the folder, and nothing else.
+        """
+        run = cls(path, writes=writes)
+        if writes:
+            run._open(task, fresh)
+        return run
+
+    def _open(self, task: Any, fresh: bool) -> None:
+        recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.path / "recipe.yaml").is_file():
+                raise ValueError(f"out: {self.path} holds other files and no run; name an empty or new folder")
+            if fresh:
+                self._clear()
+            else:
+                self._must_agree(recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        header = f"# simclr {type(task).__name__.lower()}: the settings of this run, usable as --config\n"
+        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "recipe.yaml", header + text)
+        self._note_environment()
+
+    def _clear(self) -> None:
+        for name in OWN:
+            target = self.path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _must_agree(self, recipe: dict) -> None:
+        saved = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        before, now = dict(flatten(saved)), dict(flatten(recipe))
+        changed = [
+            f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name) and name not in WHERE
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {'; '.join(changed)}. "
+                "Repeat its settings to go on, choose another --out, or start over with --fresh"
+            )
+
+    def _note_environment(self) -> None:
+        path = self.path / "environment.json"
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        starts.append(environment())
+        write_atomically(path, json.dumps(starts, indent=2) + "\n")
+
+    # metrics
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines written so far."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that will be computed again, so that a resumed log reads like one run's."""
+        if not self.writes:
+            return
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    # checkpoints
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; at every moment a complete one is on disk."""
+        if not self.writes:
+            return
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        partial, last = folder / "partial.pt", folder / "last.pt"
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if last.exists():
+            os.replace(last, folder / "previous.pt")
+        os.replace(partial, last)
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest readable checkpoint on the CPU, or None where there is none."""
+        broken = []
+        for name in ("last.pt", "previous.pt"):
+            path = self.path / "checkpoints" / name
+            if not path.exists():
+                continue
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError, ValueError) as error:
+                broken.append(f"{path}: {str(error).splitlines()[0]}")
+        if broken:
+            raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); --fresh starts over")
+        return None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the run as complete."""
+        if not self.writes:
+            return
+        write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run found, or None while it is unfinished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as the mappings, lists and strings of a YAML file."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested mapping under their dotted names."""
+    for name, value in mapping.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and command of this process: the evidence beside a result."""
+    cuda = torch.cuda.is_available()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "simclr": version("simclr-toolkit"),
+        "code": code_hash(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def code_hash() -> str:
+    """Hash of the package's Python files: says whether two results came from the same code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole, so that a reader or a crash never meets half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,268 @@
+"""Pretraining without labels: the method of SimCLR, top to bottom."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from simclr.data import Source, open_source
+from simclr.data.batches import Batch, open_batches, write_bad_files
+from simclr.evaluation import accuracy, embedding_std, knn_votes, rankme
+from simclr.features import extract
+from simclr.fit import Plan, fit
+from simclr.gathering import gather
+from simclr.losses import contrast_statistics, nt_xent
+from simclr.machine import Machine
+from simclr.models import ProjectionHead, create_encoder
+from simclr.models.card import Card, save_encoder
+from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
+from simclr.randomness import permutation
+from simclr.run import Run, plain
+from simclr.views import Views
+from simclr.views.evaluation import Preprocess
+
+KNN_IMAGES = 5_000  # at most so many labelled images serve the kNN check during training, a fifth of them as queries
+
+
+class Outputs(NamedTuple):
+    """What a step computed, without gradients; (b, ...) of this process."""
+
+    h: Float[Tensor, "2*b d"]
+    z_a: Float[Tensor, "b k"]
+    z_b: Float[Tensor, "b k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Learn an encoder from images alone (Chen et al. 2020). The defaults are the paper's ImageNet settings.
+
+    Calling it trains, or goes on with, the run in `out` and returns its result.
+    """
+
+    data: str
+    """images to learn from: a folder, list, table, array file or named data set"""
+    out: Path | None = None
+    """run folder; runs/NAME of the data if not given"""
+    fresh: bool = False
+    """delete what an earlier run left in `out` and start over"""
+    encoder: str = "simclr_resnet50"
+    """simclr_resnet18/34/50/101/152/200, or any timm model by name"""
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    """options of the encoder: width, sk_ratio, se_ratio, stem, or what the timm model takes"""
+    views: Views = Views(size=224)
+    """the stochastic augmentation that makes two views of an image"""
+    head_layers: int = 2
+    """layers of the projection head; v1 paper 2, v2 paper and official code 3; 0 for none"""
+    head_features: int = 128
+    """length of the embedding z"""
+    temperature: float = 0.1
+    """of the contrastive loss; paper 0.1 on ImageNet, 0.5 on CIFAR-10"""
+    loss_scale: float = 1.0
+    """the loss is the mean over 2N anchors times this; the official code's value is 2"""
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    """optimizer; lars and sgd as in the official code"""
+    lr: float = 0.3
+    """base learning rate; per 256 images with linear scaling, per sqrt(image) with sqrt"""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """how the learning rate grows with the batch"""
+    momentum: float = 0.9
+    """of lars and sgd"""
+    weight_decay: float = 1e-6
+    """of weights, not of biases and norms; paper 1e-6, official v2 1e-4"""
+    batch: int = 4096
+    """images in a step, over all processes; each has 2 * batch - 2 negatives"""
+    epochs: float = 100
+    """passes over the images"""
+    warmup_epochs: float = 10
+    """passes over which the learning rate rises linearly from 0"""
+    max_bad: float = 0.05
+    """share of unreadable images past which the run stops"""
+    knn_every: float = 10
+    """epochs between kNN checks where labels exist; 0 for none"""
+    log_every: int = 20
+    """steps between lines of the log"""
+    save_every: int = 500
+    """steps between checkpoints"""
+    seed: int = 0
+    """names every random draw"""
+    machine: Machine = Machine()
+    """devices, processes, precision and workers"""
+
+    def __post_init__(self) -> None:
+        if self.batch < 2:
+            raise ValueError(f"batch must be at least 2, since a lone image has no negatives; got {self.batch}")
+        for name in ("temperature", "lr", "loss_scale", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("log_every", "save_every", "head_features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must not exceed epochs ({self.epochs}), got {self.warmup_epochs}")
+
+    def __call__(self) -> dict[str, Any]:
+        source = unlabelled(self.data)
+        steps = total_steps(len(source), self.batch, self.epochs)
+        warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
+        peak = peak_lr(self.lr, self.batch, self.scaling)
+
+        fabric = self.machine.launch()
+        run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
+        fabric.barrier()
+        if run.result is not None:
+            fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
+            return run.result
+
+        torch.manual_seed(self.seed)
+        encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
+        head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
+        model = self.machine.prepare(fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
+        encoder, head = model["encoder"], model["head"]
+        optimizer = create_optimizer(
+            self.optimizer, parameter_groups(model, self.weight_decay), lr=peak, momentum=self.momentum
+        )
+        network, optimizer = fabric.setup(Both(encoder, head), optimizer)
+        if self.machine.compile:
+            network.compile()
+
+        batches = open_batches(
+            source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,
+            world=fabric.world_size, mode=self.machine.storage, workers=self.machine.worker_processes,
+            max_bad=self.max_bad,
+        )  # fmt: skip
+        fabric.print(self.announcement(source, steps, peak, fabric.world_size, encoder, str(fabric.device)))
+        dtype = next(encoder.parameters()).dtype
+
+        def backward(batch: Batch) -> tuple[Tensor, Outputs]:
+            h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
+            z_a, z_b = z.chunk(2)
+            keys = gather(z_a), gather(z_b)
+            loss = nt_xent(z_a, z_b, self.temperature, keys=keys, offset=fabric.global_rank * len(z_a))
+            fabric.backward(self.loss_scale * loss)
+            return loss.detach(), Outputs(h.detach(), z_a.detach(), z_b.detach())
+
+        def describe(outputs: Outputs) -> dict[str, float]:
+            """Each process describes its own part; the log holds the first one's."""
+            statistics = contrast_statistics(outputs.z_a, outputs.z_b, self.temperature)
+            loss = nt_xent(outputs.z_a, outputs.z_b, self.temperature).item()
+            return {
+                "loss_over_chance": loss / math.log(2 * len(outputs.z_a) - 1),
+                "contrastive_top1": statistics.top1.item(),
+                "positive_cosine": statistics.positive_cosine.item(),
+                "negative_cosine": statistics.negative_cosine.item(),
+                "embedding_std": embedding_std(outputs.z_a),
+                "rankme": rankme(outputs.h[: len(outputs.z_a)].float()),
+            }
+
+        check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
+        per_epoch = len(source) // self.batch
+        plan = Plan(
+            steps=steps,
+            lr=lambda step: peak * lr_factor(step, steps, warmup),
+            seed=self.seed,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            evaluate_every=max(1, round(self.knn_every * per_epoch)) if check else 0,
+        )
+        last = fit(
+            run, fabric, model, optimizer, batches, backward, plan,
+            describe=describe, evaluate=lambda: check(encoder, fabric.device),
+        )  # fmt: skip
+
+        found = check(encoder, fabric.device) if check else {}
+        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(batches.bad)}
+        if fabric.is_global_zero:
+            if batches.bad:
+                write_bad_files(run.path / "bad_files.csv", batches.bad)
+            save_encoder(run.path, encoder, head, self.card(encoder, head, source))
+            run.finish(result)
+        fabric.barrier()
+        return result
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        name = Path(self.data.rsplit(":", 1)[-1]).stem or "data"
+        return self.out or Path("runs") / f"pretrain-{name}"
+
+    def announcement(
+        self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str
+    ) -> str:
+        """What is about to happen, in the numbers people ask for."""
+        share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
+        return (
+            f"{len(source):,} images of {source.name} -> {self.folder}\n"
+            f"{self.encoder}, {encoder.num_features} features, {self.views.size} px, on {device}\n"
+            f"{steps:,} steps of {self.batch}{share}; {2 * self.batch - 2:,} negatives an anchor; "
+            f"peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); "
+            f"chance is a loss of {math.log(2 * self.batch - 1):.3f}"
+        )
+
+    def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
+        """What the saved weights are and what to feed them."""
+        return Card(
+            encoder={"name": self.encoder, "options": plain(self.encoder_options)},
+            features=encoder.num_features,
+            image_size=self.views.size,
+            preprocess={"size": self.views.size, "crop": Preprocess(self.views.size).crop},
+            head=head.config(),
+            source={"task": "pretrain", "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed},
+        )
+
+
+class Both(nn.Module):
+    """Encoder and head as one network: x (2b, 3, S, S) -> h (2b, d), z (2b, k)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
+        h = self.encoder(x)
+        return h, self.head(h)
+
+
+@dataclass(frozen=True)
+class KnnCheck:
+    """kNN accuracy on some of the training images, the others being the bank: no test image is ever touched."""
+
+    bank: Source
+    queries: Source
+    preprocess: Preprocess
+
+    @classmethod
+    def of(cls, source: Source, preprocess: Preprocess) -> "KnnCheck | None":
+        """The check for a labelled source, None for one without labels."""
+        if source.labels is None:
+            return None
+        labelled = np.flatnonzero(source.labels >= 0)
+        chosen = labelled[permutation(0, 0, len(labelled))[:KNN_IMAGES]]
+        cut = len(chosen) // 5
+        if cut == 0:
+            return None
+        queries, bank = np.sort(chosen[:cut]), np.sort(chosen[cut:])
+        return cls(source.select(bank, source.split), source.select(queries, source.split), preprocess)
+
+    def __call__(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
+        training = encoder.training
+        bank = extract(encoder, self.bank, self.preprocess, device=device)
+        queries = extract(encoder, self.queries, self.preprocess, device=device)
+        encoder.train(training)
+        classes = len(self.bank.classes)
+        votes = knn_votes(bank.features, bank.labels, queries.features, classes, k=20, temperature=0.07)
+        return {"knn_top1": accuracy(votes, queries.labels)}
+
+
+def unlabelled(data: Any) -> Source:
+    """What may be pretrained on: every image of an unlabelled source, else its training part, so that the test part
+    stays unseen."""
+    source = open_source(data, "pretrain")
+    return open_source(data, "train") if source.labels is not None and not source.has_own_split else source
