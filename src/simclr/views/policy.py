@@ -226,7 +226,8 @@ class Views:
 
 
 def _channels_last(images: Tensor | np.ndarray) -> UInt8[Tensor, "b h w 3"]:
-    images = torch.as_tensor(images)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.require(images, requirements="W"))  # torch shares memory, and may write
     if images.ndim == 4 and images.shape[3] == 3:
         return images
     if images.ndim == 4 and images.shape[1] == 3:

@@ -1,0 +1,57 @@
+"""A contact sheet: what the augmentation makes of some images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from simclr.views.policy import Views
+
+GAP, MARGIN = 4, 12  # pixels between the two views of a pair, and around pairs and rows
+LEAST_CELL = 96  # pixels; smaller views are enlarged by a whole factor so that they can be looked at
+
+
+def contact_sheet(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    views: Views,
+    seed: int = 0,
+    *,
+    indices: Sequence[int] | None = None,
+    pairs: int = 4,
+) -> Image.Image:
+    """One row an image: the original, then `pairs` positive pairs, those of epochs 0, 1, ...
+
+    indices: the images' places in their data set, so that training with this seed sees these very views; by
+    default 0, 1, ...
+    """
+    if not len(images):
+        raise ValueError("a contact sheet needs at least one image")
+    if pairs < 1:
+        raise ValueError(f"pairs is {pairs}; a contact sheet needs at least one")
+    names = np.arange(len(images)) if indices is None else np.asarray(indices)
+    factor = -(-LEAST_CELL // views.size)
+    cell = views.size * factor
+    row, column = cell + MARGIN, 2 * cell + GAP + MARGIN
+    sheet = Image.new("RGB", (MARGIN + row + pairs * column, MARGIN + len(images) * row), "white")
+    for i, image in enumerate(images):
+        top = MARGIN + i * row
+        original = _fit(image, cell)
+        sheet.paste(original, (MARGIN + (cell - original.width) // 2, top + (cell - original.height) // 2))
+        for epoch in range(pairs):
+            for view in range(2):
+                parameters = views.draw(names[i : i + 1], epoch, view, seed, image.shape[:2])
+                pixels = views.apply(image[None], parameters)[0].permute(1, 2, 0).numpy()
+                tile = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+                left = MARGIN + row + epoch * column + view * (cell + GAP)
+                sheet.paste(tile.resize((cell, cell), Image.Resampling.NEAREST), (left, top))
+    return sheet
+
+
+def _fit(image: UInt8[np.ndarray, "h w 3"], cell: int) -> Image.Image:
+    """The image in a square of `cell` pixels, its shape kept."""
+    height, width, _ = image.shape
+    scale = cell / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return Image.fromarray(image).resize(size, resampling)
