@@ -1,0 +1,213 @@
+"""Batches of two views for training, from images that lie on the device or from worker processes."""
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from simclr.views import ViewParameters, Views
+
+from .ahead import ahead
+from .loading import MAX_BYTES, Loaded, cores, load_images
+from .order import BadImages, Order, TooManyBadImages, replacements
+from .ordered import eval_batches
+from .sources import Source
+from .workers import CHUNK, Crops, Cutter, loader
+
+__all__ = [
+    "Batch",
+    "Resident",
+    "Streamed",
+    "TooManyBadImages",
+    "eval_batches",
+    "open_batches",
+    "write_bad_files",
+]
+
+Device = torch.device | str
+
+
+class Batch(NamedTuple):
+    """What one process gets of a batch: b = batch / world images."""
+
+    step: int
+    indices: Int64[np.ndarray, " b"]
+    """the images, after unreadable ones were replaced"""
+    views: Float[Tensor, "2 b 3 s s"]
+    """view k of image i is views[k, i], in [0, 1], each image with its channels last in memory"""
+
+
+class Resident:
+    """Batches from images that lie on the device, uint8, and are cropped there.
+
+    Call it with a range of steps; what a step gives depends on nothing but the step. `bad` holds the path and the
+    reason of every image that could not be loaded.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        *,
+        batch: int,
+        seed: int,
+        device: Device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        max_bad: float = 0.05,
+        loaded: Loaded | None = None,
+    ):
+        """`loaded` is what `load_images` gave, if that is known already. Raises TooManyBadImages where more than the
+        fraction `max_bad` of the images is unreadable."""
+        self.order = Order(len(source), batch, seed, rank, world)
+        self.views = views
+        loaded = loaded or load_images(source)
+        if loaded is None:
+            raise ValueError(
+                f"{source.name}: cannot be resident, since its images differ in size or are too many"
+            )
+        record = BadImages(source, max_bad)
+        record.note(np.arange(len(source)), list(loaded.bad.values()))
+        self.bad = record.reasons
+        self._unreadable = np.isin(np.arange(len(source)), list(loaded.bad))
+        self._images = torch.from_numpy(loaded.images).to(device)
+
+    def __call__(self, steps: range) -> Iterator[Batch]:
+        for step, indices, parameters in ahead(self._drawn(steps)):
+            images = self._images[torch.from_numpy(indices).to(self._images.device)]
+            yield Batch(step, indices, _stack([self.views.apply(images, one) for one in parameters]))
+
+    def _drawn(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
+        size = tuple(self._images.shape[1:3])
+        for step in steps:
+            epoch, indices = self.order.epoch(step), self.order.indices(step).copy()
+            for k in np.flatnonzero(self._unreadable[indices]):
+                others = replacements(self.order.seed, epoch, int(indices[k]), self.order.n)
+                indices[k] = next(i for i in others if not self._unreadable[i])
+            yield step, indices, [self.views.draw(indices, epoch, v, self.order.seed, size) for v in (0, 1)]
+
+
+class Streamed:
+    """Batches from worker processes, which decode each image once and cut both crops of it.
+
+    Crops cross to this process as uint8; colour is worked on here, on the device. Call it with a range of steps;
+    what a step gives depends on nothing but the step. `bad` holds the path and the reason of every unreadable image
+    so far.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        *,
+        batch: int,
+        seed: int,
+        device: Device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        max_bad: float = 0.05,
+        workers: int | None = None,
+        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+    ):
+        """`workers` is the number of processes, 0 for none but this one, by default one for each CPU core;
+        `start_method` is how they are started, by default as Python does it on the system."""
+        self.order = Order(len(source), batch, seed, rank, world)
+        self.views = views
+        self.device = torch.device(device)
+        self.workers = cores() if workers is None else workers
+        self.start_method = start_method
+        self._cutter = Cutter(source, views, seed)
+        self._record = BadImages(source, max_bad)
+        self.bad = self._record.reasons
+
+    def __call__(self, steps: range) -> Iterator[Batch]:
+        """Raises TooManyBadImages once more than the fraction `max_bad` of the images seen is unreadable."""
+        per_step = -(-self.order.local // CHUNK)
+        if self.workers:  # compile the crop once, here, rather than in each worker at the same time
+            self.views.crop(np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0)
+        chunks = iter(
+            loader(
+                self._cutter,
+                self._keys(steps),
+                workers=self.workers,
+                ahead=2 * per_step,
+                item_bytes=2 * CHUNK * 3 * self.views.size**2,
+                pin=self.device.type == "cuda",
+                start_method=self.start_method,
+            )
+        )
+        for step in steps:
+            parts = [self._checked(part) for part in islice(chunks, per_step)]
+            indices = np.concatenate([part.indices for part in parts])
+            sizes = np.concatenate([part.sizes for part in parts])
+            crops = torch.cat([part.crops.to(self.device, non_blocking=True) for part in parts], dim=1)
+            epoch, seed = self.order.epoch(step), self.order.seed
+            # drawn again here rather than sent: it is cheap, and the same by construction
+            parameters = [self.views.draw(indices, epoch, v, seed, sizes) for v in (0, 1)]
+            yield Batch(step, indices, _stack([self.views.colour(crops[v], parameters[v]) for v in (0, 1)]))
+
+    def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
+        for step in steps:
+            indices = self.order.indices(step)
+            for k in range(0, len(indices), CHUNK):
+                yield self.order.epoch(step), indices[k : k + CHUNK]
+
+    def _checked(self, part: Crops | TooManyBadImages) -> Crops:
+        if isinstance(part, TooManyBadImages):
+            raise part
+        self._record.note(part.tried, part.bad)
+        return part
+
+
+def open_batches(
+    source: Source,
+    views: Views,
+    *,
+    batch: int,
+    seed: int,
+    device: Device = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    mode: Literal["auto", "resident", "streamed"] = "auto",
+    workers: int | None = None,
+    max_bad: float = 0.05,
+    max_bytes: int = MAX_BYTES,
+) -> Resident | Streamed:
+    """Batches of `batch` images, all processes together, for process `rank` of `world`.
+
+    auto: resident for images in memory already, and for files that all have one size and together take at most
+    `max_bytes` decoded; else streamed. Raises ValueError where `batch` does not fit the images or the processes.
+    """
+    Order(len(source), batch, seed, rank, world)  # complains before anything is decoded
+    common = {
+        "batch": batch,
+        "seed": seed,
+        "device": device,
+        "rank": rank,
+        "world": world,
+        "max_bad": max_bad,
+    }
+    if mode != "streamed":
+        loaded = load_images(source, max_bytes)
+        if loaded is not None or mode == "resident":
+            return Resident(source, views, **common, loaded=loaded)
+    return Streamed(source, views, **common, workers=workers)
+
+
+def write_bad_files(path: Path, bad: dict[str, str]) -> None:
+    """A table of unreadable images, sorted by path: columns path, reason."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "reason"))
+        table.writerows(sorted(bad.items()))
+
+
+def _stack(views: list[Float[Tensor, "b 3 s s"]]) -> Float[Tensor, "2 b 3 s s"]:
+    """Stacked with the channels last in memory, as convolutions are fastest."""
+    return torch.stack([one.permute(0, 2, 3, 1) for one in views]).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,100 @@
+"""Which images make up which batch, and what stands in for those that cannot be read.
+
+All of it is a function of the seed and the step, so that a run continues anywhere, on any number of processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from simclr.randomness import bits, permutation
+
+from .decoding import UnreadableImage
+from .sources import Source
+
+ATTEMPTS = 32  # images tried in place of an unreadable one; if half are bad, all fail once in 4e9
+FEWEST_BAD = 20  # unreadable images that never end a run, whatever their fraction
+_VIEW = 1 << 20  # a view number for the draw of replacements that no view has
+
+
+class TooManyBadImages(Exception):
+    """More of the images are unreadable than the run allows."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Batches of `batch` images (all processes together) out of n, for process `rank` of `world`.
+
+    Each epoch is a permutation of the images, cut into whole batches; the rest of it is left out.
+    """
+
+    n: int
+    batch: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= self.n:
+            raise ValueError(f"batch is {self.batch}; with {self.n} images, 1 to {self.n} is allowed")
+        if self.batch % self.world:
+            raise ValueError(f"batch is {self.batch}; it must be a multiple of the {self.world} processes")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n // self.batch
+
+    @property
+    def local(self) -> int:
+        """Images of a batch that this process gets."""
+        return self.batch // self.world
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def indices(self, step: int) -> Int64[np.ndarray, " b"]:
+        """The images of this process in batch `step`."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        start = k * self.batch + self.rank * self.local
+        return _permutation(self.seed, epoch, self.n)[start : start + self.local]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
+    return permutation(seed, epoch, n)
+
+
+def replacements(seed: int, epoch: int, index: int, n: int) -> Iterator[int]:
+    """The images to try, in this order, in place of image `index` in epoch `epoch`."""
+    for attempt in range(ATTEMPTS):
+        yield int(bits(seed, epoch, index, _VIEW, attempt)[0] % np.uint64(n))
+    raise TooManyBadImages(f"image {index} cannot be read, nor can {ATTEMPTS} others tried in its place")
+
+
+class BadImages:
+    """Counts what could not be read, and ends a run in which it is too much.
+
+    The limit is a fraction `limit` of the different images tried so far, and never fewer than 20 images.
+    """
+
+    def __init__(self, source: Source, limit: float):
+        self.reasons: dict[str, str] = {}
+        self._source = source
+        self._limit = limit
+        self._seen = np.zeros(len(source), bool)
+
+    def note(self, tried: Int[np.ndarray, " b"], bad: list[UnreadableImage]) -> None:
+        """Images `tried` (indices) were to be read and `bad` could not be; raises TooManyBadImages."""
+        self._seen[tried] = True
+        if not bad:
+            return
+        self.reasons |= {one.path: one.reason for one in bad}
+        count, seen = len(self.reasons), np.count_nonzero(self._seen)
+        if count >= FEWEST_BAD and count > self._limit * seen:
+            raise TooManyBadImages(
+                f"{self._source.name}: {count} of {seen} images cannot be read, and max_bad is "
+                f"{self._limit:g} of them; one is {bad[-1]}"
+            )

@@ -1,0 +1,114 @@
+"""Worker processes: they decode, cut both crops of an image, and send them as bytes."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from simclr.views import Views
+
+from .decoding import UnreadableImage
+from .order import TooManyBadImages, replacements
+from .sources import Source
+
+CHUNK = 8  # images a worker decodes at a time, so that eight large photographs at most are held by each
+_SHARED = "/dev/shm"
+
+
+class Crops(NamedTuple):
+    """What a worker makes of the images `tried`; `indices` are those that were read, in their place."""
+
+    tried: Int64[np.ndarray, " c"]
+    indices: Int64[np.ndarray, " c"]
+    sizes: Int64[np.ndarray, "c 2"]
+    crops: UInt8[Tensor, "2 c s s 3"]
+    bad: list[UnreadableImage]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """From (epoch, indices) to crops: a data set that worker processes can be given."""
+
+    source: Source
+    views: Views
+    seed: int
+
+    def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
+        epoch, tried = key
+        indices, images, bad = tried.copy(), [], []
+        try:
+            for k, index in enumerate(tried):
+                indices[k], image = self._readable(epoch, int(index), bad)
+                images.append(image)
+        except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
+            return error
+        sizes = np.array([image.shape[:2] for image in images], np.int64)
+        crops = np.empty((2, len(images), self.views.size, self.views.size, 3), np.uint8)
+        for v in (0, 1):
+            parameters = self.views.draw(indices, epoch, v, self.seed, sizes)
+            for k, image in enumerate(images):
+                crops[v, k] = self.views.crop(image, parameters, k)
+        return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
+
+    def _readable(self, epoch: int, index: int, bad: list[UnreadableImage]) -> tuple[int, np.ndarray]:
+        """The first image that can be read of `index` and its replacements; the others go to `bad`."""
+        others = replacements(self.seed, epoch, index, len(self.source))
+        while True:
+            try:
+                return index, self.source.read(index)
+            except UnreadableImage as error:
+                bad.append(error)
+                index = next(others)
+
+
+def loader(
+    data: Any,
+    keys: Iterable,
+    *,
+    workers: int,
+    ahead: int,
+    item_bytes: int,
+    pin: bool = False,
+    start_method: str | None = None,
+) -> DataLoader:
+    """`data[key]` for each key, in order, made by `workers` processes (0: by this one).
+
+    About `ahead` keys are worked on in advance, each of which makes at most `item_bytes` in shared memory.
+    """
+    options: dict[str, Any] = {}
+    if workers:
+        factor = max(2, -(-ahead // workers))
+        fits = int(0.8 * _free_shared() / (item_bytes * workers))
+        if fits < 1:
+            raise ValueError(
+                f"workers is {workers}; their crops need {workers * item_bytes / 1e6:.0f} MB in {_SHARED}, which has "
+                f"{_free_shared() / 1e6:.0f} MB free: allowed are fewer workers, or more of it (docker: --shm-size)"
+            )
+        options = {"prefetch_factor": min(factor, fits), "multiprocessing_context": start_method}
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else the loader would draw from the global generator
+        **options,
+    )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _free_shared() -> float:
+    if not os.path.isdir(_SHARED):
+        return float("inf")
+    status = os.statvfs(_SHARED)
+    return float(status.f_bavail * status.f_frsize)
