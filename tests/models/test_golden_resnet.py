@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 
 import numpy as np
 import pytest
@@ -171,3 +172,23 @@ def test_parameter_counts_of_the_published_models(variables):
         assert count(supervised) == official["head_supervised_1000"]
         assert len(keys_of(encoder)) + 14 + 2 == official["n_variables"]
         assert encoder.num_features == official["feature_dim"]
+
+
+@pytest.mark.parametrize("name", ["r18_1x_cifar", "r50_1x_sk1_imagenet"])
+def test_fresh_networks_are_distributed_as_official_ones(name, variables):
+    config = variables["configs"][name]
+    torch.manual_seed(0)
+    encoder = resnet(config["depth"], sk_ratio=config["sk_ratio"], stem="small" if config["cifar_stem"] else "imagenet")
+    modules = (encoder, ProjectionHead(encoder.num_features))
+    compared = 0
+    for module in modules:
+        for ours, key in keys_of(module).items():
+            mean, std, least, most = config["fresh_init_mean_std_min_max"][key]
+            value, n = module.state_dict()[ours].double(), module.state_dict()[ours].numel()
+            assert value.mean().item() == pytest.approx(mean, abs=6 * std * math.sqrt(2 / n))
+            assert value.std(correction=0).item() == pytest.approx(std, rel=6 / math.sqrt(n))
+            if key.endswith("kernel") and n > 10000 and "_projection_head" not in key:  # cut at two deviations
+                assert value.max().item() == pytest.approx(most, rel=0.02)
+                assert value.min().item() == pytest.approx(least, rel=0.02)
+            compared += 1
+    assert compared == len(config["fresh_init_mean_std_min_max"]) - 2  # all but the classifier, which tasks make

@@ -1,7 +1,8 @@
 """The checksum of TensorFlow's and LevelDB's files."""
 
-import numba
 import numpy as np
+
+from simclr.views.compiled import exact
 
 
 def _crc_tables() -> np.ndarray:
@@ -20,7 +21,7 @@ def _crc_tables() -> np.ndarray:
 _TABLES = _crc_tables()
 
 
-@numba.njit
+@exact
 def _crc32c(data, tables):
     byte = np.uint64(0xFF)
     crc = np.uint64(0xFFFFFFFF)

@@ -41,7 +41,7 @@ class Convert:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size={self.image_size}: must be at least 1 pixel")
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> dict[str, float | int]:
         """Write the folder; returns the numbers of tensors placed and ignored and the differences measured."""
         converted = convert(self.checkpoint, self.weights, self.supervised_input, self.image_size)
         differences = self._verified(converted)

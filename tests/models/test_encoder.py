@@ -1,0 +1,62 @@
+"""Encoders by name."""
+
+import pytest
+import timm
+import torch
+
+from simclr.models import create_encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "features"),
+    [
+        ("simclr_resnet18", 32, {"width": 0.125}, 64),
+        ("simclr_resnet50", 64, {"width": 0.125, "sk_ratio": 0.0625}, 256),
+        ("resnet18", 64, {}, 512),
+        ("mobilenetv3_small_050", 64, {}, 1024),  # timm's num_features is 288, before its last hidden layer
+        ("vit_tiny_patch16_224", 64, {"depth": 1}, 192),  # a grid for 64 pixels rather than 224
+        ("resnet10t", 64, {"global_pool": "catavgmax"}, 1024),
+    ],
+)
+def test_features_are_as_long_as_the_encoder_says(name, size, options, features):
+    encoder = create_encoder(name, size, options)
+    assert encoder.training
+    assert encoder.num_features == features
+    assert encoder(torch.rand(2, 3, size, size)).shape == (2, features)
+
+
+def test_the_image_size_settles_the_stem():
+    assert create_encoder("simclr_resnet18", 32, {"width": 0.125}).stem == "small"
+    assert create_encoder("simclr_resnet18", 64, {"width": 0.125}).stem == "imagenet"
+    assert create_encoder("simclr_resnet18", 64, {"width": 0.125, "stem": "small"}).stem == "small"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("simclr_resnet51", {}, "'simclr_resnet51'; near: simclr_resnet50"),
+        ("resnet_18", {}, "near: .*resnet18"),
+        ("qqqqqqqq", {}, "see timm.list_models"),
+        ("hf-hub:timm/resnet18.a1_in1k", {}, "no encoder is called"),
+        ("simclr_resnet18", {"wdth": 2}, "simclr_resnet18 does not take these options.*wdth"),
+        ("resnet18", {"wdth": 2}, "resnet18 does not take these options.*wdth"),
+        ("simclr_resnet18", {"stem": "cifar"}, "stem='cifar'"),
+        ("resnet18", {"global_pool": ""}, r"gives \(1, 512, 1, 1\) for one image"),
+    ],
+)
+def test_wrong_names_and_options_are_explained_in_a_line(name, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        create_encoder(name, 32, options)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_downloaded(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("an encoder asked the network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+    create_encoder("resnet18.a1_in1k", 32)
+    assert timm.is_model("resnet18.a1_in1k")
