@@ -15,7 +15,7 @@ from simclr.views import ViewParameters, Views
 
 from .ahead import ahead
 from .loading import MAX_BYTES, Loaded, cores, load_images
-from .order import BadImages, Order, TooManyBadImages, replacements
+from .order import BadImages, Order, TooManyBadImages
 from .ordered import eval_batches
 from .sources import Source
 from .workers import CHUNK, Crops, Cutter, loader
@@ -88,7 +88,7 @@ class Resident:
         for step in steps:
             epoch, indices = self.order.epoch(step), self.order.indices(step).copy()
             for k in np.flatnonzero(self._unreadable[indices]):
-                others = replacements(self.order.seed, epoch, int(indices[k]), self.order.n)
+                others = self.order.replacements(step, int(indices[k]))
                 indices[k] = next(i for i in others if not self._unreadable[i])
             yield step, indices, [self.views.draw(indices, epoch, v, self.order.seed, size) for v in (0, 1)]
 
@@ -122,7 +122,7 @@ class Streamed:
         self.device = torch.device(device)
         self.workers = cores() if workers is None else workers
         self.start_method = start_method
-        self._cutter = Cutter(source, views, seed)
+        self._cutter = Cutter(source, views, self.order)
         self._record = BadImages(source, max_bad)
         self.bad = self._record.reasons
 
@@ -130,7 +130,9 @@ class Streamed:
         """Raises TooManyBadImages once more than the fraction `max_bad` of the images seen is unreadable."""
         per_step = -(-self.order.local // CHUNK)
         if self.workers:  # compile the crop once, here, rather than in each worker at the same time
-            self.views.crop(np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0)
+            self.views.crop(
+                np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0
+            )
         chunks = iter(
             loader(
                 self._cutter,
@@ -156,7 +158,7 @@ class Streamed:
         for step in steps:
             indices = self.order.indices(step)
             for k in range(0, len(indices), CHUNK):
-                yield self.order.epoch(step), indices[k : k + CHUNK]
+                yield step, indices[k : k + CHUNK]
 
     def _checked(self, part: Crops | TooManyBadImages) -> Crops:
         if isinstance(part, TooManyBadImages):

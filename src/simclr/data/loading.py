@@ -32,33 +32,36 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     """
     if source.images is not None:
         return Loaded(source.images, {})
-    bad: dict[int, UnreadableImage] = {}
-    first = next((image for i in range(len(source)) if (image := _read(source, i, bad)) is not None), None)
+    readable = (image for i in range(len(source)) if isinstance(image := _attempt(source, i), np.ndarray))
+    first = next(readable, None)
     if first is None or first.nbytes * len(source) > max_bytes:
         return None
     images = np.zeros((len(source), *first.shape), np.uint8)
 
-    def fill(start: int) -> bool:
+    def fill(start: int) -> dict[int, UnreadableImage] | None:
+        bad = {}
         for i in range(start, min(start + _BLOCK, len(source))):
-            image = _read(source, i, bad)
-            if image is not None and image.shape != first.shape:
-                return False
-            if image is not None:
+            image = _attempt(source, i)
+            if isinstance(image, UnreadableImage):
+                bad[i] = image
+            elif image.shape == first.shape:
                 images[i] = image
-        return True
+            else:
+                return None
+        return bad
 
+    bad: dict[int, UnreadableImage] = {}
     with ThreadPoolExecutor(cores()) as pool:
-        pending = [pool.submit(fill, start) for start in range(0, len(source), _BLOCK)]
-        for one in pending:
-            if not one.result():
+        for found in pool.map(fill, range(0, len(source), _BLOCK)):
+            if found is None:
                 pool.shutdown(cancel_futures=True)
                 return None
+            bad |= found
     return Loaded(images, bad)
 
 
-def _read(source: Source, i: int, bad: dict[int, UnreadableImage]) -> np.ndarray | None:
+def _attempt(source: Source, i: int) -> np.ndarray | UnreadableImage:
     try:
         return source.read(i)
     except UnreadableImage as error:
-        bad[i] = error
-        return None
+        return error

@@ -57,21 +57,29 @@ class Order:
 
     def indices(self, step: int) -> Int64[np.ndarray, " b"]:
         """The images of this process in batch `step`."""
+        return self.whole(step)[self.rank * self.local :][: self.local]
+
+    def whole(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """The images of all processes in batch `step`."""
         epoch, k = divmod(step, self.steps_per_epoch)
-        start = k * self.batch + self.rank * self.local
-        return _permutation(self.seed, epoch, self.n)[start : start + self.local]
+        return _permutation(self.seed, epoch, self.n)[k * self.batch :][: self.batch]
+
+    def replacements(self, step: int, index: int) -> Iterator[int]:
+        """The images to try, in this order, in place of the unreadable image `index` of batch `step`.
+
+        First those outside the batch: an image that is twice in a batch has the very same views twice, and they
+        would be each other's negatives. Raises TooManyBadImages after 32.
+        """
+        words = bits(self.seed, self.epoch(step), index, _VIEW, np.arange(ATTEMPTS))
+        others = (words % np.uint64(self.n)).astype(np.int64)
+        within = np.isin(others, self.whole(step))
+        yield from others[np.argsort(within, kind="stable")].tolist()
+        raise TooManyBadImages(f"image {index} cannot be read, nor can {ATTEMPTS} others tried in its place")
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
     return permutation(seed, epoch, n)
-
-
-def replacements(seed: int, epoch: int, index: int, n: int) -> Iterator[int]:
-    """The images to try, in this order, in place of image `index` in epoch `epoch`."""
-    for attempt in range(ATTEMPTS):
-        yield int(bits(seed, epoch, index, _VIEW, attempt)[0] % np.uint64(n))
-    raise TooManyBadImages(f"image {index} cannot be read, nor can {ATTEMPTS} others tried in its place")
 
 
 class BadImages:

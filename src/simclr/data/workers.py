@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from simclr.views import Views
 
 from .decoding import UnreadableImage
-from .order import TooManyBadImages, replacements
+from .order import Order, TooManyBadImages
 from .sources import Source
 
 CHUNK = 8  # images a worker decodes at a time, so that eight large photographs at most are held by each
@@ -33,32 +33,32 @@ class Crops(NamedTuple):
 
 @dataclass(frozen=True)
 class Cutter:
-    """From (epoch, indices) to crops: a data set that worker processes can be given."""
+    """From (step, indices) to crops: a data set that worker processes can be given."""
 
     source: Source
     views: Views
-    seed: int
+    order: Order
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
-        epoch, tried = key
+        step, tried = key
         indices, images, bad = tried.copy(), [], []
         try:
             for k, index in enumerate(tried):
-                indices[k], image = self._readable(epoch, int(index), bad)
+                indices[k], image = self._readable(step, int(index), bad)
                 images.append(image)
         except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
             return error
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         crops = np.empty((2, len(images), self.views.size, self.views.size, 3), np.uint8)
         for v in (0, 1):
-            parameters = self.views.draw(indices, epoch, v, self.seed, sizes)
+            parameters = self.views.draw(indices, self.order.epoch(step), v, self.order.seed, sizes)
             for k, image in enumerate(images):
                 crops[v, k] = self.views.crop(image, parameters, k)
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
 
-    def _readable(self, epoch: int, index: int, bad: list[UnreadableImage]) -> tuple[int, np.ndarray]:
+    def _readable(self, step: int, index: int, bad: list[UnreadableImage]) -> tuple[int, np.ndarray]:
         """The first image that can be read of `index` and its replacements; the others go to `bad`."""
-        others = replacements(self.seed, epoch, index, len(self.source))
+        others = self.order.replacements(step, index)
         while True:
             try:
                 return index, self.source.read(index)

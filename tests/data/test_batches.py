@@ -1,0 +1,341 @@
+"""A batch is a function of its step: not of workers, processes, storage, or where the run began."""
+
+import csv
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simclr.data import open_source
+from simclr.data.batches import (
+    Resident,
+    Streamed,
+    TooManyBadImages,
+    eval_batches,
+    open_batches,
+    write_bad_files,
+)
+from simclr.data.loading import load_images
+from simclr.data.order import Order
+from simclr.data.workers import Cutter, loader
+from simclr.views import Views
+from simclr.views.evaluation import Preprocess
+
+VIEWS = Views(size=8)
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
+
+
+def pixels(k: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(k).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """37 pictures of different sizes, of which three cannot be read."""
+    root = tmp_path_factory.mktemp("mixed")
+    for k in range(37):
+        Image.fromarray(pixels(k, 9 + k % 5, 8 + k % 7)).save(root / f"{k:02}.png")
+    (root / "05.png").write_bytes(b"")
+    (root / "11.png").write_text("words")
+    content = (root / "23.png").read_bytes()
+    (root / "23.png").write_bytes(content[: len(content) // 2])
+    return open_source(root, "all")
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory):
+    """30 pictures of one size, one of them unreadable."""
+    root = tmp_path_factory.mktemp("even")
+    for k in range(30):
+        Image.fromarray(pixels(k, 10, 12)).save(root / f"{k:02}.png")
+    (root / "04.png").write_bytes(b"")
+    return open_source(root, "all")
+
+
+def same(one, other) -> bool:
+    return (
+        one.step == other.step
+        and np.array_equal(one.indices, other.indices)
+        and torch.equal(one.views, other.views)
+    )
+
+
+# order
+
+
+def test_each_epoch_is_another_permutation_cut_into_whole_batches():
+    order = Order(103, 10, seed=3)
+    assert order.steps_per_epoch == 10
+    epochs = [np.concatenate([order.indices(10 * e + k) for k in range(10)]) for e in range(3)]
+    for e, visited in enumerate(epochs):
+        assert len(set(visited)) == 100
+        assert order.epoch(10 * e + 9) == e
+        assert visited.min() >= 0
+        assert visited.max() < 103
+    assert not np.array_equal(epochs[0], epochs[1])
+    neighbours = [
+        {frozenset(pair) for pair in zip(e[:-1].tolist(), e[1:].tolist(), strict=True)} for e in epochs
+    ]
+    assert len(neighbours[0] & neighbours[1]) < 12  # 99 pairs of 5253 are expected to share about 2
+    other = Order(103, 10, seed=4)
+    assert not np.array_equal(order.indices(0), other.indices(0))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_processes_share_each_batch_evenly(world):
+    whole = Order(50, 8, seed=1)
+    shares = [Order(50, 8, seed=1, rank=r, world=world) for r in range(world)]
+    for step in range(14):
+        parts = [share.indices(step) for share in shares]
+        assert {len(part) for part in parts} == {8 // world}
+        assert np.array_equal(np.concatenate(parts), whole.indices(step))
+
+
+def test_batches_that_cannot_be_are_refused(even):
+    with pytest.raises(ValueError, match="batch is 31; with 30 images, 1 to 30 is allowed"):
+        open_batches(even, VIEWS, batch=31, seed=0)
+    with pytest.raises(ValueError, match="batch is 0"):
+        open_batches(even, VIEWS, batch=0, seed=0)
+    with pytest.raises(ValueError, match="batch is 10; it must be a multiple of the 4 processes"):
+        open_batches(even, VIEWS, batch=10, seed=0, world=4)
+
+
+# streamed
+
+
+@pytest.fixture(scope="module")
+def streamed(folder):
+    return list(Streamed(folder, VIEWS, batch=20, seed=7, workers=0, max_bad=0.2)(range(4)))
+
+
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (4, "fork"), (2, "spawn")])
+def test_batches_do_not_depend_on_the_workers(folder, streamed, workers, method):
+    batches = Streamed(folder, VIEWS, batch=20, seed=7, workers=workers, max_bad=0.2, start_method=method)
+    assert all(same(one, other) for one, other in zip(batches(range(4)), streamed, strict=True))
+    assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
+
+
+def test_a_run_that_starts_in_the_middle_goes_on_as_if_it_had_not_stopped(folder, streamed):
+    later = list(Streamed(folder, VIEWS, batch=20, seed=7, workers=0, max_bad=0.2)(range(2, 4)))
+    assert [batch.step for batch in later] == [2, 3]
+    assert all(map(same, later, streamed[2:]))
+
+
+def test_streamed_views_are_the_crops_and_colours_of_their_images(folder, streamed):
+    batch = streamed[1]  # with 37 images and a batch of 20, each step is an epoch
+    for k in (0, 13):
+        image = folder.read(batch.indices[k])
+        for v in (0, 1):
+            one = VIEWS.draw(batch.indices[k : k + 1], 1, v, 7, image.shape[:2])
+            expected = VIEWS.colour(torch.from_numpy(VIEWS.crop(image, one, 0))[None], one)
+            assert torch.equal(batch.views[v, k], expected[0])
+
+
+def test_all_draws_differ_between_images_epochs_and_views(streamed):
+    views = torch.cat([batch.views.flatten(0, 1) for batch in streamed]).flatten(1).numpy()
+    assert len(np.unique(views, axis=0)) / len(views) > 0.98
+
+
+def test_crops_cross_as_bytes(folder):
+    part = Cutter(folder, VIEWS, Order(37, 20, 7))[0, np.arange(3)]
+    assert part.crops.dtype == torch.uint8
+    assert part.crops.shape == (2, 3, 8, 8, 3)
+    assert part.crops.nbytes == 2 * 3 * 8 * 8 * 3
+
+
+def test_processes_share_the_streamed_batch(folder, streamed):
+    for rank in (0, 1):
+        share = list(
+            Streamed(folder, VIEWS, batch=20, seed=7, rank=rank, world=2, workers=0, max_bad=0.2)(range(2))
+        )
+        for one, whole in zip(share, streamed, strict=False):
+            part = slice(10 * rank, 10 * rank + 10)
+            assert np.array_equal(one.indices, whole.indices[part])
+            assert torch.equal(one.views, whole.views[:, part])
+
+
+def test_the_global_generator_is_left_alone(folder):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(Streamed(folder, VIEWS, batch=4, seed=7, workers=1, max_bad=0.2)(range(2)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_workers_are_given_can_be_pickled(folder):
+    copy = pickle.loads(pickle.dumps(Cutter(folder, VIEWS, Order(37, 20, 7))))
+    mine, theirs = Cutter(folder, VIEWS, Order(37, 20, 7))[3, np.arange(8)], copy[3, np.arange(8)]
+    assert torch.equal(mine.crops, theirs.crops)
+    assert pickle.loads(pickle.dumps(mine)).bad[0].reason == mine.bad[0].reason == "empty file"
+
+
+def test_too_little_shared_memory_is_told_before_it_runs_out(monkeypatch):
+    monkeypatch.setattr("simclr.data.workers._free_shared", lambda: 64e6)
+    with pytest.raises(ValueError, match="workers is 16; their crops need 160 MB"):
+        loader([], [], workers=16, ahead=2, item_bytes=10_000_000)
+    assert loader([], [], workers=4, ahead=100, item_bytes=4_000_000).prefetch_factor == 3
+    assert loader([], [], workers=4, ahead=100, item_bytes=1000).prefetch_factor == 25
+
+
+# unreadable images
+
+
+def test_unreadable_images_are_replaced_and_listed(folder, tmp_path):
+    batches = Streamed(folder, VIEWS, batch=37, seed=7, workers=0, max_bad=0.2)
+    order = Order(37, 37, 7)
+    names = [folder.path(i) for i in range(37)]
+    bad = {names.index(name) for name in ("05.png", "11.png", "23.png")}
+    for batch in batches(range(3)):
+        for wanted, used in zip(order.indices(batch.step).tolist(), batch.indices.tolist(), strict=True):
+            if wanted in bad:
+                assert used == next(i for i in order.replacements(batch.step, wanted) if i not in bad)
+            else:
+                assert used == wanted
+    assert batches.bad.keys() == {names[i] for i in bad}
+    write_bad_files(tmp_path / "bad_files.csv", batches.bad)
+    with open(tmp_path / "bad_files.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["05.png", "11.png", "23.png"]
+    assert [row["reason"] for row in rows][:2] == ["empty file", "not an image in a format that Pillow reads"]
+
+
+def test_replacements_depend_on_the_epoch():
+    order = Order(10**5, 10**5, seed=0)
+    assert len({next(order.replacements(epoch, 5)) for epoch in range(3)}) == 3
+
+
+def test_replacements_come_from_outside_the_batch_while_there_are_any():
+    order = Order(100, 50, seed=0)
+    for step in range(4):
+        tried = [i for _, i in zip(range(32), order.replacements(step, 5), strict=False)]
+        inside = np.isin(tried, order.whole(step))
+        assert 8 < inside.sum() < 24
+        assert np.array_equal(inside, np.sort(inside))
+
+
+class Holes:
+    """2,000 pictures, of which those in `bad` raise."""
+
+    def __init__(self, bad: set[int]):
+        self.bad = bad
+
+    def __len__(self):
+        return 2000
+
+    def __getitem__(self, i):
+        if i in self.bad:
+            raise OSError("a hole")
+        return np.full((9, 9, 3), i % 256, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_ends_past_the_allowed_fraction_of_unreadable_images(workers):
+    source = open_source(Holes(set(range(1, 2000, 10))), "all")  # 10 %
+    tolerant = Streamed(source, VIEWS, batch=100, seed=0, workers=workers, max_bad=0.2)
+    assert len(list(tolerant(range(20)))) == 20
+    assert len(tolerant.bad) == 200
+    strict = Streamed(source, VIEWS, batch=100, seed=0, workers=workers, max_bad=0.05)
+    with pytest.raises(
+        TooManyBadImages, match=r"Holes: 2\d of \d+ images cannot be read, and max_bad is 0.05"
+    ):
+        list(strict(range(20)))
+    with pytest.raises(TooManyBadImages, match="200 of 2000"):
+        Resident(source, VIEWS, batch=100, seed=0)
+
+
+def test_a_few_unreadable_images_never_end_a_run():
+    source = open_source(Holes(set(range(1, 20))), "all").select(np.arange(38), "all")
+    batches = Streamed(source, VIEWS, batch=38, seed=0, workers=0, max_bad=0.0)
+    assert len(list(batches(range(3)))) == 3
+    assert len(batches.bad) == 19
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_with_nothing_to_read_ends_at_once(workers):
+    source = open_source(Holes(set(range(1, 2000))), "all").select(np.arange(1, 10), "all")
+    with pytest.raises(TooManyBadImages, match="nor can 32 others"):
+        list(Streamed(source, VIEWS, batch=4, seed=0, workers=workers)(range(1)))
+
+
+# resident
+
+
+def test_resident_views_are_those_of_the_library(even):
+    images = np.stack([pixels(k, 10, 12) for k in range(30)])
+    batches = open_batches(even, VIEWS, batch=12, seed=5)
+    assert isinstance(batches, Resident)
+    for batch in batches(range(1, 4)):
+        assert 4 not in batch.indices
+        for v in (0, 1):
+            parameters = VIEWS.draw(batch.indices, batch.step // 2, v, 5, (10, 12))
+            assert torch.equal(batch.views[v], VIEWS.apply(images[batch.indices], parameters))
+        assert batch.views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert batches.bad == {"04.png": "empty file"}
+
+
+def test_resident_and_streamed_take_the_same_images(even):
+    resident = Resident(even, VIEWS, batch=10, seed=5)
+    streamed = Streamed(even, VIEWS, batch=10, seed=5, workers=0)
+    for one, other in zip(resident(range(6)), streamed(range(6)), strict=True):
+        assert np.array_equal(one.indices, other.indices)
+    assert resident.bad == streamed.bad
+
+
+def test_resident_goes_on_anywhere_and_in_shares(even):
+    whole = list(Resident(even, VIEWS, batch=10, seed=5)(range(5)))
+    assert all(map(same, Resident(even, VIEWS, batch=10, seed=5)(range(2, 5)), whole[2:]))
+    halves = [list(Resident(even, VIEWS, batch=10, seed=5, rank=r, world=2)(range(5))) for r in (0, 1)]
+    for one, other, both in zip(*halves, whole, strict=True):
+        assert torch.equal(torch.cat([one.views, other.views], 1), both.views)
+
+
+def test_storage_is_chosen_by_what_fits(folder, even):
+    assert isinstance(open_batches(folder, VIEWS, batch=4, seed=0), Streamed)
+    assert isinstance(open_batches(even, VIEWS, batch=4, seed=0), Resident)
+    assert isinstance(open_batches(even, VIEWS, batch=4, seed=0, max_bytes=30 * 360 - 1), Streamed)
+    assert isinstance(open_batches(even, VIEWS, batch=4, seed=0, max_bytes=30 * 360), Resident)
+    assert isinstance(open_batches(even, VIEWS, batch=4, seed=0, mode="streamed"), Streamed)
+    with pytest.raises(ValueError, match="cannot be resident, since its images differ in size"):
+        open_batches(folder, VIEWS, batch=4, seed=0, mode="resident")
+
+
+def test_loading_gives_the_images_and_the_unreadable_ones(even):
+    loaded = load_images(even)
+    assert list(loaded.bad) == [4]
+    assert np.array_equal(
+        np.delete(loaded.images, 4, 0), np.stack([pixels(k, 10, 12) for k in range(30) if k != 4])
+    )
+    assert not loaded.images[4].any()
+
+
+# evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches_come_in_order_without_unreadable_images(folder, workers):
+    preprocess = Preprocess(8)
+    batches = eval_batches(folder, preprocess, batch=10, workers=workers)
+    found = list(batches)
+    indices = np.concatenate([index for index, _ in found])
+    names = [folder.path(i) for i in indices]
+    assert names == [f"{k:02}.png" for k in range(37) if k not in (5, 11, 23)]
+    assert [len(index) for index, _ in found] == [9, 9, 9, 7]
+    assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
+    expected = torch.stack([preprocess(folder.read(i)) for i in indices])
+    assert torch.equal(torch.cat([images for _, images in found]), expected)
+
+
+def test_evaluation_of_images_in_memory():
+    source = open_source("sample", "test")
+    found = list(eval_batches(source, Preprocess(32), batch=640))
+    assert [len(images) for _, images in found] == [640, 640, 220]
+    images = torch.cat([images for _, images in found])
+    expected = torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255
+    assert (images - expected).abs().max() < 1e-6
+
+
+def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
+    bad = [i for i in range(37) if folder.path(i) in ("05.png", "11.png", "23.png")]
+    batches = eval_batches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
+    assert [index.tolist() for index, _ in batches] == [[3]]
