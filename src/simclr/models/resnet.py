@@ -9,6 +9,7 @@ TensorFlow does. Selective kernels (SimCLRv2) bring ResNet-D's stem and average-
 import math
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
@@ -46,10 +47,11 @@ class SelectiveKernel(nn.Module):
         self.mix = _conv(middle, 2 * channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        streams = F.relu(self.bn(self.conv(x)), inplace=True).unflatten(1, (2, -1))
-        pooled = streams.mean((3, 4)).sum(1)[..., None, None]
+        streams = F.relu(self.bn(self.conv(x)), inplace=True)
+        pooled = streams.mean((2, 3), keepdim=True).unflatten(1, (2, -1)).sum(1)
         mixing = self.mix(F.relu(self.reduce_bn(self.reduce(pooled)), inplace=True))
-        return (streams * mixing.unflatten(1, (2, -1)).softmax(1)).sum(1)
+        (first, second), (a, b) = streams.chunk(2, 1), mixing.chunk(2, 1)
+        return torch.lerp(second, first, (a - b).sigmoid())  # a softmax over two, in one pass
 
 
 class SqueezeExcite(nn.Module):
