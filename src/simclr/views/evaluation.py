@@ -41,11 +41,8 @@ class Preprocess:
         """One image of any size."""
         return self.batch(image[None])[0]
 
-    def batch(
-        self, images: UInt8[Tensor, "b h w 3"] | UInt8[np.ndarray, "b h w 3"]
-    ) -> Float[Tensor, "b 3 s s"]:
+    def batch(self, images: UInt8[Tensor, "b h w 3"] | UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 s s"]:
         """Images of one size, on their device."""
         b, height, width, _ = images.shape
         sizes, box = np.array([(height, width)]), np.array([self.box(height, width)])
         return Views(size=self.size).apply(images, plain(sizes.repeat(b, 0), box.repeat(b, 0)))
-

@@ -178,9 +178,7 @@ class Views:
             raise ValueError(f"parameters are for {given}, images are {expected} (count, height, width)")
         return self._render(images, parameters, backend, cropped=False)
 
-    def crop(
-        self, image: UInt8[np.ndarray, "h w 3"], parameters: ViewParameters, i: int
-    ) -> UInt8[np.ndarray, "s s 3"]:
+    def crop(self, image: UInt8[np.ndarray, "h w 3"], parameters: ViewParameters, i: int) -> UInt8[np.ndarray, "s s 3"]:
         """Row i's crop of one image, resized, flipped and rounded to bytes: the share of a worker."""
         from simclr.views import fused  # numba is only loaded where the CPU backend is used
 
@@ -191,7 +189,7 @@ class Views:
 
     def colour(
         self,
-        crops: UInt8[Tensor, "b s s 3"] | UInt8[np.ndarray, "b s s 3"],
+        crops: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
     ) -> Float[Tensor, "b 3 s s"]:
@@ -202,9 +200,7 @@ class Views:
         """
         crops = _channels_last(crops)
         if crops.shape[1:3] != (self.size, self.size) or len(crops) != len(parameters):
-            raise ValueError(
-                f"crops are {tuple(crops.shape)}; {len(parameters)} of {self.size} × {self.size} are due"
-            )
+            raise ValueError(f"crops are {tuple(crops.shape)}; {len(parameters)} of {self.size} × {self.size} are due")
         return self._render(crops, parameters, backend, cropped=True)
 
     def _render(self, images: Tensor, parameters: ViewParameters, backend: str, cropped: bool) -> Tensor:
