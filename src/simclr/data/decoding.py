@@ -68,6 +68,19 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
         raise UnreadableImage(name, _reason(error)) from error
 
 
+def file_form(path: Path) -> str:
+    """Format, colour mode and bits a channel of an image file as it is stored, such as "JPEG RGB 8 bit".
+
+    Pillow gives the 16-bit channels of a colour image as 8 bits, and says so here.
+    """
+    try:
+        with _quiet(), Image.open(path) as picture:
+            bits = {"1": 1, "I": 32, "F": 32}.get(picture.mode, 16 if picture.mode.startswith("I;16") else 8)
+            return f"{picture.format} {picture.mode} {bits} bit"
+    except Exception as error:
+        raise UnreadableImage(str(path), _reason(error)) from error
+
+
 def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
     """An image as an object -> uint8 (H, W, 3).
 

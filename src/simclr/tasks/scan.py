@@ -1,0 +1,147 @@
+"""What a data set holds, before anything is learnt from it."""
+
+import csv
+import hashlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr.data import Source, UnreadableImage, open_source
+from simclr.data.batches import write_bad_files
+from simclr.data.decoding import file_form
+from simclr.data.loading import cores
+
+
+class Picture(NamedTuple):
+    """What is noted of one readable image."""
+
+    path: str
+    height: int
+    width: int
+    form: str  # such as "JPEG RGB 8 bit"
+    digest: bytes  # of size and pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Report what a data set holds: number and sizes of images, colour modes and bit depths, classes, exact
+    duplicates, and files that cannot be read with the reason. Every image is decoded once."""
+
+    data: str
+    """the images: a folder, list.txt, table.csv, array.npz, cifar10:DIR, torchvision:NAME:DIR or sample"""
+    out: Path | None = None
+    """folder for the lists: bad_files.csv, duplicates.csv and images.csv; None writes nothing"""
+    workers: int = -1
+    """threads that decode; -1 is one for each CPU core this process may use"""
+
+    def __post_init__(self) -> None:
+        if self.workers == 0 or self.workers < -1:
+            raise ValueError(f"workers is {self.workers}; allowed are -1 and positive numbers")
+
+    def __call__(self) -> dict[str, Any]:
+        """Print the report and return it: sizes in pixels, duplicates as lists of paths with the same pixels."""
+        source = open_source(self.data, "all")
+        pictures, bad = self._look(source)
+        report = {
+            "name": source.name,
+            "images": len(source),
+            "fingerprint": source.fingerprint,
+            "height": _spread([one.height for one in pictures]),
+            "width": _spread([one.width for one in pictures]),
+            "forms": dict(Counter(one.form for one in pictures).most_common()),
+            "classes": _classes(source),
+            "duplicates": _duplicates(pictures),
+            "bad": bad,
+        }
+        print(_text(report))
+        if self.out is not None:
+            self._write(pictures, report)
+        return report
+
+    def _look(self, source: Source) -> tuple[list[Picture], dict[str, str]]:
+        with ThreadPoolExecutor(cores() if self.workers == -1 else self.workers) as pool:
+            found = list(pool.map(lambda i: _look(source, i), range(len(source))))
+        bad = {one.path: one.reason for one in found if isinstance(one, UnreadableImage)}
+        return [one for one in found if isinstance(one, Picture)], bad
+
+    def _write(self, pictures: list[Picture], report: dict[str, Any]) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_bad_files(self.out / "bad_files.csv", report["bad"])
+        groups = enumerate(report["duplicates"])
+        _table(
+            self.out / "duplicates.csv",
+            ("group", "path"),
+            [(k, path) for k, paths in groups for path in paths],
+        )
+        columns = ("path", "height", "width", "form")
+        _table(self.out / "images.csv", columns, [one[: len(columns)] for one in pictures])
+
+
+def _look(source: Source, i: int) -> Picture | UnreadableImage:
+    try:
+        image = source.read(i)
+        file = source.file(i)
+        form = "uint8 RGB 8 bit" if file is None else file_form(file)
+    except UnreadableImage as error:
+        return error
+    height, width, _ = image.shape
+    digest = hashlib.blake2b(b"%d %d " % (height, width), digest_size=16)
+    digest.update(np.ascontiguousarray(image))
+    return Picture(source.path(i), height, width, form, digest.digest())
+
+
+def _spread(values: list[int]) -> dict[str, int | float] | None:
+    if not values:
+        return None
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+
+
+def _classes(source: Source) -> dict[str, int] | None:
+    if source.labels is None:
+        return None
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes)).tolist()
+    unlabelled = int((source.labels < 0).sum())
+    return dict(zip(source.classes, counts, strict=True)) | ({"(no label)": unlabelled} if unlabelled else {})
+
+
+def _duplicates(pictures: list[Picture]) -> list[list[str]]:
+    groups: dict[bytes, list[str]] = {}
+    for one in pictures:
+        groups.setdefault(one.digest, []).append(one.path)
+    return [paths for paths in groups.values() if len(paths) > 1]
+
+
+def _text(report: dict[str, Any], shown: int = 10) -> str:
+    lines = [f"{report['name']}: {report['images']} images (fingerprint {report['fingerprint']})"]
+    for side in ("height", "width"):
+        if report[side] is not None:
+            lines.append(f"  {side:<11}{{min}} to {{max}} px, median {{median:g}}".format(**report[side]))
+    lines += [f"  {form:<20}{count}" for form, count in report["forms"].items()]
+    classes = report["classes"]
+    if classes is None:
+        lines.append("  no labels")
+    else:
+        lines.append(f"  {len(classes)} classes of {min(classes.values())} to {max(classes.values())} images")
+        lines += _shortened([f"    {name}: {count}" for name, count in classes.items()], shown)
+    groups = report["duplicates"]
+    surplus = sum(map(len, groups)) - len(groups)
+    lines.append(f"  {surplus} exact duplicates of other images")
+    lines += _shortened(["    " + " = ".join(_shortened(paths, 4)) for paths in groups], shown)
+    lines.append(f"  {len(report['bad'])} unreadable")
+    lines += _shortened([f"    {path}: {reason}" for path, reason in report["bad"].items()], shown)
+    return "\n".join(lines)
+
+
+def _shortened(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], f"    and {len(lines) - most} more"]
+
+
+def _table(path: Path, columns: tuple[str, ...], rows: list[tuple]) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(rows)
