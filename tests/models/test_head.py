@@ -11,8 +11,9 @@ def normalised(x, norm):
     return y if norm.bias is None else y + norm.bias
 
 
-def test_every_layer_is_dense_then_norm_and_all_but_the_last_end_in_relu():
-    head = ProjectionHead(12, 5, layers=3, hidden=7).double()
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_every_layer_is_dense_then_norm_and_all_but_the_last_end_in_relu(layers):
+    head = ProjectionHead(12, 5, layers=layers, hidden=7).double()
     for layer in head.layers:
         torch.nn.init.normal_(layer.norm.weight)
         if layer.norm.bias is not None:
@@ -21,10 +22,11 @@ def test_every_layer_is_dense_then_norm_and_all_but_the_last_end_in_relu():
     expected = [h]
     for i, layer in enumerate(head.layers):
         y = normalised(expected[-1] @ layer.dense.weight.T, layer.norm)
-        expected.append(y if i == 2 else y.clamp_min(0))
+        expected.append(y if i == layers - 1 else y.clamp_min(0))
     torch.testing.assert_close(head.activations(h), expected)
     torch.testing.assert_close(head(h), expected[-1])
-    assert [tuple(p.shape) for p in head.parameters()] == [(7, 12), (7,), (7,), (7, 7), (7,), (7,), (5, 7), (5,)]
+    hidden = [(7, 12), (7,), (7,), (7, 7), (7,), (7,)][: 3 * (layers - 1)]  # kernel, γ, β
+    assert [tuple(p.shape) for p in head.parameters()] == [*hidden, (5, 12 if layers == 1 else 7), (5,)]
 
 
 def test_initial_weights():
