@@ -155,10 +155,13 @@ def test_layouts_and_memory():
     result = views.apply(images, parameters)
     assert result.is_contiguous(memory_format=torch.channels_last)
     images.flags.writeable = False
-    for same in (images, torch.tensor(images), np.ascontiguousarray(images.transpose(0, 3, 1, 2)), images[::-1][::-1]):
+    backwards = np.ascontiguousarray(images[::-1])[::-1]
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    for same in (images, torch.tensor(images), channels_first, torch.tensor(channels_first), backwards):
         torch.testing.assert_close(views.apply(same, parameters), result, atol=0, rtol=0)
     part = views.apply(images[::2], parameters[::2])
     torch.testing.assert_close(part, result[::2], atol=0, rtol=0)
+    assert views.apply(images[:0], parameters[:0]).shape == (0, 3, 32, 32)
 
 
 def test_threads_do_not_change_the_result():

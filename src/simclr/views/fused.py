@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from simclr.views import geometry, pixels
 from simclr.views.draw import ViewParameters
@@ -33,13 +33,17 @@ def spread(work: Callable[[slice], None], n: int) -> None:
 
 
 def crop(
-    images: UInt8[np.ndarray, "b h w 3"], p: ViewParameters, size: int, antialias: bool
+    images: UInt8[np.ndarray, "b h w 3"],
+    boxes: Int[np.ndarray, "b 4"],
+    flips: Bool[np.ndarray, " b"],
+    size: int,
+    antialias: bool,
 ) -> UInt8[np.ndarray, "b s s 3"]:
     """Crop, resize, flip and round; in the calling thread, since workers are many."""
     out = np.empty((len(images), size, size, 3), np.uint8)
     planes = np.empty((len(images), 3, size, size), np.float32)
-    crops, flips = _owned(p.crop, np.int64), _owned(p.flip, np.bool_)
-    geometry.resample_views(_rows(images), crops, flips, antialias, planes)
+    boxes, flips = _owned(boxes, np.int64), _owned(flips, np.bool_)
+    geometry.resample_views(_rows(images), boxes, flips, antialias, planes)
     geometry.store_bytes(planes, out)
     return out
 

@@ -182,10 +182,11 @@ class Views:
         """Row i's crop of one image, resized, flipped and rounded to bytes: the share of a worker."""
         from simclr.views import fused  # numba is only loaded where the CPU backend is used
 
-        row = parameters[i]
-        if tuple(row.sizes[0]) != image.shape[:2]:
-            raise ValueError(f"parameters are for size {tuple(row.sizes[0])}, the image is {image.shape[:2]}")
-        return fused.crop(image[None], row, self.size, self.semantics == "torchvision")[0]
+        size = tuple(parameters.sizes[i].tolist())
+        if size != image.shape[:2]:
+            raise ValueError(f"parameters are for size {size}, the image is {image.shape[:2]}")
+        box, flip = parameters.crop[i : i + 1], parameters.flip[i : i + 1]
+        return fused.crop(image[None], box, flip, self.size, self.semantics == "torchvision")[0]
 
     def colour(
         self,
@@ -223,7 +224,8 @@ class Views:
 
 def _channels_last(images: Tensor | np.ndarray) -> UInt8[Tensor, "b h w 3"]:
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.require(images, requirements="W"))  # torch shares memory, and may write
+        # torch shares the memory, may write to it and knows no negative strides
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     if images.ndim == 4 and images.shape[3] == 3:
         return images
     if images.ndim == 4 and images.shape[1] == 3:
