@@ -110,6 +110,54 @@ def test_wrong_arguments_are_named():
         nt_xent(a, b, 0.0)
 
 
+def value_and_gradients(loss, *tensors):
+    tensors = [t.clone().requires_grad_() for t in tensors]
+    value = loss(*tensors)
+    value.backward()
+    return value.detach(), torch.stack([t.grad for t in tensors])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02, 0.01])
+@pytest.mark.parametrize(("n", "block"), [(5, 2), (8, 4), (33, 8), (33, 64), (1, 4)])
+def test_blocks_change_nothing(n, block, temperature):
+    a, b = pair(n, 16, noise=0.5)
+    whole = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=0), a, b)
+    blocks = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=block), a, b)
+    torch.testing.assert_close(blocks, whole, rtol=1e-10, atol=1e-13)
+    single = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=block), a.float(), b.float())
+    assert abs(single[0] - whole[0]) <= 1e-5 * max(1.0, whole[0].item())
+    assert (single[1] - whole[1]).norm() <= 1e-5 * whole[1].norm() + 1e-12
+
+
+def test_blocks_change_nothing_in_a_share_of_the_anchors():
+    a, b = pair(12, 6)
+    share = slice(3, 7)
+
+    def loss(block):
+        return lambda a, b: nt_xent(a[share], b[share], 0.2, keys=(a, b), offset=3, block=block)
+
+    torch.testing.assert_close(value_and_gradients(loss(5), a, b), value_and_gradients(loss(0), a, b))
+
+
+def test_blocks_hold_memory_linear_in_the_number_of_images():
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.elements = max(self.elements, out.numel())
+            return out
+
+    largest = []
+    for n in [1024, 2048]:
+        a, b = pair(n, 8, dtype=torch.float32)
+        with Largest() as seen:
+            nt_xent(a.requires_grad_(), b, block=64).backward()
+        largest.append(seen.elements)
+    assert largest == [2 * 1024 * 8, 2 * 2048 * 8]  # the embeddings themselves; no block is larger
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_shares_of_the_anchors_find_themselves_and_their_positives(world):
     a, b = pair(8, 6)

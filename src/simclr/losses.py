@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simclr.blockwise import blockwise_nt_xent
+
 NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
 
 
@@ -22,6 +24,7 @@ def nt_xent(
     temperature: float = 0.1,
     *,
     normalize: bool = True,
+    block: int | None = None,
     keys: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]] | None = None,
     offset: int = 0,
 ) -> Float[Tensor, ""]:
@@ -29,20 +32,39 @@ def nt_xent(
 
     `z_a[i]` and `z_b[i]` are two views of image i. Each of the 2n anchors has its other view as the positive
     and, of the 2m keys, all but itself and its positive as negatives. The scalar is the mean over anchors, in
-    nats; ln(2m - 1) is chance. `normalize` compares by cosine, else by dot product.
+    nats; ln(2m - 1) is chance. `normalize` compares by cosine, else by dot product. `block` is the side, in rows, of
+    the blocks in which similarities are computed and forgotten; 0 holds the whole matrix, None does whichever is
+    faster. The result is the same.
 
     With several processes `keys` holds the views of all of them, (m, d) each in the order of the ranks, and
     `offset` is the row of this process's first image among them. If the gathering sums gradients backward, the
     mean of the loss over processes has the value and the gradient of one process with the whole batch.
     """
     _check(z_a, z_b, temperature)
-    logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys, offset=offset)
-    with torch.autocast(logits.device.type, enabled=False):
+    candidates = 2 * len(z_a if keys is None else keys[0])
+    if block is None:
+        block = _fastest_block(z_a, candidates) if normalize else 0
+    if block and not normalize:
+        raise ValueError("block needs normalize=True: its exponentials are scaled by the largest cosine there can be")
+    with torch.autocast(z_a.device.type, enabled=False):
+        if block and candidates > 2:
+            anchors = unit_rows(_full_precision(torch.cat([z_a, z_b])))
+            if keys is None or keys[0] is z_a:
+                return blockwise_nt_xent(anchors, anchors, temperature, block, None)
+            others = unit_rows(_full_precision(torch.cat(keys)))
+            return blockwise_nt_xent(anchors, others, temperature, block, offset)
+        logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys, offset=offset)
         positive = logits.gather(1, positives[:, None])
         negatives = logits.scatter(1, positives[:, None], -torch.inf).logsumexp(1, keepdim=True)
         # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives its gradient
         # is their share, which "softmax - 1" would round to zero in float32
         return -F.logsigmoid(positive - negatives).mean()
+
+
+def _fastest_block(z: Tensor, candidates: int) -> int:
+    """Measured: on a CPU blocks win once the matrix leaves the cache, on a GPU once it is large."""
+    threshold, block = (8192, 8192) if z.is_cuda else (256, 512)
+    return block if candidates > threshold else 0
 
 
 def similarities(
