@@ -97,6 +97,12 @@ def test_first_level_folders_are_the_classes(tmp_path):
     }
 
 
+def test_a_folder_may_be_called_like_a_negative_number(tmp_path):
+    source = open_source(write(tmp_path, ["-1/a.png", "5/b.png"]), "all")
+    assert source.classes == ["-1", "5"]
+    assert source.labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("names", [["cat/a.png", "dog/b.png", "c.png"], ["cat/a.png", "cat/b.png"]])
 def test_a_folder_without_clear_classes_has_no_labels(tmp_path, names):
     assert open_source(write(tmp_path, names), "all").labels is None
@@ -321,6 +327,7 @@ def test_find_images_lists_only_the_parts_asked_for(tmp_path):
         (lambda d: "torchvision:MNIST", "write torchvision:NAME:DIR"),
         (lambda d: 7, "a int is not a data set"),
         (lambda d: [], "holds no images"),
+        (lambda d: [np.zeros((2, 2, 3))], "gives no images: item 0: ndarray float64"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, make, message):

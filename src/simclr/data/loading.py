@@ -32,7 +32,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     """
     if source.images is not None:
         return Loaded(source.images, {})
-    readable = (image for i in range(len(source)) if isinstance(image := _attempt(source, i), np.ndarray))
+    readable = (image for i in range(len(source)) if isinstance(image := attempt(source, i), np.ndarray))
     first = next(readable, None)
     if first is None or first.nbytes * len(source) > max_bytes:
         return None
@@ -41,7 +41,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     def fill(start: int) -> dict[int, UnreadableImage] | None:
         bad = {}
         for i in range(start, min(start + _BLOCK, len(source))):
-            image = _attempt(source, i)
+            image = attempt(source, i)
             if isinstance(image, UnreadableImage):
                 bad[i] = image
             elif image.shape == first.shape:
@@ -60,7 +60,8 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     return Loaded(images, bad)
 
 
-def _attempt(source: Source, i: int) -> np.ndarray | UnreadableImage:
+def attempt(source: Source, i: int) -> np.ndarray | UnreadableImage:
+    """Image i, or why it cannot be read."""
     try:
         return source.read(i)
     except UnreadableImage as error:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .decoding import UnreadableImage
+from .loading import attempt
 from .named import cifar10, sample, torchvision_set
 from .paths import Paths, find_images
-from .sources import Annotation, Arrays, Files, Objects, Source, encode_labels
+from .sources import Annotation, Arrays, Files, Objects, Source, encode_labels, sort_classes
 from .splits import SPLITS, Part, assemble, reopen, select_part
 
 GRAMMAR = (
@@ -95,10 +97,18 @@ def _folder(root: Path, split: str) -> Source:
 
 def _class_folders(names: list[bytes], depth: int) -> Annotation:
     """The class of each image is its `depth`-th folder, if all have one and there are at least two."""
-    parts = [name.split(b"/", depth + 1) for name in names]
-    if any(len(part) < depth + 2 for part in parts) or len({part[depth] for part in parts}) < 2:
+    codes: dict[bytes, int] = {}
+    found = np.empty(len(names), np.int64)
+    for i, name in enumerate(names):
+        parts = name.split(b"/", depth + 1)
+        if len(parts) < depth + 2:
+            return None, None
+        found[i] = codes.setdefault(parts[depth], len(codes))
+    if len(codes) < 2:
         return None, None
-    return encode_labels([os.fsdecode(part[depth]) for part in parts])
+    folders = [os.fsdecode(folder) for folder in codes]
+    classes = sort_classes(folders)
+    return np.array([classes.index(folder) for folder in folders], np.int64)[found], classes
 
 
 def _list(path: Path, split: str) -> Source:
@@ -207,7 +217,9 @@ def _object(items: Any, split: str) -> Source:
     if not n:
         raise ValueError(f"the {type(items).__name__} holds no images")
     source = Objects(name=type(items).__name__, paths=Paths.numbered("", n), items=items, rows=np.arange(n))
-    source.read(0)
+    first = [attempt(source, i) for i in range(min(n, 3))]
+    if all(isinstance(one, UnreadableImage) for one in first):
+        raise ValueError(f"the {source.name} gives no images: item {first[0]}")
     return select_part(source, None, split)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -211,18 +211,20 @@ def annotation_of(items: Any) -> Annotation:
 def encode_labels(values: Sequence[str] | Shaped[np.ndarray, "..."]) -> Annotation:
     """Labels as they were written -> (indices into the classes, the classes), or (None, None) if there are none.
 
-    Classes are sorted: as numbers if all are whole numbers, else as text. An empty text or a negative
-    number means that an image has no label, and gives -1.
+    An empty text or a negative number means that an image has no label, and gives -1.
     """
     names, inverse = np.unique(np.asarray(values).reshape(-1), return_inverse=True)
     texts = [str(name).strip() for name in names]
-    known = sorted({text for text in texts if text and not _is_negative(text)})
+    known = sort_classes({text for text in texts if text and not _is_negative(text)})
     if not known:
         return None, None
-    if all(text.isdecimal() for text in known):
-        known.sort(key=int)
     index = {text: k for k, text in enumerate(known)}
     return np.array([index.get(text, -1) for text in texts], np.int64)[inverse], known
+
+
+def sort_classes(names: Collection[str]) -> list[str]:
+    """Sorted as numbers if all are whole numbers, else as text."""
+    return sorted(names, key=int if all(name.isdecimal() for name in names) else None)
 
 
 def _is_negative(text: str) -> bool:

@@ -47,7 +47,7 @@ class Cutter:
                 indices[k], image = self._readable(step, int(index), bad)
                 images.append(image)
         except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
-            return error
+            return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         crops = np.empty((2, len(images), self.views.size, self.views.size, 3), np.uint8)
         for v in (0, 1):
