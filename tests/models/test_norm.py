@@ -97,11 +97,20 @@ def parts(rank, world):
         with torch.no_grad():
             evaluated = module.eval()(x)
         results.append({"loss": loss.detach(), "gradients": gradients, "state": state, "evaluated": evaluated})
+    half = SyncBatchNorm(BatchNorm2d(3))
+    results.append({"half": half(100 + x[rank::2].bfloat16()), "mean": half.running_mean})
     return results
 
 
 def test_two_processes_are_one():
     results = in_processes(parts)
+    for rank, result in enumerate(results):
+        whole = BatchNorm2d(3)
+        y = whole((100 + batch().bfloat16())[[0, 2, 4, 6, 1, 3, 5]].float())
+        mine = y[:4] if rank == 0 else y[4:]
+        assert result[2]["half"].dtype == torch.bfloat16
+        torch.testing.assert_close(result[2]["half"].float(), mine, atol=0.01, rtol=0.01)
+        torch.testing.assert_close(result[2]["mean"], whole.running_mean)
     for i, own in enumerate((True, False)):
         module, x = network(own), batch()
         loss = loss_of(module, x, slice(0, 7))

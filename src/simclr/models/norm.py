@@ -101,11 +101,12 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     def _reduced(self, x: Tensor) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        count = x.new_full((1,), x.numel() // x.shape[1])
-        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of half-precision numbers need more
+        count = wide.new_full((1,), x.numel() // x.shape[1])
+        sums = _SumOverProcesses.apply(torch.cat([wide.sum(dims), count]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
-        centred = x - mean.view(shape)
+        centred = wide - mean.view(shape)
         variance = _SumOverProcesses.apply(centred.square().sum(dims)) / n
         if self.training and self.track_running_stats:
             self._update(mean.detach(), variance.detach(), n)
@@ -113,7 +114,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if self.weight is not None:
             scale = scale * self.weight
         y = centred * scale.view(shape)
-        return y if self.bias is None else y + self.bias.view(shape)
+        return (y if self.bias is None else y + self.bias.view(shape)).to(x.dtype)
 
     def _update(self, mean: Tensor, variance: Tensor, n: Tensor) -> None:
         self.num_batches_tracked.add_(1)
