@@ -27,9 +27,10 @@ def jitter(image, order, factors, additive, backend):
         x = planes(image)
         pixels.jitter(x, order, factors, additive, False)
         return x.reshape(3, *image.shape[:2]).transpose(1, 2, 0)
-    x = torch.from_numpy(image).permute(2, 0, 1)[None]
-    order, factors = torch.from_numpy(order).long()[None], torch.from_numpy(factors)[None]
-    return tensor.jitter(x, order, factors, additive, False)[0].permute(1, 2, 0).numpy()
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].clone()
+    turns = [[torch.arange(int(k == operation)) for k in range(4)] for operation in order]
+    tensor.jitter(x, turns, torch.from_numpy(factors)[None], additive, False)
+    return x[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

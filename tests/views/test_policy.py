@@ -188,10 +188,9 @@ def test_autocast_does_not_reach_the_pixels():
 @pytest.mark.parametrize("torchvision", [False, True])
 def test_the_tensor_operations_never_wait_for_a_value(torchvision):
     """Tensors without values refuse every operation that would synchronise with the host."""
-    p = tensor.to_device(Views(size=32).draw(np.arange(4), 0, 0, 0, (40, 40)), torch.device("cpu"))
-    p = {name: column.to("meta") for name, column in p.items()}
+    p = tensor.Decisions.of(Views(size=32).draw(np.arange(4), 0, 0, 0, (40, 40)), "meta")
     images = torch.empty(4, 40, 40, 3, dtype=torch.uint8, device="meta")
-    x = tensor.crop_resize(images, p["crop"], p["flip"], 32, antialias=torchvision)
+    x = tensor.crop_resize(images, p.crop, p.flip, 32, antialias=torchvision)
     assert tensor.colour(x, p, additive=False, torchvision=torchvision, radius=1).shape == (4, 3, 32, 32)
 
 

@@ -214,11 +214,11 @@ class Views:
             )
             return torch.from_numpy(views).permute(0, 3, 1, 2).to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            p = tensor.to_device(parameters, images.device)
+            p = tensor.Decisions.of(parameters, images.device)
             if cropped:
                 x = images.permute(0, 3, 1, 2).float() / 255
             else:
-                x = tensor.crop_resize(images, p["crop"], p["flip"], self.size, antialias=torchvision)
+                x = tensor.crop_resize(images, p.crop, p.flip, self.size, antialias=torchvision)
             return tensor.colour(x, p, additive, torchvision, self.blur_radius)
 
 

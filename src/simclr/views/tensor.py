@@ -1,8 +1,10 @@
 """The views as batched tensor operations with one set of parameters an image, on any device.
 
-The definition the CPU kernels are tested against, and the path of every other device. Pure functions of
-tensors without host synchronisation or loops over images, so that torch.compile can fuse them.
+The definition the CPU kernels are tested against, and the path of every other device. Nothing here waits for
+a value from the device, nor loops over images.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,20 +17,43 @@ LUMA = (0.2989, 0.587, 0.114)  # red, green, blue; both TensorFlow's and torchvi
 TINY = 1e-20
 
 
-def to_device(parameters: ViewParameters, device: torch.device) -> dict[str, Tensor]:
-    """The decisions as tensors, sent in one copy."""
-    p = parameters
-    columns = [p.crop, p.flip[:, None], p.jitter[:, None], p.order, p.factors]
-    columns += [p.grey[:, None], p.blur[:, None], p.sigma[:, None]]
-    rows = torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
-    if device.type == "cuda":
-        rows = rows.pin_memory()
-    rows = rows.to(device, non_blocking=True)
-    crop, flip, jitter, order, factors, grey, blur, sigma = rows.split([4, 1, 1, 4, 4, 1, 1, 1], 1)
-    return dict(
-        crop=crop.long(), flip=flip[:, 0] > 0, jitter=jitter[:, 0] > 0, order=order.long(),
-        factors=factors, grey=grey[:, 0] > 0, blur=blur[:, 0] > 0, sigma=sigma[:, 0],
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Decisions:
+    """`ViewParameters` as tensors on a device."""
+
+    crop: Int[Tensor, "b 4"]
+    flip: Bool[Tensor, " b"]
+    factors: Float[Tensor, "b 4"]
+    grey: Bool[Tensor, " b"]
+    blur: Bool[Tensor, " b"]
+    sigma: Float[Tensor, " b"]
+    turns: list[list[Int[Tensor, " _"]]]
+    """turns[j][k]: the images whose j-th operation of the jitter is k."""
+
+    @classmethod
+    def of(cls, p: ViewParameters, device: torch.device | str) -> "Decisions":
+        """Two copies to the device; which images share an operation is worked out here, where it is known."""
+
+        def send(array: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(array)
+            if torch.device(device).type == "cuda" and len(array):
+                tensor = tensor.pin_memory()  # else the copy would wait for the device
+            return tensor.to(device, non_blocking=True)
+
+        columns = [p.crop, p.flip[:, None], p.factors, p.grey[:, None], p.blur[:, None], p.sigma[:, None]]
+        turns = [np.flatnonzero(p.jitter & (p.order[:, j] == k)) for j in range(4) for k in range(4)]
+        rows = send(np.concatenate(columns, 1).astype(np.float32))
+        crop, flip, factors, grey, blur, sigma = rows.split([4, 1, 4, 1, 1, 1], 1)
+        split = send(np.concatenate(turns)).split([len(turn) for turn in turns])
+        return cls(
+            crop=crop.long(),
+            flip=flip[:, 0] > 0,
+            factors=factors,
+            grey=grey[:, 0] > 0,
+            blur=blur[:, 0] > 0,
+            sigma=sigma[:, 0],
+            turns=[list(split[4 * j : 4 * j + 4]) for j in range(4)],
+        )
 
 
 def resampling(
@@ -100,36 +125,44 @@ def rotate_hue(x: Float[Tensor, "b 3 h w"], turns: Float[Tensor, "b 1 1 1"]) -> 
         value == red, (green - blue) / part,
         torch.where(value == blue, 4 + (red - green) / part, 2 + (blue - red) / part),
     )  # fmt: skip
-    peaks = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    peaks = 5 - 2 * torch.arange(3, device=x.device).view(1, 3, 1, 1)  # not from the host, which would wait
     k = (sextant + 6 * turns + peaks).remainder(6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def jitter(
-    x: Float[Tensor, "b 3 h w"], order: Int[Tensor, "b 4"], factors: Float[Tensor, "b 4"],
-    additive: bool, torchvision: bool,
-) -> Float[Tensor, "b 3 h w"]:  # fmt: skip
-    """Brightness, contrast, saturation and hue in each image's order, each followed by a clip to [0, 1].
+def contrast(
+    x: Float[Tensor, "b 3 h w"], factor: Float[Tensor, "b 1 1 1"], grey_pivot: bool
+) -> Float[Tensor, "b 3 h w"]:
+    """Scale about the mean of each channel, or of the grey image."""
+    mean = (greyscale(x) if grey_pivot else x).mean((2, 3), keepdim=True)
+    return x * factor + mean * (1 - factor)
 
-    In each of four rounds every operation is evaluated for all images, with the neutral factor where it is
-    another's turn. Brightness and contrast share one multiplication and addition.
+
+def jitter(
+    x: Float[Tensor, "b 3 h w"],
+    turns: list[list[Int[Tensor, " _"]]],
+    factors: Float[Tensor, "b 4"],
+    additive: bool,
+    torchvision: bool,
+) -> None:
+    """Brightness, contrast, saturation and hue in each image's order, each followed by a clip to [0, 1]; in place.
+
+    In each of four rounds an operation gathers the images whose turn it is, so none is worked on in vain.
     """
-    one = torch.ones_like(factors[:, 0])
-    for round_ in order.unbind(1):
-        brightness, contrast, saturation, hue = (
-            torch.where(round_ == op, factor, neutral)[:, None, None, None]
-            for op, (factor, neutral) in enumerate(
-                zip(factors.unbind(1), (0 * one if additive else one, one, one, 0 * one), strict=True)
-            )
-        )
-        mean = (greyscale(x) if torchvision else x).mean((2, 3), keepdim=True)
-        x = x * contrast + mean * (1 - contrast)
-        x = x + brightness if additive else x * brightness
-        grey_blend = saturation * x + (1 - saturation) * greyscale(x) if torchvision else None
-        saturated = saturate(x, saturation) if grey_blend is None else grey_blend
-        turn = round_[:, None, None, None]
-        x = torch.where(turn == 2, saturated, torch.where(turn == 3, rotate_hue(x, hue), x)).clamp(0, 1)
-    return x
+    for turn in turns:
+        for operation, images in enumerate(turn):
+            part, factor = x[images], factors[images, operation, None, None, None]
+            if operation == 0:
+                part = part + factor if additive else part * factor
+            elif operation == 1:
+                part = contrast(part, factor, torchvision)
+            elif operation == 3:
+                part = rotate_hue(part, factor)
+            elif torchvision:
+                part = factor * part + (1 - factor) * greyscale(part)
+            else:
+                part = saturate(part, factor)
+            x.index_copy_(0, images, part.clamp_(0, 1))
 
 
 def blur_matrix(
@@ -160,12 +193,11 @@ def blur(x: Float[Tensor, "b 3 s s"], matrix: Float[Tensor, "b s s"]) -> Float[T
 
 
 def colour(
-    x: Float[Tensor, "b 3 s s"], p: dict[str, Tensor], additive: bool, torchvision: bool, radius: int
+    x: Float[Tensor, "b 3 s s"], p: Decisions, additive: bool, torchvision: bool, radius: int
 ) -> Float[Tensor, "b 3 s s"]:
-    """Jitter, grey, clip, blur, clip: what follows the crop."""
-    jittered = jitter(x, p["order"], p["factors"], additive, torchvision)
-    x = torch.where(p["jitter"][:, None, None, None], jittered, x)
-    x = torch.where(p["grey"][:, None, None, None], greyscale(x), x).clamp(0, 1)
+    """Jitter (in place), grey, clip, blur, clip: what follows the crop."""
+    jitter(x, p.turns, p.factors, additive, torchvision)
+    x = torch.where(p.grey[:, None, None, None], greyscale(x), x).clamp_(0, 1)
     if radius:
-        x = blur(x, blur_matrix(p["sigma"], p["blur"], x.shape[-1], radius, reflect=torchvision)).clamp(0, 1)
+        x = blur(x, blur_matrix(p.sigma, p.blur, x.shape[-1], radius, reflect=torchvision)).clamp_(0, 1)
     return x
