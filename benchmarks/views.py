@@ -81,17 +81,24 @@ def kornia(size: int) -> Contestant:
     )
 
     def run(images: list[np.ndarray], epoch: int) -> None:
+        same = len({image.shape for image in images}) == 1
+        for batch in [np.stack(images)] if same else [image[None] for image in images]:
+            x = torch.tensor(batch).permute(0, 3, 1, 2).float() / 255
+            torch.stack([transform(x), transform(x)])
+
+    return run
+
+
+def lightly(size: int) -> Contestant:
+    from lightly.transforms import SimCLRTransform
+
+    transform = SimCLRTransform(input_size=size, cj_strength=STRENGTH[size], normalize=None)
+
+    def run(images: list[np.ndarray], epoch: int) -> None:
         for image in images:
-            x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-            torch.cat([transform(x), transform(x)])
+            torch.stack(transform(Image.fromarray(image)))
 
-    def run_batch(images: list[np.ndarray], epoch: int) -> None:
-        if len({image.shape for image in images}) > 1:
-            return run(images, epoch)
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        torch.cat([transform(x), transform(x)])
-
-    return run_batch
+    return run
 
 
 def albumentations(size: int) -> Contestant:
@@ -119,7 +126,12 @@ def albumentations(size: int) -> Contestant:
     return run
 
 
-PEERS = {"torchvision v2 on PIL": torchvision_pil, "kornia": kornia, "albumentations": albumentations}
+PEERS = {
+    "torchvision v2 on PIL": torchvision_pil,
+    "lightly on PIL": lightly,
+    "kornia": kornia,
+    "albumentations": albumentations,
+}
 
 
 def contestants(size: int) -> dict[str, Contestant]:
@@ -130,8 +142,8 @@ def contestants(size: int) -> dict[str, Contestant]:
     for name, build in PEERS.items():
         try:
             found[name] = build(size)
-        except ImportError:
-            print(f"{name}: not installed")
+        except ImportError as error:
+            print(f"  {name}: left out, {error}")
     return found
 
 

@@ -120,7 +120,7 @@ def create_optimizer(
     raise ValueError(f"optimizer must be lars, sgd or adamw, got {name!r}")
 
 
-def peak_lr(base: float, batch: int, scaling: str) -> float:
+def peak_lr(base: float | int, batch: int, scaling: str) -> float:
     """The highest rate of a schedule: `linear` base * batch / 256, `sqrt` base * sqrt(batch) (paper, App. B.1),
     `none` base itself."""
     match scaling:
@@ -144,11 +144,11 @@ def lr_factor(step: int, total: int, warmup: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(step - warmup, decay) / decay))
 
 
-def total_steps(images: int, batch: int, epochs: float) -> int:
+def total_steps(images: int, batch: int, epochs: float | int) -> int:
     """Steps of a run over `epochs` passes, one more than the whole batches in them (official `train_steps`)."""
     return int(images * epochs // batch) + 1
 
 
-def warmup_steps(images: int, batch: int, warmup_epochs: float) -> int:
+def warmup_steps(images: int, batch: int, warmup_epochs: float | int) -> int:
     """Steps of warm-up; halves of the whole batches round to even, as the official code's `round` does."""
     return round(warmup_epochs * images // batch)
