@@ -254,10 +254,7 @@ def test_a_few_unreadable_images_never_end_a_run():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_with_nothing_to_read_ends_at_once(workers):
     source = open_source(Holes(set(range(1, 2000))), "all").select(np.arange(1, 9), "all")
-    with pytest.raises(
-        TooManyBadImages,
-        match="Holes: image . cannot be read, nor can 32 others .*: the data set raised OSError: a hole",
-    ):
+    with pytest.raises(TooManyBadImages, match=r"Holes: image . cannot be read, nor can 32 others .*: a hole"):
         list(Streamed(source, VIEWS, batch=4, seed=0, workers=workers)(range(1)))
 
 
