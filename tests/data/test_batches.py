@@ -6,14 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from simclr.data import open_source
 from simclr.data.batches import (
     Resident,
     Streamed,
     TooManyBadImages,
-    eval_batches,
     open_batches,
     write_bad_files,
 )
@@ -21,37 +19,9 @@ from simclr.data.loading import load_images
 from simclr.data.order import Order
 from simclr.data.workers import Cutter, loader
 from simclr.views import Views
-from simclr.views.evaluation import Preprocess
 
 VIEWS = Views(size=8)
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
-
-
-def pixels(k: int, height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(k).integers(0, 256, (height, width, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """37 pictures of different sizes, of which three cannot be read."""
-    root = tmp_path_factory.mktemp("mixed")
-    for k in range(37):
-        Image.fromarray(pixels(k, 9 + k % 5, 8 + k % 7)).save(root / f"{k:02}.png")
-    (root / "05.png").write_bytes(b"")
-    (root / "11.png").write_text("words")
-    content = (root / "23.png").read_bytes()
-    (root / "23.png").write_bytes(content[: len(content) // 2])
-    return open_source(root, "all")
-
-
-@pytest.fixture(scope="module")
-def even(tmp_path_factory):
-    """30 pictures of one size, one of them unreadable."""
-    root = tmp_path_factory.mktemp("even")
-    for k in range(30):
-        Image.fromarray(pixels(k, 10, 12)).save(root / f"{k:02}.png")
-    (root / "04.png").write_bytes(b"")
-    return open_source(root, "all")
 
 
 def same(one, other) -> bool:
@@ -60,37 +30,6 @@ def same(one, other) -> bool:
         and np.array_equal(one.indices, other.indices)
         and torch.equal(one.views, other.views)
     )
-
-
-# order
-
-
-def test_each_epoch_is_another_permutation_cut_into_whole_batches():
-    order = Order(103, 10, seed=3)
-    assert order.steps_per_epoch == 10
-    epochs = [np.concatenate([order.indices(10 * e + k) for k in range(10)]) for e in range(3)]
-    for e, visited in enumerate(epochs):
-        assert len(set(visited)) == 100
-        assert order.epoch(10 * e + 9) == e
-        assert visited.min() >= 0
-        assert visited.max() < 103
-    assert not np.array_equal(epochs[0], epochs[1])
-    neighbours = [
-        {frozenset(pair) for pair in zip(e[:-1].tolist(), e[1:].tolist(), strict=True)} for e in epochs
-    ]
-    assert len(neighbours[0] & neighbours[1]) < 12  # 99 pairs of 5253 are expected to share about 2
-    other = Order(103, 10, seed=4)
-    assert not np.array_equal(order.indices(0), other.indices(0))
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_processes_share_each_batch_evenly(world):
-    whole = Order(50, 8, seed=1)
-    shares = [Order(50, 8, seed=1, rank=r, world=world) for r in range(world)]
-    for step in range(14):
-        parts = [share.indices(step) for share in shares]
-        assert {len(part) for part in parts} == {8 // world}
-        assert np.array_equal(np.concatenate(parts), whole.indices(step))
 
 
 def test_batches_that_cannot_be_are_refused(even):
@@ -200,20 +139,6 @@ def test_unreadable_images_are_replaced_and_listed(folder, tmp_path):
     assert [row["reason"] for row in rows][:2] == ["empty file", "not an image in a format that Pillow reads"]
 
 
-def test_replacements_depend_on_the_epoch():
-    order = Order(10**5, 10**5, seed=0)
-    assert len({next(order.replacements(epoch, 5)) for epoch in range(3)}) == 3
-
-
-def test_replacements_come_from_outside_the_batch_while_there_are_any():
-    order = Order(100, 50, seed=0)
-    for step in range(4):
-        tried = [i for _, i in zip(range(32), order.replacements(step, 5), strict=False)]
-        inside = np.isin(tried, order.whole(step))
-        assert 8 < inside.sum() < 24
-        assert np.array_equal(inside, np.sort(inside))
-
-
 class Holes:
     """2,000 pictures, of which those in `bad` raise."""
 
@@ -254,22 +179,23 @@ def test_a_few_unreadable_images_never_end_a_run():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_with_nothing_to_read_ends_at_once(workers):
     source = open_source(Holes(set(range(1, 2000))), "all").select(np.arange(1, 9), "all")
-    with pytest.raises(TooManyBadImages, match=r"Holes: image . cannot be read, nor can 32 others .*: a hole"):
+    with pytest.raises(
+        TooManyBadImages, match=r"Holes: image . cannot be read, nor can 32 others .*: a hole"
+    ):
         list(Streamed(source, VIEWS, batch=4, seed=0, workers=workers)(range(1)))
 
 
 # resident
 
 
-def test_resident_views_are_those_of_the_library(even):
-    images = np.stack([pixels(k, 10, 12) for k in range(30)])
+def test_resident_views_are_those_of_the_library(even, even_pixels):
     batches = open_batches(even, VIEWS, batch=12, seed=5)
     assert isinstance(batches, Resident)
     for batch in batches(range(1, 4)):
         assert 4 not in batch.indices
         for v in (0, 1):
             parameters = VIEWS.draw(batch.indices, batch.step // 2, v, 5, (10, 12))
-            assert torch.equal(batch.views[v], VIEWS.apply(images[batch.indices], parameters))
+            assert torch.equal(batch.views[v], VIEWS.apply(even_pixels[batch.indices], parameters))
         assert batch.views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert batches.bad == {"04.png": "empty file"}
 
@@ -300,42 +226,8 @@ def test_storage_is_chosen_by_what_fits(folder, even):
         open_batches(folder, VIEWS, batch=4, seed=0, mode="resident")
 
 
-def test_loading_gives_the_images_and_the_unreadable_ones(even):
+def test_loading_gives_the_images_and_the_unreadable_ones(even, even_pixels):
     loaded = load_images(even)
     assert list(loaded.bad) == [4]
-    assert np.array_equal(
-        np.delete(loaded.images, 4, 0), np.stack([pixels(k, 10, 12) for k in range(30) if k != 4])
-    )
+    assert np.array_equal(np.delete(loaded.images, 4, 0), np.delete(even_pixels, 4, 0))
     assert not loaded.images[4].any()
-
-
-# evaluation
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_batches_come_in_order_without_unreadable_images(folder, workers):
-    preprocess = Preprocess(8)
-    batches = eval_batches(folder, preprocess, batch=10, workers=workers)
-    found = list(batches)
-    indices = np.concatenate([index for index, _ in found])
-    names = [folder.path(i) for i in indices]
-    assert names == [f"{k:02}.png" for k in range(37) if k not in (5, 11, 23)]
-    assert [len(index) for index, _ in found] == [9, 9, 9, 7]
-    assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
-    expected = torch.stack([preprocess(folder.read(i)) for i in indices])
-    assert torch.equal(torch.cat([images for _, images in found]), expected)
-
-
-def test_evaluation_of_images_in_memory():
-    source = open_source("sample", "test")
-    found = list(eval_batches(source, Preprocess(32), batch=640))
-    assert [len(images) for _, images in found] == [640, 640, 220]
-    images = torch.cat([images for _, images in found])
-    expected = torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255
-    assert (images - expected).abs().max() < 1e-6
-
-
-def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
-    bad = [i for i in range(37) if folder.path(i) in ("05.png", "11.png", "23.png")]
-    batches = eval_batches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
-    assert [index.tolist() for index, _ in batches] == [[3]]

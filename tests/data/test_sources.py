@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.paths import Paths, find_images
 
 NAMES = ["b.JPG", "a.png", "Ünï cödé/c d.jpeg", "deep/er/e.WebP", "deep/f.tif", "deep/é.BMP"]
 
@@ -288,54 +287,3 @@ def test_the_fingerprint_follows_names_sizes_and_number(tmp_path):
     fingerprints.append(open_source(root, "all").fingerprint)
     assert len(set(fingerprints)) == 4
     assert open_source(root, "all").fingerprint == fingerprints[-1]
-
-
-def test_paths_are_two_arrays():
-    names = [b"a/b.png", b"", "é ü.jpg".encode(), b"\xff.png"]
-    paths = Paths.of(names)
-    assert [os.fsencode(paths[i]) for i in range(4)] == names == list(paths.encoded())
-    assert list(paths.select(np.array([3, 0, 3])).encoded()) == [names[3], names[0], names[3]]
-    assert paths.text.nbytes + paths.offsets.nbytes == sum(map(len, names)) + 5 * 8
-    with pytest.raises(IndexError):
-        paths[4]
-
-
-def test_find_images_lists_only_the_parts_asked_for(tmp_path):
-    write(tmp_path, ["x/1.png", "y/2.png", "z/3.png"])
-    assert find_images(tmp_path, ("z", "x")) == [b"x/1.png", b"z/3.png"]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda d: d / "nowhere", "does not exist; data can be a folder"),
-        (lambda d: d, "holds no image files"),
-        (lambda d: (d / "x.pdf", (d / "x.pdf").write_text("x"))[0], "is not a data set"),
-        (lambda d: (d / "x.txt", (d / "x.txt").write_text("\n"))[0], "names no images"),
-        (lambda d: (d / "x.txt", (d / "x.txt").write_text("gone.png"))[0], r"'gone\.png' does not exist"),
-        (lambda d: (d / "x.csv", (d / "x.csv").write_text("file\na.png"))[0], "no column 'path'"),
-        (lambda d: (d / "x.csv", (d / "x.csv").write_text("label,path\na"))[0], "line 2: no path"),
-        (
-            lambda d: (d / "x.csv", (d / "x.csv").write_text("path,split\na,dev"))[0],
-            "'dev'; allowed are train",
-        ),
-        (lambda d: (d / "x.npz", (d / "x.npz").write_text("no"))[0], r"not an \.npz file"),
-        (lambda d: (d / "x.npz", np.savez(d / "x.npz", images=np.zeros((2, 2, 2))))[0], "allowed is uint8"),
-        (lambda d: (d / "x.npz", np.savez(d / "x.npz", x=np.zeros(2)))[0], "needed are `images`"),
-        (lambda d: f"cifar10:{d}", "needed there are cifar-10-batches-py"),
-        (lambda d: f"torchvision:Nothing:{d}", "allowed are CIFAR10"),
-        (lambda d: "torchvision:MNIST", "write torchvision:NAME:DIR"),
-        (lambda d: 7, "a int is not a data set"),
-        (lambda d: [], "holds no images"),
-        (lambda d: [np.zeros((2, 2, 3))], "gives no images: item 0: ndarray float64"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(tmp_path, make, message):
-    with pytest.raises(ValueError, match=message) as error:
-        open_source(make(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split is 'dev'; allowed are train, test, all, pretrain"):
-        open_source("sample", "dev")
