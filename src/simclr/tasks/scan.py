@@ -28,8 +28,11 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Report what a data set holds: number and sizes of images, colour modes and bit depths, classes, exact
-    duplicates, and files that cannot be read with the reason. Every image is decoded once."""
+    """Report what a data set holds.
+
+    That is: number and sizes of images, colour modes and bit depths, classes, exact duplicates, and files that
+    cannot be read, with the reason. Every image is decoded once.
+    """
 
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, cifar10:DIR, torchvision:NAME:DIR or sample"""
