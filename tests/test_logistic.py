@@ -27,7 +27,8 @@ def objective(weight, bias, x, y, penalty):
 def test_reaches_the_optimum_of_scikit_learn(penalty):
     x, y = problem()
     ours = fit_path(x, y, 4, [penalty])[0]
-    theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=1000, solver="newton-cholesky").fit(x.double().numpy(), y.numpy())
+    theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=1000, solver="newton-cholesky")
+    theirs.fit(x.double().numpy(), y.numpy())
     best = objective(torch.tensor(theirs.coef_), torch.tensor(theirs.intercept_), x, y, penalty)
     found = objective(ours.weight, ours.bias, x, y, penalty)
     assert found <= best * (1 + 1e-4) + 1e-3

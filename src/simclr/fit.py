@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -21,10 +21,8 @@ class Interrupted(Exception):
     """The run was asked to stop, and saved what it had; the same command goes on from there."""
 
 
-class Backward(Protocol):
-    """One step's forward and backward pass: leaves gradients, returns the loss and whatever `describe` reads."""
-
-    def __call__(self, batch: Any) -> tuple[Tensor, Any]: ...
+Backward = Callable[[Any], tuple[Tensor, Any]]
+"""One step's forward and backward pass: leaves gradients, returns the loss and whatever `describe` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def fit(
                     run.save(_state(fabric, model, optimizer, done))
             progress.advance()
             if stopping and not last:
-                raise Interrupted(f"stopped at step {done} of {plan.steps} and saved; the same command goes on from there")
+                raise Interrupted(f"stopped at step {done} of {plan.steps} and saved; the same command goes on")
     return facts
 
 
@@ -118,7 +116,8 @@ def _finite(fabric: Fabric, loss: Tensor, step: int) -> float:
     value = fabric.all_reduce(loss.detach(), reduce_op="mean").item()
     if value != value or value in (float("inf"), float("-inf")):
         raise FloatingPointError(
-            f"the loss is {value} at step {step}; the last checkpoint is kept. A lower lr or machine.precision 32 may help"
+            f"the loss is {value} at step {step}; the last checkpoint is kept. "
+            "A lower lr or machine.precision 32 may help"
         )
     return value
 

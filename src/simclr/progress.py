@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, Self
+from typing import Any
 
 SHOWN = {
     "loss": "loss {:.3f}",
@@ -32,7 +32,7 @@ class Progress:
             columns = BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
             self.bar = Bar(*columns, console=Console(stderr=True))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self.bar:
             self.bar.start()
             self.row = self.bar.add_task("", total=self.total, completed=self.start)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import yaml
@@ -35,7 +35,7 @@ class Run:
         self.path, self.writes = Path(path), writes
 
     @classmethod
-    def start(cls, path: Path, task: Any, *, fresh: bool = False, writes: bool = True) -> Self:
+    def start(cls, path: Path, task: Any, *, fresh: bool = False, writes: bool = True) -> "Run":
         """Begin a run of `task` in `path`, or go on with the one that is there.
 
         Settings saved there must equal those of `task`, but for those that say where it runs rather than what it
@@ -133,8 +133,8 @@ class Run:
                 continue
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError) as error:
-                broken.append(f"{path}: {str(error).splitlines()[0]}")
+            except Exception as error:  # torch reads pickles: half a file can raise nearly anything
+                broken.append(f"{path}: {' '.join(str(error).split()[:12]) or type(error).__name__}")
         if broken:
             raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); --fresh starts over")
         return None

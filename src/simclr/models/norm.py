@@ -57,12 +57,16 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """Batch normalisation with the statistics of all processes, on any device.
 
     Takes over parameters, buffers and settings of `norm`, including timm's fused activation. On CUDA the
-    kernels are torch's; elsewhere the sums go through a differentiable all-reduce.
+    kernels are torch's; elsewhere the sums go through a differentiable all-reduce. It is no subclass of
+    nn.SyncBatchNorm, since DistributedDataParallel refuses that class on a CPU.
     """
+
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def __init__(self, norm: _BatchNorm):
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
@@ -89,9 +93,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             y = child(y)
         return y
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"batch normalisation needs (B, C, ...), got {tuple(x.shape)}")
+
     def _cuda(self, x: Tensor) -> Tensor:
         before = self.running_var.clone() if self.biased else None
-        y = super().forward(x)
+        y = nn.SyncBatchNorm.forward(self, x)
         if before is not None:
             # (1-m)·before + m·unbiased -> (1-m)·before + m·biased; processes hold batches of one size
             n = x.numel() // x.shape[1] * dist.get_world_size()
@@ -132,7 +140,7 @@ def synchronise(module: nn.Module) -> nn.Module:
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return module
-    if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         return SyncBatchNorm(module)
     for name, child in module.named_children():
         setattr(module, name, synchronise(child))

@@ -44,10 +44,10 @@ class Pretrain:
     Calling it trains, or goes on with, the run in `out` and returns its result.
     """
 
-    data: str
-    """images to learn from: a folder, list, table, array file or named data set"""
+    data: Any
+    """images to learn from: a folder, list, table, array file or named data set; in Python also any sequence"""
     out: Path | None = None
-    """run folder; runs/NAME of the data if not given"""
+    """run folder; runs/pretrain-DATA if not given"""
     fresh: bool = False
     """delete what an earlier run left in `out` and start over"""
     encoder: str = "simclr_resnet50"
@@ -76,13 +76,13 @@ class Pretrain:
     """of weights, not of biases and norms; paper 1e-6, official v2 1e-4"""
     batch: int = 4096
     """images in a step, over all processes; each has 2 * batch - 2 negatives"""
-    epochs: float = 100
+    epochs: float | int = 100
     """passes over the images"""
-    warmup_epochs: float = 10
+    warmup_epochs: float | int = 10
     """passes over which the learning rate rises linearly from 0"""
     max_bad: float = 0.05
     """share of unreadable images past which the run stops"""
-    knn_every: float = 10
+    knn_every: float | int = 10
     """epochs between kNN checks where labels exist; 0 for none"""
     log_every: int = 20
     """steps between lines of the log"""
@@ -190,7 +190,7 @@ class Pretrain:
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
-        name = Path(self.data.rsplit(":", 1)[-1]).stem or "data"
+        name = Path(self.data.rsplit(":", 1)[-1]).name if isinstance(self.data, str) else type(self.data).__name__
         return self.out or Path("runs") / f"pretrain-{name}"
 
     def announcement(

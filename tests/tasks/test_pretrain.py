@@ -1,0 +1,248 @@
+"""Pretraining: exact in its resumption and over processes, and it learns."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from simclr.data import open_source
+from simclr.evaluation import accuracy, knn_votes
+from simclr.machine import Machine
+from simclr.tasks.pretrain import Both, Pretrain
+from simclr.views import Views
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 photographs as files."""
+    path = tmp_path_factory.mktemp("photographs")
+    source = open_source("sample", "train")
+    for i in range(40):
+        Image.fromarray(source.read(i)).save(path / f"{i:02d}.png")
+    return path
+
+
+def command(data, out, *settings):
+    return [
+        sys.executable, "-m", "simclr", "pretrain", str(data), "--out", str(out), "--encoder", "simclr_resnet10",
+        "--encoder_options.width", "0.125", "--views.size", "16", "--head_layers", "2", "--head_features", "8",
+        "--batch", "8", "--epochs", "1", "--warmup_epochs", "0.4", "--lr", "8", "--temperature", "0.2",
+        "--save_every", "3", "--log_every", "1", *settings,
+    ]  # fmt: skip
+
+
+def run(words, **options):
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, **options)
+
+
+KILLED_AT_STEP_3 = """
+import os, sys
+from simclr.run import Run
+save = Run.save
+def save_and_die(self, state):
+    save(self, state)
+    os._exit(9)
+Run.save = save_and_die
+from simclr.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("storage", "workers"), [("resident", 0), ("streamed", 0), ("streamed", 2)])
+def test_six_steps_are_three_and_a_new_process_and_three(folder, tmp_path, storage, workers):
+    settings = ["--machine.storage", storage, "--machine.workers", str(workers)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(command(folder, whole, *settings)).returncode == 0
+    killed = command(folder, parts, *settings)
+    assert run([sys.executable, "-c", KILLED_AT_STEP_3, *killed[3:]]).returncode == 9
+    assert [json.loads(line)["step"] for line in (parts / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    finished = run(killed)
+    assert finished.returncode == 0, finished.stderr
+
+    for name in ("encoder", "head"):
+        ours, expected = (load_file(path / f"{name}.safetensors") for path in (parts, whole))
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[key], expected[key]) for key in expected)
+    states = [torch.load(path / "checkpoints" / "last.pt", weights_only=True) for path in (parts, whole)]
+    assert states[0]["step"] == 6
+    torch.testing.assert_close(states[0]["optimizer"], states[1]["optimizer"], rtol=0, atol=0)
+    logs = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (parts, whole)]
+    assert [(line["step"], line["loss"], line["lr"]) for line in logs[0]] == [
+        (line["step"], line["loss"], line["lr"]) for line in logs[1]
+    ]
+
+
+def test_two_processes_do_what_one_does_and_one_goes_on_from_two(folder, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    exact = ["--machine.precision", "64", "--machine.workers", "0"]
+    assert run(command(folder, one, *exact)).returncode == 0
+    done = run(command(folder, two, *exact, "--machine.devices", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "8 = 2 x 4" in done.stdout
+    for name in ("encoder", "head"):
+        ours, expected = (load_file(path / f"{name}.safetensors") for path in (two, one))
+        for key in expected:
+            torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-9)
+
+    begun = tmp_path / "begun"
+    words = command(folder, begun, *exact)
+    # two processes up to the first checkpoint, one from there on
+    killed = run([sys.executable, "-c", KILLED_AT_STEP_3, *words[3:], "--machine.devices", "2"], timeout=120)
+    assert killed.returncode != 0
+    assert run(words).returncode == 0
+    ours, expected = (load_file(path / "encoder.safetensors") for path in (begun, one))
+    for key in expected:
+        torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-9)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folder, tmp_path):
+    words = command(folder, tmp_path / "run", "--epochs", "400", "--save_every", "100000")
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "saved; the same command goes on" in errors
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["step"]
+    assert saved >= 3
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == saved
+
+
+def small(**settings):
+    defaults = dict(
+        encoder="simclr_resnet10", encoder_options={"width": 0.125}, views=Views(size=16, blur=0.0, strength=0.5),
+        head_features=16, batch=64, epochs=1.0, warmup_epochs=0.0, temperature=0.2, lr=1.0,
+        machine=Machine(accelerator="cpu"),
+    )  # fmt: skip
+    return Pretrain(**{**defaults, **settings})
+
+
+def test_each_step_sends_both_views_through_the_encoder_once(folder, tmp_path, monkeypatch):
+    shapes = []
+    forward = Both.forward
+    monkeypatch.setattr(Both, "forward", lambda self, x: (shapes.append(x.shape), forward(self, x))[1])
+    result = small(data=str(folder), out=tmp_path / "run", batch=8)()
+    assert result["steps"] == 6
+    assert shapes == [(16, 3, 16, 16)] * 6
+    state = load_file(tmp_path / "run" / "encoder.safetensors")
+    counters = [value.item() for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counters
+    assert set(counters) == {6}
+
+
+def test_every_trained_tensor_moves_and_the_encoder_file_holds_no_head(folder, tmp_path):
+    task = small(data=str(folder), out=tmp_path / "run", batch=8, weight_decay=0.0)
+    task()
+    torch.manual_seed(task.seed)
+    from simclr.models import ProjectionHead, create_encoder
+
+    encoder = create_encoder(task.encoder, 16, task.encoder_options)
+    head = ProjectionHead(encoder.num_features, 16, task.head_layers)
+    for name, module in {"encoder": encoder, "head": head}.items():
+        trained = load_file(tmp_path / "run" / f"{name}.safetensors")
+        still = [key for key, p in module.named_parameters() if torch.equal(p, trained[key])]
+        assert still == []
+        assert trained.keys() == module.state_dict().keys()
+
+
+def test_finished_and_unfinished_folders_answer_for_themselves(folder, tmp_path, capsys):
+    task = small(data=str(folder), out=tmp_path / "run", batch=8)
+    first = task()
+    assert task() == first
+    assert "finished run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"temperature was 0\.2 and is now 0\.3"):
+        dataclasses.replace(task, temperature=0.3)()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("simclr.tasks.pretrain.nt_xent", lambda z_a, *a, **k: z_a.sum() * math.nan)
+    with pytest.raises(FloatingPointError, match="at step"):
+        small(data=str(folder), out=tmp_path / "run", batch=8, log_every=1)()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 1}, "batch must be at least 2"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"warmup_epochs": 5.0}, "warmup_epochs must not exceed epochs"),
+        ({"head_layers": -1}, "head_layers must be at least 0"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(data="x", **settings)
+
+
+def test_more_than_the_images_in_a_batch_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="batch"):
+        small(data=str(folder), out=tmp_path / "run", batch=64)()
+
+
+class Shapes:
+    """Eight shapes in any colour at any place: what a network must find, and what it must learn to ignore."""
+
+    def __init__(self, n, seed):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(8, size=n)
+        grid = np.stack(np.meshgrid(np.arange(16), np.arange(16), indexing="ij"), -1)
+        self.images = []
+        for label in self.labels:
+            y, x = np.moveaxis(grid - rng.uniform(5.5, 9.5, 2), -1, 0)
+            r, ring = np.hypot(x, y), np.maximum(abs(x), abs(y))
+            inside = [
+                r < 4, ring < 4, (abs(x) < 1.5) & (abs(y) < 5), (abs(y) < 1.5) & (abs(x) < 5), (r < 5) & (r > 3),
+                (ring < 5) & (ring > 3), (abs(x) + abs(y)) < 4.5, (abs(x - y) < 2) & (r < 5),
+            ][label]  # fmt: skip
+            front, back = rng.integers(0, 256, (2, 3))
+            noise = rng.normal(0, 10, (16, 16, 3))
+            self.images.append((np.where(inside[..., None], front, back) + noise).clip(0, 255).astype(np.uint8))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], int(self.labels[i])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_learns(tmp_path, seed):
+    from simclr import load
+
+    train, test = Shapes(1024, seed), Shapes(400, seed + 100)
+    task = small(
+        data=train, out=tmp_path / "run", views=Views(size=16, blur=0.0, crop_area=(0.3, 1.0)), epochs=18.0,
+        warmup_epochs=1.0, knn_every=0.0, seed=seed, encoder_options={"width": 0.25},
+    )  # fmt: skip
+    task()
+    encoder = load(tmp_path / "run")
+    fresh = encoder.card.build_encoder().eval()
+
+    def knn(network):
+        encoder.network = network
+        bank, queries = (torch.from_numpy(encoder.embed(np.stack(s.images))) for s in (train, test))
+        votes = knn_votes(bank, torch.from_numpy(train.labels), queries, 8, k=20)
+        return accuracy(votes, torch.from_numpy(test.labels))
+
+    trained, untrained = knn(encoder.network), knn(fresh)
+    assert trained >= untrained + 0.25, f"{untrained:.1%} untrained, {trained:.1%} trained"
+
+
+def test_a_timm_encoder_by_name(folder, tmp_path):
+    result = small(data=str(folder), out=tmp_path / "run", encoder="resnet10t", encoder_options={},
+                   views=Views(size=32), batch=8)()  # fmt: skip
+    assert math.isfinite(result["loss"])
