@@ -48,7 +48,7 @@ def mixture(rows: int) -> tuple[np.ndarray, np.ndarray]:
     spectrum = 1 / np.sqrt(1 + np.arange(WIDTH))
     basis = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
     centres = rng.normal(size=(CLASSES, WIDTH)) * spectrum
-    x = 0.22 * centres[labels] + rng.normal(size=(rows, WIDTH)) * spectrum
+    x = 0.1 * centres[labels] + rng.normal(size=(rows, WIDTH)) * spectrum
     return (x @ basis).astype(np.float32), labels
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from simclr.evaluation import accuracy
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
-ROWS_PER_FEATURE = 48  # of the sample from which the covariance is taken
+ROWS_PER_FEATURE = 24  # of the sample from which the covariance is taken
 PATIENCE = 8  # penalties, two decades, without a better held-out score or loss after which a sweep ends
 
 Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]

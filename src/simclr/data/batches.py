@@ -1,4 +1,4 @@
-"""Batches of two views for training, from images that lie on the device or from worker processes."""
+"""Batches of views for training, two of each image unless told otherwise, from images that lie on the device or from worker processes."""
 
 import csv
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     step: int
     indices: Int64[np.ndarray, " b"]
     """the images, after unreadable ones were replaced"""
-    views: Float[Tensor, "2 b 3 s s"]
+    views: Float[Tensor, "v b 3 s s"]
     """view k of image i is views[k, i], in [0, 1], each image with its channels last in memory"""
 
 
@@ -61,12 +61,13 @@ class Resident:
         rank: int = 0,
         world: int = 1,
         max_bad: float = 0.05,
+        count: int = 2,
         loaded: Loaded | None = None,
     ):
-        """`loaded` is what `load_images` gave, if that is known already. Raises TooManyBadImages where more than the
-        fraction `max_bad` of the images is unreadable."""
+        """`count` is the number of views of an image; `loaded` is what `load_images` gave, if that is known already.
+        Raises TooManyBadImages where more than the fraction `max_bad` of the images is unreadable."""
         self.order = Order(len(source), batch, seed, rank, world)
-        self.views = views
+        self.views, self.count = views, count
         loaded = loaded or load_images(source)
         if loaded is None:
             raise ValueError(
@@ -90,11 +91,11 @@ class Resident:
             for k in np.flatnonzero(self._unreadable[indices]):
                 others = self.order.replacements(step, int(indices[k]))
                 indices[k] = next(i for i in others if not self._unreadable[i])
-            yield step, indices, [self.views.draw(indices, epoch, v, self.order.seed, size) for v in (0, 1)]
+            yield step, indices, [self.views.draw(indices, epoch, v, self.order.seed, size) for v in range(self.count)]
 
 
 class Streamed:
-    """Batches from worker processes, which decode each image once and cut both crops of it.
+    """Batches from worker processes, which decode each image once and cut all crops of it.
 
     Crops cross to this process as uint8; colour is worked on here, on the device. Call it with a range of steps;
     what a step gives depends on nothing but the step. `bad` holds the path and the reason of every unreadable image
@@ -112,17 +113,18 @@ class Streamed:
         rank: int = 0,
         world: int = 1,
         max_bad: float = 0.05,
+        count: int = 2,
         workers: int | None = None,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     ):
         """`workers` is the number of processes, 0 for none but this one, by default one for each CPU core;
         `start_method` is how they are started, by default as Python does it on the system."""
         self.order = Order(len(source), batch, seed, rank, world)
-        self.views = views
+        self.views, self.count = views, count
         self.device = torch.device(device)
         self.workers = cores() if workers is None else workers
         self.start_method = start_method
-        self._cutter = Cutter(source, views, self.order)
+        self._cutter = Cutter(source, views, self.order, count)
         self._record = BadImages(source, max_bad)
         self.bad = self._record.reasons
 
@@ -139,7 +141,7 @@ class Streamed:
                 self._keys(steps),
                 workers=self.workers,
                 ahead=2 * per_step,
-                item_bytes=2 * CHUNK * 3 * self.views.size**2,
+                item_bytes=self.count * CHUNK * 3 * self.views.size**2,
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
             )
@@ -151,8 +153,8 @@ class Streamed:
             crops = torch.cat([part.crops.to(self.device, non_blocking=True) for part in parts], dim=1)
             epoch, seed = self.order.epoch(step), self.order.seed
             # drawn again here rather than sent: it is cheap, and the same by construction
-            parameters = [self.views.draw(indices, epoch, v, seed, sizes) for v in (0, 1)]
-            yield Batch(step, indices, _stack([self.views.colour(crops[v], parameters[v]) for v in (0, 1)]))
+            parameters = [self.views.draw(indices, epoch, v, seed, sizes) for v in range(self.count)]
+            yield Batch(step, indices, _stack([self.views.colour(crops[v], parameters[v]) for v in range(self.count)]))
 
     def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
         for step in steps:
@@ -179,9 +181,10 @@ def open_batches(
     mode: Literal["auto", "resident", "streamed"] = "auto",
     workers: int | None = None,
     max_bad: float = 0.05,
+    count: int = 2,
     max_bytes: int = MAX_BYTES,
 ) -> Resident | Streamed:
-    """Batches of `batch` images, all processes together, for process `rank` of `world`.
+    """Batches of `count` views of `batch` images, all processes together, for process `rank` of `world`.
 
     auto: resident for images in memory already, and for files that all have one size and together take at most
     `max_bytes` decoded; else streamed. Raises ValueError where `batch` does not fit the images or the processes.
@@ -194,6 +197,7 @@ def open_batches(
         "rank": rank,
         "world": world,
         "max_bad": max_bad,
+        "count": count,
     }
     if mode != "streamed":
         loaded = load_images(source, max_bytes)
@@ -210,6 +214,6 @@ def write_bad_files(path: Path, bad: dict[str, str]) -> None:
         table.writerows(sorted(bad.items()))
 
 
-def _stack(views: list[Float[Tensor, "b 3 s s"]]) -> Float[Tensor, "2 b 3 s s"]:
+def _stack(views: list[Float[Tensor, "b 3 s s"]]) -> Float[Tensor, "v b 3 s s"]:
     """Stacked with the channels last in memory, as convolutions are fastest."""
     return torch.stack([one.permute(0, 2, 3, 1) for one in views]).permute(0, 1, 4, 2, 3)

@@ -1,4 +1,4 @@
-"""Worker processes: they decode, cut both crops of an image, and send them as bytes."""
+"""Worker processes: they decode, cut the crops of an image, and send them as bytes."""
 
 import os
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Crops(NamedTuple):
     tried: Int64[np.ndarray, " c"]
     indices: Int64[np.ndarray, " c"]
     sizes: Int64[np.ndarray, "c 2"]
-    crops: UInt8[Tensor, "2 c s s 3"]
+    crops: UInt8[Tensor, "v c s s 3"]
     bad: list[UnreadableImage]
 
 
@@ -38,6 +38,7 @@ class Cutter:
     source: Source
     views: Views
     order: Order
+    count: int = 2
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
@@ -49,8 +50,8 @@ class Cutter:
         except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
             return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
         sizes = np.array([image.shape[:2] for image in images], np.int64)
-        crops = np.empty((2, len(images), self.views.size, self.views.size, 3), np.uint8)
-        for v in (0, 1):
+        crops = np.empty((self.count, len(images), self.views.size, self.views.size, 3), np.uint8)
+        for v in range(self.count):
             parameters = self.views.draw(indices, self.order.epoch(step), v, self.order.seed, sizes)
             for k, image in enumerate(images):
                 crops[v, k] = self.views.crop(image, parameters, k)

@@ -1,0 +1,42 @@
+"""What is read from a network: h, z, a layer of the head, or the pooled end of a stage of the encoder."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from simclr.models.head import ProjectionHead
+
+STAGES = ("initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4")
+
+
+def layer_names(encoder: nn.Module, head: ProjectionHead | None) -> list[str]:
+    """The layers that `read_layer` knows of a network, in the order of the computation.
+
+    `head.1` is the output of the head's first layer after its ReLU; the last layer's is `z`.
+    """
+    depth = 0 if head is None else len(head.layers)
+    stages = STAGES if hasattr(encoder, "stages") else ()
+    return [*stages, "h", *(f"head.{k}" for k in range(1, depth)), *(["z"] if depth else [])]
+
+
+def read_layer(encoder: nn.Module, head: ProjectionHead | None, layer: str) -> nn.Module:
+    """The network up to `layer`, images (B, 3, S, S) -> (B, D); it shares its parameters with `encoder` and `head`.
+
+    Feature maps are averaged over positions. Raises ValueError for a layer this network does not have.
+    """
+    names = layer_names(encoder, head)
+    if layer not in names:
+        raise ValueError(f"layer {layer!r} is not in this network; it has {', '.join(names)}")
+    if layer == "h":
+        return encoder
+    if layer in STAGES:
+        return _Stage(encoder, layer)
+    return nn.Sequential(encoder, head.first(len(head.layers) if layer == "z" else int(layer.removeprefix("head."))))
+
+
+class _Stage(nn.Module):
+    def __init__(self, encoder: nn.Module, stage: str) -> None:
+        super().__init__()
+        self.encoder, self.stage = encoder, stage
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.encoder.stages(x)[self.stage].mean((2, 3))
