@@ -1,0 +1,124 @@
+"""The command line: quick, and one clear line for every mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from simclr.cli import COMMANDS, main, recipe_folder
+
+
+def spoken(capsys, *words):
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    check = "import sys; from simclr.cli import main; main(['--help']); print(sorted(m.split('.')[0] for m in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert all(command in out for command in COMMANDS)
+    assert not {"torch", "numpy", "jsonargparse", "yaml", "timm"} & set(out.splitlines()[-1].split("'"))
+
+
+IMPORT_EVERYTHING = """
+import json, sys
+import simclr
+for name in simclr.__all__:
+    getattr(simclr, name)
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+def test_import_loads_nothing_outside_the_declared_dependencies():
+    spoken = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT_EVERYTHING], capture_output=True, check=True)
+    imported = set(json.loads(spoken.stdout))
+    of_module = metadata.packages_distributions()
+    installed = {_plain(d.name): d for d in metadata.distributions()}
+    allowed, waiting = set(), {"simclr-toolkit"}
+    while waiting:  # what a declared dependency itself requires comes with it
+        name = waiting.pop()
+        allowed.add(name)
+        needs = installed[name].requires or []
+        required = {_plain(re.match(r"[\w.-]+", need)[0]) for need in needs if "extra ==" not in need}
+        waiting |= (required & installed.keys()) - allowed
+    strangers = {d for module in imported for d in map(_plain, of_module.get(module, []))} - allowed
+    assert strangers - {"setuptools", "pip", "jsonargparse", "docstring-parser", "typeshed-client"} == set()
+
+
+def _plain(name):
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrian", "x"], "there is no command pretrian; did you mean pretrain?"),
+        (["pretrain", "sample", "--temprature", "0.1"], "pretrain has no setting temprature; did you mean temperature?"),
+        (["pretrain", "sample", "--machine.devces", "2"], "pretrain has no setting machine.devces; did you mean machine.devices?"),
+        (["pretrain", "sample", "--views.sise", "32"], "pretrain has no setting views.sise; did you mean views.size?"),
+        (["pretrain", "sample", "extra"], "pretrain does not know what to do with 'extra'"),
+        (["pretrain", "sample", "--batch", "many"], "batch: Expected a <class 'int'>. Got value: many"),
+        (["pretrain", "sample", "--optimizer", "adm"], "optimizer: Expected a Literal['lars', 'sgd', 'adamw']. Got value: adm"),
+        (["pretrain"], "pretrain needs data"),
+        (["pretrain", "sample", "--batch", "1"], "batch must be at least 2"),
+        (["pretrain", "/nowhere/at/all"], "'/nowhere/at/all' does not exist"),
+        (["pretrain", "sample", "--config", "nosuch"], "nosuch"),
+        (["recipes", "nosuch"], "there is no recipe 'nosuch'; there are"),
+        (["knn", "/nowhere", "sample"], "holds no encoder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_in_one_line(words, message, capsys):
+    code, _, err = spoken(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert err.startswith("simclr: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_mistyped_setting_in_a_recipe_is_named(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("temprature: 0.1\n")
+    code, _, err = spoken(capsys, "pretrain", "sample", "--config", str(recipe))
+    assert code == 2
+    assert "pretrain has no setting temprature; did you mean temperature?" in err
+
+
+def test_flags_override_recipes_wherever_they_stand(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("temperature: 0.5\nbatch: 32\nviews: {size: 48}\n")
+    code, out, _ = spoken(
+        capsys, "pretrain", "sample", "--temperature", "0.3", "--config", str(recipe), "--print_config"
+    )
+    assert code == 0
+    assert "temperature: 0.3" in out
+    assert "batch: 32" in out
+    assert "size: 48" in out
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in recipe_folder().glob("*.yaml")))
+def test_every_recipe_is_understood_and_says_what_to_expect(recipe, capsys):
+    text = spoken(capsys, "recipes", recipe)[1]
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("Hardware:" in line for line in header)
+    assert any("Expected:" in line or "Goal:" in line for line in header)
+    command = re.search(r"simclr (\w+) ", "".join(header))[1]
+    places = ["somewhere"] * len(COMMANDS[command][1])
+    code, out, err = spoken(capsys, command, *places, "--config", recipe, "--print_config")
+    assert code == 0, err
+    assert "seed:" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_settings(command, capsys):
+    code, out, _ = spoken(capsys, command, "--help")
+    assert code == 0
+    assert f"usage: simclr {command}" in out
+
+
+def test_debug_shows_where_a_failure_comes_from():
+    with pytest.raises(ValueError, match="batch must be at least 2"):
+        main(["pretrain", "sample", "--batch", "1", "--debug"])

@@ -1,0 +1,74 @@
+"""The training loop on a problem with a known answer."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from simclr.fit import Plan, fit
+from simclr.run import Run
+
+
+class Batch(NamedTuple):
+    indices: np.ndarray
+    x: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str = "toy"
+
+
+def toy(tmp_path, plan, delay=0.0, **hooks):
+    """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
+    import time
+
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    network, wrapped = fabric.setup(model, optimizer)
+
+    def batches(steps):
+        for _ in steps:
+            time.sleep(delay)
+            yield Batch(np.zeros(4, np.int64), torch.ones(4, 1))
+
+    def backward(batch):
+        loss = network(batch.x).square().mean() / 2
+        fabric.backward(loss)
+        return loss.detach(), None
+
+    run = Run.start(tmp_path, Task())
+    return model, run, fit(run, fabric, model, wrapped, batches, backward, plan, **hooks)
+
+
+def test_follows_the_schedule_to_the_letter(tmp_path):
+    rates = [0.0, 0.5, 0.25, 0.1]
+    model, run, last = toy(tmp_path, Plan(steps=4, lr=lambda s: rates[s], seed=0, log_every=1))
+    assert model.weight.item() == pytest.approx(np.prod([1 - r for r in rates]))
+    assert [line["lr"] for line in run.metrics()] == rates
+    assert last["step"] == 4
+    assert run.restore()["step"] == 4
+
+
+def test_evaluates_and_saves_when_planned(tmp_path):
+    seen = []
+    plan = Plan(steps=7, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3, evaluate_every=3)
+    _, run, _ = toy(tmp_path, plan, evaluate=lambda: seen.append(1) or {"knn_top1": 0.5})
+    assert len(seen) == 2
+    assert [line["step"] for line in run.metrics() if "knn_top1" in line] == [3, 6]
+    assert torch.load(tmp_path / "checkpoints" / "previous.pt", weights_only=True)["step"] == 6
+
+
+def test_reports_the_time_spent_waiting_for_data(tmp_path):
+    _, _, last = toy(tmp_path, Plan(steps=20, lr=lambda s: 0.1, seed=0), delay=0.02)
+    waited = last["data_wait_percent"] / 100 * last["seconds"]
+    assert waited >= 20 * 0.02 * 0.9
+    assert last["data_wait_percent"] <= 100
+    assert last["images_per_s"] == pytest.approx(80 / last["seconds"], rel=0.2)
