@@ -7,7 +7,6 @@ import torch
 from simclr.evaluation import (
     accuracy,
     alignment,
-    bootstrap_interval,
     embedding_std,
     knn_votes,
     mean_per_class,
@@ -15,6 +14,7 @@ from simclr.evaluation import (
     rankme,
     uniformity,
 )
+from simclr.significance import bootstrap_interval
 
 
 def blobs(n, d, classes, spread, seed=0):

@@ -13,6 +13,7 @@ _NAMES = {
     "Pretrain": "simclr.tasks.pretrain",
     "Knn": "simclr.tasks.knn",
     "Linear": "simclr.tasks.linear",
+    "FineTune": "simclr.tasks.finetune",
 }
 _ROOMS = ("losses", "optim", "models", "data", "views", "evaluation")
 

@@ -10,6 +10,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "pretrain": ("simclr.tasks.pretrain:Pretrain", ("data",), "learn an encoder from images without labels"),
     "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
     "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
+    "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),

@@ -1,14 +1,17 @@
-"""Numbers from features: nearest neighbours, accuracy with its interval, and health without labels.
+"""Numbers from features: nearest neighbours, accuracy and precision, and health without labels.
 
-All functions are pure: (N, D) features in, numbers out. Logistic regression has a file of its own.
+All functions are pure: (N, D) features in, numbers out. Logistic regression and the intervals of
+all figures have files of their own.
 """
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from simclr.losses import unit_rows
+
+RECALLS = np.linspace(0, 1, 11)
 
 
 @torch.no_grad()
@@ -60,20 +63,24 @@ def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) ->
     return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
 
 
-def bootstrap_interval(
-    correct: np.ndarray, *, level: float = 0.95, rounds: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the mean of `correct` (N,) over resamplings of the test images: what another draw of as many
-    images might have shown, not what another training run would."""
-    rng = np.random.default_rng(seed)
-    n = len(correct)
-    # a resampled mean of 0/1 values is a binomial count; other values are resampled themselves
-    if set(np.unique(correct)) <= {0, 1}:
-        means = rng.binomial(n, correct.mean(), rounds) / n
-    else:
-        means = np.array([correct[rng.integers(0, n, n)].mean() for _ in range(rounds)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
+    """11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1 of the best
+    precision at that recall or beyond. `scores` (N,), `present` (N,) bool; nan where the class never occurs."""
+    hits = present[np.argsort(-scores, kind="stable")].cumsum()
+    if not len(hits) or hits[-1] == 0:
+        return float("nan")
+    precision = hits / np.arange(1, len(hits) + 1)
+    best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.mean([best_beyond[np.searchsorted(hits, recall * hits[-1] - 1e-9)] for recall in RECALLS]))
+
+
+def map11(scores: Float[Tensor, "n c"], present: Bool[Tensor, "n c"]) -> float:
+    """Mean over classes that occur of the 11-point average precision; images may show several classes or none."""
+    columns = zip(scores.double().cpu().numpy().T, present.cpu().numpy().T, strict=True)
+    return float(np.nanmean([average_precision(*column) for column in columns]))
+
+
+METRICS = {"top1": accuracy, "mean_per_class": mean_per_class, "map11": map11}
 
 
 @torch.no_grad()

@@ -1,26 +1,32 @@
 """What all measurements share: what is measured, the form of a result, and the printed table."""
 
+import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
 from simclr.embed import load, raw_pixels, untrained
-from simclr.evaluation import bootstrap_interval
+from simclr.evaluation import METRICS
 from simclr.features import Features as Measured
 from simclr.features import extract
+from simclr.layers import read_layer
 from simclr.machine import Machine
-from simclr.run import environment, plain, write_atomically
+from simclr.run import code_hash, environment, plain, write_atomically
+from simclr.significance import bootstrap_interval, class_interval, resampled_interval
 from simclr.views.evaluation import Preprocess
 
 __all__ = ["Candidate", "Measured", "Result", "candidates", "labelled", "report"]
+
+SPLIT = "fitted on train, chosen on held-out train, read once on test"
+FROZEN = "the whole encoder, batch statistics included"
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,21 @@ class Candidate:
     """Something that gives features: the pretrained network, the same untrained, or the pixels."""
 
     name: str
-    network: Callable[[Tensor], Tensor]
+    network: nn.Module
     preprocess: Preprocess
+    layer: str
 
     def features(self, source: Source, machine: Machine) -> Measured:
         """Features of every readable image of a source."""
         device = torch.device(machine.kind)
-        network = self.network.to(device) if isinstance(self.network, nn.Module) else _Pixels()
-        return extract(network, source, self.preprocess, device=device, workers=machine.worker_processes)
+        return extract(
+            self.network.to(device), source, self.preprocess, device=device, workers=machine.worker_processes
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a result records of where its features come from."""
+        return {"layer": self.layer, "transform": describe(self.preprocess)}
 
 
 class _Pixels(nn.Module):
@@ -43,17 +56,25 @@ class _Pixels(nn.Module):
         return raw_pixels(x)
 
 
-def candidates(run: Path, baselines: bool) -> list[Candidate]:
+def describe(preprocess: Preprocess) -> str:
+    """A preprocessing in words."""
+    small = preprocess.size <= 32
+    return f"{'whole image' if small else f'central {preprocess.crop:g}'}, bicubic, {preprocess.size} px"
+
+
+def candidates(run: Path, baselines: bool, layer: str = "h") -> list[Candidate]:
     """The pretrained encoder of a run, last; before it, on request, what it has to beat."""
     encoder = load(run)
-    trained = Candidate("pretrained encoder", encoder.network, encoder.preprocess)
+    network = read_layer(encoder.network, encoder.head, layer)
+    trained = Candidate("pretrained encoder", network, encoder.preprocess, layer)
     if not baselines:
         return [trained]
     # pixels at 32 px at most: more of them cost much and tell a linear classifier nothing
     small = Preprocess(min(encoder.preprocess.size, 32), crop=encoder.preprocess.crop)
+    fresh = read_layer(untrained(encoder.card), encoder.card.build_head(), layer).eval()
     return [
-        Candidate("raw pixels", raw_pixels, small),
-        Candidate("untrained encoder", untrained(encoder.card), encoder.preprocess),
+        Candidate("raw pixels", _Pixels(), small, "pixels"),
+        Candidate("untrained encoder", fresh, encoder.preprocess, layer),
         trained,
     ]
 
@@ -70,9 +91,12 @@ def labelled(data: Any) -> tuple[Source, Source]:
     seen = set(train.labels.tolist())
     if len(seen - {-1}) < 2:
         raise ValueError(f"{train.name} has one class only in its training part; measuring needs at least two")
-    strange = [train.classes[c] for c in sorted(set(test.labels.tolist()) - seen)]
+    strange = [train.classes[c] for c in sorted(set(test.labels.tolist()) - seen - {-1})]
     if strange:
-        raise ValueError(f"{test.name}: no training image of the class {', '.join(map(repr, strange[:5]))}")
+        raise ValueError(
+            f"{test.name}: no training image of the class {', '.join(map(repr, strange[:5]))}; "
+            "add some, or take its test images out"
+        )
     return _with_labels(train), _with_labels(test)
 
 
@@ -88,14 +112,17 @@ class Result:
     name: str
     protocol: str
     metric: str
+    """top1, mean_per_class, map11, or the name of another figure"""
     value: float
-    interval: tuple[float, float]
-    """95 % of what another draw of as many test images might have shown (bootstrap)"""
+    interval: tuple[float, float] | None
+    """95 %, see `interval_of`; None where there is none"""
     n: int
     """test images"""
-    frozen: str = "the whole encoder, batch statistics included"
+    interval_of: str = "bootstrap over the test images"
+    frozen: str = FROZEN
     layer: str = "h"
-    split: str = "fitted on train, chosen on held-out train, read once on test"
+    transform: str = ""
+    split: str = SPLIT
     detail: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -104,43 +131,80 @@ class Result:
         name: str,
         protocol: str,
         scores: Float[Tensor, "n c"],
-        labels: Int64[Tensor, " n"],
-        metric: Callable[[Tensor, Tensor], float],
+        truth: Shaped[Tensor, "n ..."],
+        metric: str = "top1",
+        *,
+        layer: str = "h",
+        transform: str = "",
+        frozen: str = FROZEN,
+        split: str = SPLIT,
         **detail: Any,
     ) -> "Result":
-        correct = (scores.argmax(1) == labels).cpu().numpy()
+        """The figure that `metric` makes of scores and classes (n,), or of scores and present classes (n, c)."""
         return cls(
-            name=name, protocol=protocol, metric="top1" if metric.__name__ == "accuracy" else metric.__name__,
-            value=metric(scores, labels), interval=bootstrap_interval(correct), n=len(labels), detail=detail,
+            name=name, protocol=protocol, metric=metric, value=METRICS[metric](scores, truth),
+            interval=interval(metric, scores, truth), n=len(truth), layer=layer, transform=transform, frozen=frozen,
+            split=split, detail=detail,
         )  # fmt: skip
 
 
-def report(results: list[Result], task: Any, path: Path) -> dict[str, Any]:
-    """Print the table, write it to `path` as JSON, and return what was written. An older file keeps its name with
-    a number added: no measurement is lost."""
-    print(table(results))
-    content = {
+def hits(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> np.ndarray:
+    """1.0 where the highest score is at the label, else 0.0."""
+    return (scores.argmax(1) == labels).double().cpu().numpy()
+
+
+def interval(metric: str, scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."]) -> tuple[float, float]:
+    """95 % of what another draw of as many test images might have shown."""
+    match metric:
+        case "top1":
+            return bootstrap_interval(hits(scores, truth))
+        case "mean_per_class":
+            return class_interval(hits(scores, truth), truth.cpu().numpy())
+    return resampled_interval(METRICS[metric], scores.cpu(), truth.cpu())
+
+
+def summary(results: Sequence[Result], task: Any, run: Path | None) -> dict[str, Any]:
+    """What a result file holds: every figure with the code and the recipe it comes from, settings and environment."""
+    origin = {"code": code_hash(), **(provenance(run) if run else {})}
+    return {
         "task": type(task).__name__.lower(),
         "settings": plain(task),
-        "results": [asdict(result) for result in results],
+        "results": [{**asdict(result), **origin} for result in results],
         "environment": environment(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+
+
+def report(results: Sequence[Result], task: Any, path: Path, run: Path | None = None) -> dict[str, Any]:
+    """Print the table, write it to `path` as JSON, and return what was written. An older file keeps its name with
+    a number added: no measurement is lost. `run` is the folder of the encoder, if it is not `task.run`."""
+    print(table(results))
+    content = summary(results, task, run or getattr(task, "run", None))
     path.parent.mkdir(parents=True, exist_ok=True)
     _keep_older(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
     return content
 
 
-def table(results: list[Result]) -> str:
+def provenance(run: Path) -> dict[str, str]:
+    """The hash of a run's recipe (of its card where the weights came without one) and of its weights."""
+    folder = run.parent if run.suffix == ".safetensors" else run
+    recipe = folder / "recipe.yaml"
+    found = {"recipe": recipe if recipe.is_file() else folder / "card.json", "weights": folder / "encoder.safetensors"}
+    return {what: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for what, path in found.items() if path.is_file()}
+
+
+def table(results: Sequence[Result]) -> str:
     """Results as aligned text."""
-    width = max(len(r.name) for r in results)
-    what = max(len(r.protocol) for r in results)
-    return "\n".join(
-        f"{r.name:<{width}}  {r.protocol:<{what}}  {r.metric} {100 * r.value:5.1f} %"
-        f"  [{100 * r.interval[0]:.1f}, {100 * r.interval[1]:.1f}]  n={r.n:,}"
-        for r in results
-    )
+    rows = [(r.name, r.protocol, r.layer, *_shown(r), f"n={r.n:,}") for r in results]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _shown(r: Result) -> tuple[str, str, str]:
+    share = r.metric in METRICS or r.metric.endswith("top1")
+    form = (lambda x: f"{100 * x:.1f}") if share else (lambda x: f"{x:.4g}")
+    span = f"[{form(r.interval[0])}, {form(r.interval[1])}]" if r.interval else ""
+    return r.metric, f"{form(r.value):>6}{' %' if share else ''}", span
 
 
 def _keep_older(path: Path) -> None:
@@ -150,6 +214,3 @@ def _keep_older(path: Path) -> None:
     while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
     path.rename(older)
-
-
-

@@ -1,4 +1,4 @@
-"""Batches of views for training, two of each image unless told otherwise, from images that lie on the device or from worker processes."""
+"""Batches of views for training, from images that lie on the device or from worker processes."""
 
 import csv
 from collections.abc import Iterator

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr.evaluation import accuracy, knn_votes
+from simclr.evaluation import knn_votes
 from simclr.machine import Machine
-from simclr.measuring import Measured, Result, candidates, labelled, report
+from simclr.measuring import Candidate, Measured, Result, candidates, labelled, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,11 @@ class Knn:
     data: str
     """labelled images with a training and a test part"""
     k: int = 20
-    """number of neighbours; cut to the number of training images"""
+    """number of neighbours"""
     temperature: float = 0.07
     """a neighbour's vote weighs exp(cosine / temperature)"""
+    layer: str = "h"
+    """what is compared: h, z, head.1 and on, block_group1 to 4"""
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
@@ -39,15 +41,19 @@ class Knn:
 
     def __call__(self) -> dict[str, Any]:
         train, test = labelled(self.data)
+        if self.k > len(train):
+            raise ValueError(
+                f"k={self.k}: {train.name} has {len(train)} training images only; give --k {len(train)} or less"
+            )
         results = []
-        for candidate in candidates(self.run, self.baselines):
+        for candidate in candidates(self.run, self.baselines, self.layer):
             bank, queries = candidate.features(train, self.machine), candidate.features(test, self.machine)
-            results.append(self.measure(candidate.name, bank, queries, len(train.classes)))
+            results.append(self.measure(candidate, bank, queries, len(train.classes)))
         return report(results, self, self.out or self.run / "knn.json")
 
-    def measure(self, name: str, bank: Measured, queries: Measured, classes: int) -> Result:
+    def measure(self, candidate: Candidate, bank: Measured, queries: Measured, classes: int) -> Result:
         """The figure for one set of features."""
         votes = knn_votes(
             bank.features, bank.labels, queries.features, classes, k=self.k, temperature=self.temperature
         )
-        return Result.of(name, f"kNN, k={min(self.k, len(bank.labels))}", votes, queries.labels, accuracy)
+        return Result.of(candidate.name, f"kNN, k={self.k}", votes, queries.labels, **candidate.facts)

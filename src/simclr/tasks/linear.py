@@ -1,44 +1,56 @@
 """Accuracy of a linear classifier on features of a frozen encoder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import torch
+from torch import Tensor
 
+from simclr.data.subsets import held_out_rows
+from simclr.embed import load
 from simclr.evaluation import accuracy
+from simclr.layers import layer_names
 from simclr.logistic import PENALTIES, choose_and_refit
 from simclr.machine import Machine
 from simclr.measuring import Measured, Result, candidates, labelled, report
-from simclr.randomness import bits
-from simclr.sgd_probe import sgd_probe
+from simclr.sgd_probe import Probes, sgd_probes
 
-HELD_OUT = 0.1  # share of the training images on which the penalty is chosen
+NAMES = {"lbfgs": "linear, L-BFGS", "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Linear classifier on features h of a frozen encoder, shown beside raw pixels and the untrained network.
+    """Linear classifier on features of a frozen encoder, shown beside raw pixels and the untrained network.
 
     `lbfgs`: multinomial logistic regression with an L2 penalty out of 45 (paper, App. B.8), chosen on a tenth of
-    the training images, refitted on all of them. `sgd`: the official momentum recipe, on features of centre crops.
-    The test images are read once, after every choice is made.
+    the training images, refitted on all of them. `sgd`: the official momentum recipe, on features of centre crops
+    (with crops and flips: `simclr finetune --freeze encoder`). `bank`: that recipe at every pair of a learning rate
+    and a weight decay, trained in one pass over nine tenths of the training images, chosen on the last tenth, and the
+    chosen one trained again on all. The test images are read once, after every choice is made.
     """
 
     run: Path
     """run folder of the encoder"""
     data: str
     """labelled images with a training and a test part"""
-    protocol: Literal["lbfgs", "sgd"] = "lbfgs"
+    protocol: Literal["lbfgs", "sgd", "bank"] = "lbfgs"
     """how the classifier is fitted"""
+    layer: str = "h"
+    """what is classified: h, z, head.1 and on, block_group1 to 4 (averaged over positions), or all of them in turn"""
     lr: float = 0.1
     """sgd only: learning rate per 256 images (official 0.1)"""
     batch: int = 512
-    """sgd only: images in a step"""
+    """sgd and bank: images in a step"""
     epochs: int = 100
-    """sgd only: passes over the training images (official 100 on CIFAR-10, 90 on ImageNet)"""
+    """sgd and bank: passes over the training images (official 100 on CIFAR-10, 90 on ImageNet)"""
     weight_decay: float = 0.0
     """sgd only: of the classifier's weights (official 0 on CIFAR-10, 1e-6 on ImageNet)"""
+    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """bank only: learning rates per 256 images"""
+    decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    """bank only: weight decays, tried with every learning rate"""
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
@@ -52,43 +64,63 @@ class Linear:
         for name in ("lr", "batch", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("lrs", "decays"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must hold at least one value")
 
     def __call__(self) -> dict[str, Any]:
         train, test = labelled(self.data)
         results = []
-        for candidate in candidates(self.run, self.baselines):
-            known = candidate.features(train, self.machine)
-            classifier, detail = self.classifier(known, len(train.classes))
-            unseen = candidate.features(test, self.machine)
-            scores = classifier(unseen.features)
-            results.append(Result.of(candidate.name, self.name, scores, unseen.labels, accuracy, **detail))
+        for layer in self.layers():
+            for candidate in candidates(self.run, self.baselines, layer):
+                known = candidate.features(train, self.machine)
+                classifier, detail = self.classifier(known, len(train.classes))
+                unseen = candidate.features(test, self.machine)
+                facts = {**candidate.facts, **detail, "width": known.features.shape[1]}
+                results.append(
+                    Result.of(candidate.name, NAMES[self.protocol], classifier(unseen.features), unseen.labels, **facts)
+                )
         return report(results, self, self.out or self.run / "linear.json")
 
-    @property
-    def name(self) -> str:
-        """What the protocol is called in tables."""
-        return "linear, L-BFGS" if self.protocol == "lbfgs" else "linear, SGD"
+    def layers(self) -> list[str]:
+        """The layers to measure, by name."""
+        if self.layer != "all":
+            return [self.layer]
+        encoder = load(self.run)
+        return layer_names(encoder.network, encoder.head)
 
-    def classifier(self, known: Measured, classes: int):
-        """The fitted classifier and what to record of the fit."""
+    def classifier(self, known: Measured, classes: int) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        """The fitted classifier, and what to record of the fit."""
+        match self.protocol:
+            case "sgd":
+                return self._trained(known, classes, self.lr, self.weight_decay), {}
+            case "bank":
+                return self._best_of_bank(known, classes)
         # unit variance on average, so that one range of penalties suits pixels and every network
         size = known.features.std(0).square().mean().sqrt()
-        features = known.features / size
-        if self.protocol == "sgd":
-            inner = sgd_probe(
-                known.features, known.labels, classes, lr=self.lr, batch=self.batch, epochs=self.epochs,
-                weight_decay=self.weight_decay, seed=self.seed,
-            )  # fmt: skip
-            return inner, {}
         held_out = held_out_rows(known.indices.numpy(), self.seed)
-        inner, scores = choose_and_refit(features, known.labels, held_out, classes, PENALTIES)
+        inner, scores = choose_and_refit(known.features / size, known.labels, held_out, classes, PENALTIES)
         detail = {"penalty": inner.penalty, "held_out_top1": scores[inner.penalty]}
         return lambda x: inner(x / size), detail
 
+    def _best_of_bank(self, known: Measured, classes: int) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        chosen_on = torch.from_numpy(held_out_rows(known.indices.numpy(), self.seed))
+        if not 0 < int(chosen_on.sum()) < len(chosen_on):
+            raise ValueError(f"{len(chosen_on)} training images are too few to hold out some for choosing a probe")
+        pairs = [(lr, decay) for lr in self.lrs for decay in self.decays]
+        bank = sgd_probes(
+            known.features[~chosen_on], known.labels[~chosen_on], classes, lrs=[lr for lr, _ in pairs],
+            decays=[decay for _, decay in pairs], batch=self.batch, epochs=self.epochs, seed=self.seed,
+        )  # fmt: skip
+        found = [accuracy(scores, known.labels[chosen_on]) for scores in bank(known.features[chosen_on])]
+        best = max(range(len(pairs)), key=found.__getitem__)
+        lr, decay = pairs[best]
+        detail = {"lr": lr, "weight_decay": decay, "probes": len(pairs), "held_out_top1": found[best]}
+        return self._trained(known, classes, lr, decay), detail
 
-def held_out_rows(indices: np.ndarray, seed: int) -> np.ndarray:
-    """A tenth of the images, told by a hash of their index, so that it does not depend on the others."""
-    threshold = np.uint64(int(HELD_OUT * 2**64))
-    return bits(seed, indices) < threshold
-
-
+    def _trained(self, known: Measured, classes: int, lr: float, decay: float) -> Callable[[Tensor], Tensor]:
+        probe: Probes = sgd_probes(
+            known.features, known.labels, classes, lrs=[lr], decays=[decay], batch=self.batch, epochs=self.epochs,
+            seed=self.seed,
+        )  # fmt: skip
+        return lambda x: probe(x)[0]

@@ -1,0 +1,286 @@
+"""Fine-tuning with labels, few or all, and the supervised network from scratch that it has to beat."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from simclr.data import Source
+from simclr.data.batches import Batch, open_batches, write_bad_files
+from simclr.data.subsets import balanced, held_out_rows, listed
+from simclr.embed import load
+from simclr.evaluation import accuracy
+from simclr.features import extract
+from simclr.fit import Plan, fit
+from simclr.machine import Machine
+from simclr.measuring import Result, describe, labelled, summary, table
+from simclr.models import ProjectionHead
+from simclr.models.card import Card, save_encoder
+from simclr.models.freezing import FROZEN, freeze, still
+from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
+from simclr.run import Run
+from simclr.views import Views
+from simclr.views.evaluation import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune:
+    """Train encoder and classifier on labelled images, and measure the last state on the test images, once.
+
+    The defaults are the first paper's (App. B.5): SGD with Nesterov momentum, 0.05 per 256 images, neither warm-up nor
+    decay, crops and flips only; `--config finetune-v2` is SimCLRv2's. Calling it trains, or goes on with, the run in
+    `out`, which is a run folder as others are: its encoder can be measured, and it holds the classifier.
+    """
+
+    run: Path
+    """run folder of the encoder"""
+    data: str
+    """labelled images with a training and a test part"""
+    out: Path | None = None
+    """run folder to make; RUN/finetune if not given, RUN/scratch from scratch"""
+    fresh: bool = False
+    """delete what an earlier run left in `out` and start over"""
+    from_scratch: bool = False
+    """start from fresh weights of the same network instead: the supervised baseline"""
+    fraction: float = 1.0
+    """share of the training images whose labels are used, the same of each class, by a hash of the image's name"""
+    labelled: Path | None = None
+    """text file that names the images to use, one a line, instead of a fraction; such as the official lists"""
+    head_layers: int = 0
+    """layers of the projection head kept below the classifier (official ft_proj_selector); v2 papers 1, v1 paper 0"""
+    freeze: Literal["nothing", "stem", "block_group1", "block_group2", "block_group3", "encoder"] = "nothing"
+    """the encoder up to here keeps its parameters and batch statistics; encoder trains the classifier alone"""
+    zero_logits: bool = True
+    """start the classifier at zero (SimCLRv2), else at N(0, 0.01^2)"""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """least and largest area of a training crop, fractions of the image"""
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    """sgd with Nesterov momentum (v1), lars (v2, which leaves the classifier unadapted), or adamw"""
+    lr: float = 0.05
+    """base learning rate; per 256 images with linear scaling (v1 0.05), per sqrt(image) with sqrt (v2 0.005)"""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """how the learning rate grows with the batch"""
+    weight_decay: float = 0.0
+    """of weights, not of biases and norms; both papers 0"""
+    batch: int = 256
+    """images in a step, over all processes; v1 4096, v2 1024; cut to the number of labelled images"""
+    epochs: float | None = None
+    """passes over the labelled images; if not given, 60 for up to 2 % of the labels and 30 for more (both papers)"""
+    steps: int | None = None
+    """number of steps, instead of epochs"""
+    warmup_epochs: float = 0.0
+    """passes over which the learning rate rises linearly from 0; both papers 0"""
+    norm_decay: float = 0.9
+    """of the moving batch statistics; paper 0.9, in transfer max(1 - 10 / steps per epoch, 0.9)"""
+    measure: Literal["test", "held-out"] = "test"
+    """images measured at the end: the test part, or a tenth of the training images left out, to choose settings by"""
+    max_bad: float = 0.05
+    """share of unreadable images past which the run stops"""
+    log_every: int = 20
+    """steps between lines of the log"""
+    save_every: int = 500
+    """steps between checkpoints"""
+    seed: int = 0
+    """names every random draw, and the choice of a fraction"""
+    machine: Machine = Machine()
+    """devices, processes, precision and workers"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        if self.fraction < 1 and self.labelled is not None:
+            raise ValueError("fraction and labelled both say which labels are used; give one of them")
+        if self.freeze not in FROZEN:
+            raise ValueError(f"freeze must be one of {', '.join(FROZEN)}, got {self.freeze!r}")
+        if self.freeze != "nothing" and self.from_scratch:
+            raise ValueError("from_scratch trains every part; it cannot be combined with freeze")
+        for name in ("lr", "epochs", "steps", "batch", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("weight_decay", "warmup_epochs", "head_layers", "max_bad"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.norm_decay < 1:
+            raise ValueError(f"norm_decay must be at least 0 and below 1, got {self.norm_decay}")
+
+    def __call__(self) -> dict[str, Any]:
+        known, measured = self.images()
+        batch = min(self.batch, len(known))
+        epochs = self.passes
+        steps = self.steps or total_steps(len(known), batch, epochs)
+        warmup = warmup_steps(len(known), batch, self.warmup_epochs)
+        peak = peak_lr(self.lr, batch, self.scaling)
+
+        fabric = self.machine.launch()
+        run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
+        fabric.barrier()
+        if run.result is not None:
+            fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
+            return run.result
+
+        start = load(self.run)
+        torch.manual_seed(self.seed)
+        model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(known.classes)))
+        optimizer = create_optimizer(self.optimizer, self.groups(model), lr=peak)
+        network, optimizer = fabric.setup(model, optimizer)
+        if self.machine.compile:
+            network.compile()
+        batches = open_batches(
+            known, self.views(start.card.image_size), batch=batch, seed=self.seed, device=fabric.device,
+            rank=fabric.global_rank, world=fabric.world_size, mode=self.machine.storage,
+            workers=self.machine.worker_processes, max_bad=self.max_bad, count=1,
+        )  # fmt: skip
+        labels = torch.from_numpy(known.labels)
+        dtype = next(model.parameters()).dtype
+        fabric.print(
+            f"{len(known):,} labelled images of {known.name}, {len(known.classes)} classes -> {run.path}\n"
+            f"{steps:,} steps of {batch}; peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); "
+            f"frozen: {self.freeze}; {'from scratch' if self.from_scratch else f'from {self.run}'}"
+        )
+
+        def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            wanted = labels[torch.from_numpy(batch.indices)].to(fabric.device)
+            scores = network(batch.views[0].to(dtype))
+            loss = F.cross_entropy(scores.float() if dtype != torch.float64 else scores, wanted)
+            fabric.backward(loss)
+            return loss.detach(), (scores.detach(), wanted)
+
+        plan = Plan(
+            steps=steps, lr=lambda step: peak * lr_factor(step, steps, warmup), seed=self.seed,
+            log_every=self.log_every, save_every=self.save_every,
+        )  # fmt: skip
+        model.train()
+        last = fit(
+            run, fabric, model, optimizer, batches, backward, plan,
+            describe=lambda outputs: {"train_top1": accuracy(*outputs)},
+        )  # fmt: skip
+
+        preprocess = start.preprocess
+        found = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
+        results = self.figures(found.features, found.labels, preprocess, len(known))
+        content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(batches.bad)}
+        content |= {result.metric: result.value for result in results}
+        if fabric.is_global_zero:
+            print(table(results))
+            if batches.bad:
+                write_bad_files(run.path / "bad_files.csv", batches.bad)
+            head = model.head if len(model.head.layers) else None
+            save_encoder(run.path, model.encoder, head, self.card(start.card, head, known), model.classifier)
+            run.finish(content)
+        fabric.barrier()
+        return content
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return self.out or self.run / ("scratch" if self.from_scratch else "finetune")
+
+    @property
+    def passes(self) -> float:
+        """Epochs, where they are not given as the papers have them."""
+        if self.epochs is not None:
+            return self.epochs
+        return 60 if self.fraction <= 0.02 else 30
+
+    def images(self) -> tuple[Source, Source]:
+        """The images to learn from and those to measure, which are read once."""
+        train, test = labelled(self.data)
+        if self.measure == "held-out":
+            rows = held_out_rows(np.arange(len(train)), self.seed)
+            train, test = (train.select(np.flatnonzero(kept), train.split) for kept in (~rows, rows))
+        if self.labelled is not None:
+            train = listed(train, self.labelled)
+        return balanced(train, self.fraction, self.seed), test
+
+    def views(self, size: int) -> Views:
+        """Crops and flips only (official code; paper, App. B.5)."""
+        return Views(size=size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0)
+
+    def network(self, card: Card, encoder: nn.Module, head: ProjectionHead | None, classes: int) -> "Classifier":
+        """What is trained: the pretrained network or a fresh one, the head's first layers, a new classifier."""
+        kept = 0 if head is None else len(head.layers)
+        if self.head_layers > kept:
+            raise ValueError(f"head_layers={self.head_layers}: the head of {self.run} has {kept} layers")
+        if self.from_scratch:
+            encoder, head = card.build_encoder(), card.build_head()
+        head = ProjectionHead(card.features, layers=0) if head is None else head.first(self.head_layers)
+        for module in [*encoder.modules(), *head.modules()]:
+            if isinstance(module, _BatchNorm):
+                module.momentum = 1 - self.norm_decay
+        return Classifier(encoder, head, classes, self.freeze, zero=self.zero_logits)
+
+    def groups(self, model: "Classifier") -> list[dict]:
+        """Parameter groups; the classifier is neither adapted by LARS nor, for its bias, decayed (official code)."""
+        body = parameter_groups(nn.ModuleList([model.encoder, model.head]), self.weight_decay)
+        weight, bias = model.classifier.weight, model.classifier.bias
+        return [
+            *body,
+            {"params": [weight], "weight_decay": self.weight_decay, "adapt": False},
+            {"params": [bias], "weight_decay": 0.0, "adapt": False},
+        ]
+
+    def figures(
+        self, scores: Float[Tensor, "n c"], truth: Int64[Tensor, " n"], preprocess: Preprocess, images: int
+    ) -> list[Result]:
+        """Accuracy over images, and over classes."""
+        where = "the test part, read once" if self.measure == "test" else "a tenth of train, held out"
+        facts: dict[str, Any] = {
+            "layer": f"head.{self.head_layers}" if self.head_layers else "h",
+            "transform": f"crops and flips; measured on {describe(preprocess)}",
+            "frozen": self.freeze,
+            "split": f"fitted on {images:,} labelled images of train, last step measured on {where}",
+        }
+        name = "from scratch" if self.from_scratch else "pretrained encoder"
+        share = f"{100 * self.fraction:g} %" if self.labelled is None else "listed"
+        protocol = f"fine-tuned, {share} of labels" if not self.from_scratch else f"supervised, {share} of labels"
+        return [
+            Result.of(name, protocol, scores, truth, metric, images=images, **facts)
+            for metric in ("top1", "mean_per_class")
+        ]
+
+    def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
+        """What the saved weights are and what to feed them."""
+        return Card(
+            encoder=start.encoder,
+            features=start.features,
+            image_size=start.image_size,
+            preprocess=start.preprocess,
+            head=None if head is None else head.config(),
+            supervised={"classes": len(source.classes), "input": self.head_layers, "names": source.classes},
+            source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},
+        )
+
+
+class Classifier(nn.Module):
+    """Encoder, first layers of the head, linear classifier: x (b, 3, S, S) -> scores (b, c).
+
+    The encoder up to `frozen` takes no gradients and stays in inference mode whatever `train` says.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, head: ProjectionHead, classes: int, frozen: str = "nothing", *, zero: bool = True
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.classifier = nn.Linear(head.out_features, classes)
+        nn.init.zeros_(self.classifier.bias)
+        if zero:
+            nn.init.zeros_(self.classifier.weight)
+        else:
+            nn.init.normal_(self.classifier.weight, std=0.01)
+        freeze(encoder, frozen)
+
+    def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+        return self.classifier(self.head(self.encoder(x)))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        still(self.encoder, self.frozen)
+        return self
