@@ -106,8 +106,10 @@ def test_blur(golden, case, backend):
         assert np.abs(arrays[f"blur_{case}"] - image).max() < 1e-6
         return
     if backend == "numba":
-        scratch = np.full((3, (x.shape[1] + 2 * radius) ** 2), np.nan, np.float32)
-        pixels.blur(x, np.float32(sigma), radius, False, scratch)
+        memory = pixels.work_space(x.shape[1], radius)
+        for part in memory:
+            part[:] = np.nan
+        pixels.blur(x, np.float32(sigma), radius, False, memory)
     else:
         matrix = tensor.blur_matrix(
             torch.tensor([sigma], dtype=torch.float32), torch.tensor([True]), x.shape[1], radius, False

@@ -221,3 +221,15 @@ def test_wrong_images_are_refused():
         views.colour(noise(4, 31, 32), parameters)
     with pytest.raises(ValueError, match="the image is"):
         views.crop(noise(1, 8, 8)[0], parameters, 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_of_different_sizes_give_what_each_gives_alone(backend):
+    views = Views(size=24)
+    images = [noise(1, height, width)[0] for height, width in ((24, 24), (40, 31), (19, 57))]
+    parameters = views.draw(np.arange(3), 0, 0, 0, np.array([image.shape[:2] for image in images]))
+    together = views.apply(images, parameters, backend)
+    for i, image in enumerate(images):
+        torch.testing.assert_close(together[i], views.apply(image[None], parameters[i], backend)[0], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="parameters are for sizes"):
+        views.apply(images[::-1], parameters, backend)

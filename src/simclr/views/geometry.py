@@ -4,12 +4,40 @@ Planes are (3, S, S) float32 with x first and y second: see `resample`.
 """
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from simclr.views.compiled import FOUR, HALF, ONE, TWO, ZERO, F, exact, fast
 
 BYTE, WHITE = F(1 / 255), F(255)
 LANES = 32  # rows resampled together
-BLOCK = 8  # rows transposed together
+BLOCK = 8  # rows transposed together, values of one vector register
+
+
+@intrinsic
+def transpose_block(typing, source, i, j, target, k, l):
+    """target[k + n, l + m] = source[i + m, j + n] for m, n < 8, in registers; the compiler does not find it itself."""
+    vector, word = ir.VectorType(ir.FloatType(), BLOCK), ir.IntType(64)
+
+    def generate(context, builder, signature, arguments):
+        def pointers(array, kind, row, column):
+            array = context.make_array(kind)(context, builder, array)
+            stride = builder.extract_value(array.strides, 0)
+            start = builder.add(builder.mul(row, stride), builder.mul(column, word(4)))
+            start = builder.add(builder.ptrtoint(array.data, word), start)
+            for m in range(BLOCK):
+                yield builder.inttoptr(builder.add(start, builder.mul(stride, word(m))), vector.as_pointer())
+
+        rows = [builder.load(p, align=4) for p in pointers(arguments[0], source, *arguments[1:3])]
+        lanes = ir.VectorType(ir.IntType(32), BLOCK)
+        halves = [lanes([start + x for m in range(4) for x in (m, m + BLOCK)]) for start in (0, 4)]
+        for _ in range(3):  # a perfect shuffle of the 64 values, of which three transpose them
+            rows = [builder.shuffle_vector(rows[m // 2], rows[m // 2 + 4], halves[m % 2]) for m in range(BLOCK)]
+        for row, p in zip(rows, pointers(arguments[3], target, *arguments[4:6]), strict=True):
+            builder.store(row, p, align=4)
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
 @exact
@@ -60,12 +88,18 @@ def triangle_taps(start, length, source, weight):
             weight[k, i] = max(1.0 - abs(j - centre + 0.5) / support, 0.0) / total if inside else 0.0
 
 
+@exact
+def taps_of(length, size):
+    """Most taps of `triangle_taps` for such a length, in whole fours."""
+    return max(-(-2 * length // size) + 3, 4) // 4 * 4
+
+
 @fast
-def combine_rows(image, left, right, source, weight, first, count, rows):
-    """rows[j] = sum over k of weight[k, first + j] image[source[k, first + j], left:right], in [0, 1], j < count."""
+def combine_rows(image, left, right, source, weight, taps, first, count, rows):
+    """rows[j] = sum over k < taps of weight[k, first + j] image[source[k, first + j], left:right], in [0, 1]."""
     for j in range(count):
         out = rows[j]
-        for k in range(0, len(source), 4):
+        for k in range(0, taps, 4):
             w0, w1 = weight[k, first + j] * BYTE, weight[k + 1, first + j] * BYTE
             w2, w3 = weight[k + 2, first + j] * BYTE, weight[k + 3, first + j] * BYTE
             a, b = image[source[k, first + j], left:right], image[source[k + 1, first + j], left:right]
@@ -79,20 +113,27 @@ def combine_rows(image, left, right, source, weight, first, count, rows):
 
 
 @fast
-def transpose(rows, count, width, lanes):
-    """lanes[i, j] = rows[j, i] for j < count, i < width."""
-    for i in range(width):
-        for j in range(count):
-            lanes[i, j] = rows[j, i]
+def transpose(rows, first, count, width, out):
+    """out[j, i] = rows[i, first + j] for j < count, i < width."""
+    whole_i, whole_j = width // BLOCK * BLOCK, count // BLOCK * BLOCK
+    for j in range(0, whole_j, BLOCK):
+        for i in range(0, whole_i, BLOCK):
+            transpose_block(rows, i, first + j, out, j, i)
+        for i in range(whole_i, width):
+            for k in range(j, j + BLOCK):
+                out[k, i] = rows[i, first + k]
+    for j in range(whole_j, count):
+        for i in range(width):
+            out[j, i] = rows[i, first + j]
 
 
 @fast
-def combine_columns(lanes, count, source, weight, flip, first, planes):
-    """planes[c, i, first + j] = sum over k of weight[k, i] lanes[3 source[k, i] + c, j], j < count."""
+def combine_columns(lanes, count, source, weight, taps, flip, first, planes):
+    """planes[c, i, first + j] = sum over k < taps of weight[k, i] lanes[3 source[k, i] + c, j], j < count."""
     size = source.shape[1]
     for i in range(size):
         place = size - 1 - i if flip else i
-        for k in range(0, len(source), 4):
+        for k in range(0, taps, 4):
             w0, w1, w2, w3 = weight[k, i], weight[k + 1, i], weight[k + 2, i], weight[k + 3, i]
             for channel in range(3):
                 a, b = lanes[3 * source[k, i] + channel], lanes[3 * source[k + 1, i] + channel]
@@ -115,6 +156,7 @@ def resample(image, crop, flip, antialias, source, weight, rows, lanes, planes):
     """
     size = planes.shape[1]
     y, x, h, w = crop
+    row_taps, column_taps = (taps_of(h, size), taps_of(w, size)) if antialias else (4, 4)
     if antialias:
         triangle_taps(y, h, source[0], weight[0])
         triangle_taps(0, w, source[1], weight[1])
@@ -123,17 +165,16 @@ def resample(image, crop, flip, antialias, source, weight, rows, lanes, planes):
         cubic_taps(0, w, source[1], weight[1])
     for first in range(0, size, LANES):
         count = min(LANES, size - first)
-        combine_rows(image, 3 * x, 3 * (x + w), source[0], weight[0], first, count, rows)
-        transpose(rows, count, 3 * w, lanes)
-        combine_columns(lanes, count, source[1], weight[1], flip, first, planes)
+        combine_rows(image, 3 * x, 3 * (x + w), source[0], weight[0], row_taps, first, count, rows)
+        transpose(rows, 0, 3 * w, count, lanes)
+        combine_columns(lanes, count, source[1], weight[1], column_taps, flip, first, planes)
 
 
 @exact
 def resample_views(images, crop, flip, antialias, planes):
     """images (B, H, 3W) uint8 -> planes (B, 3, S, S): crop, resize, flip."""
     size, width, longest = planes.shape[2], images.shape[2], max(images.shape[1], images.shape[2] // 3)
-    taps = 2 * (-(-longest // size)) + 2 if antialias else 4
-    taps = (taps + 3) // 4 * 4
+    taps = taps_of(longest, size) if antialias else 4
     source, weight = np.empty((2, taps, size), np.int32), np.empty((2, taps, size), np.float32)
     rows, lanes = np.empty((LANES, width), np.float32), np.empty((width, LANES), np.float32)
     for i in range(len(images)):
@@ -170,18 +211,18 @@ def store_views(planes, out):
 
 @fast
 def store_bytes(planes, out):
-    """planes (B, 3, S, S) -> out (B, S, S, 3) uint8, clipped and rounded."""
+    """planes (B, 3, S, S) -> out (B, S, 3S) uint8, clipped and rounded."""
     size = planes.shape[2]
-    whole = size // BLOCK * BLOCK
+    rows, rounded = np.empty((3, BLOCK, size), np.float32), np.empty((3, BLOCK, size), np.uint8)
+    values, flat = rows.reshape(rows.size), rounded.reshape(rows.size)
     for i in range(len(planes)):
-        for first in range(0, whole, BLOCK):
-            for x in range(size):
-                for c in range(3):
-                    for y in range(BLOCK):
-                        value = min(max(planes[i, c, x, first + y], ZERO), ONE)
-                        out[i, first + y, x, c] = np.uint8(np.int32(value * WHITE + HALF))
-        for y in range(whole, size):
-            for x in range(size):
-                for c in range(3):
-                    value = min(max(planes[i, c, x, y], ZERO), ONE)
-                    out[i, y, x, c] = np.uint8(np.int32(value * WHITE + HALF))
+        for first in range(0, size, BLOCK):
+            count = min(BLOCK, size - first)
+            for c in range(3):
+                transpose(planes[i, c], first, count, size, rows[c])
+            for k in range(values.size):
+                flat[k] = np.uint8(np.int32(min(max(values[k], ZERO), ONE) * WHITE + HALF))
+            for y in range(count):
+                r, g, b, row = rounded[0, y], rounded[1, y], rounded[2, y], out[i, first + y]
+                for x in range(size):
+                    row[3 * x], row[3 * x + 1], row[3 * x + 2] = r[x], g[x], b[x]

@@ -122,8 +122,8 @@ def jitter(planes, order, factors, additive, torchvision):
 
 @fast
 def convolve(x, start, stop, step, kernel, reach, out):
-    """out[i] = sum over k of kernel[|k|] x[i + k step], |k| <= reach, for i in [start, stop); all flat."""
-    out = out[start:stop]
+    """out[i] = sum over k of kernel[|k|] x[start + i + k step], |k| <= reach, start + i < stop; all flat."""
+    out = out[: stop - start]
     w0, w1 = kernel[0], kernel[1]
     middle, before, after = x[start:stop], x[start - step : stop - step], x[start + step : stop + step]
     for i in range(out.size):
@@ -163,7 +163,7 @@ def pad(plane, reach, reflect, stride, padded):
 
 @fast
 def blur(planes, sigma, radius, reflect, buffers):
-    """Gaussian of 2 radius + 1 taps along both axes of planes (3, S, S); buffers (3, (S + 2 radius)^2)."""
+    """Gaussian of 2 radius + 1 taps along both axes of planes (3, S, S), through the memory of `work_space`."""
     size = planes.shape[1]
     kernel = np.empty(radius + 2, np.float32)
     total = -1.0
@@ -174,26 +174,34 @@ def blur(planes, sigma, radius, reflect, buffers):
     reach = min(radius, int(5 * sigma) + 1)  # the taps beyond weigh under 1e-6 together
     stride = size + 2 * reach
     rows = max(CHUNK // stride, 1)
-    padded, half, full = buffers[0], buffers[1], buffers[2]
+    padded, half, full = buffers
     for c in range(3):
         pad(planes[c], reach, reflect, stride, padded)
         for first in range(reach, reach + size, rows):
             end = min(first + rows, reach + size)
-            start, stop = first * stride, end * stride
-            convolve(padded, start, stop, stride, kernel, reach, half)
+            length = (end - first) * stride
+            convolve(padded, first * stride, end * stride, stride, kernel, reach, half)
             # the outermost values lack neighbours, and are not part of the image
-            convolve(half, start + reach, stop - reach, 1, kernel, reach, full)
-            for i in range(first, end):
-                row, out = full[i * stride + reach : (i + 1) * stride - reach], planes[c, i - reach]
+            convolve(half, reach, length - reach, 1, kernel, reach, full)
+            for i in range(end - first):
+                row, out = full[i * stride : (i + 1) * stride], planes[c, first + i - reach]
                 for j in range(size):
                     out[j] = row[j]
+
+
+@exact
+def work_space(size, radius):
+    """For `blur`: a padded channel, and twice some rows of one."""
+    stride = size + 2 * radius
+    part = max(CHUNK, stride)
+    return np.empty(stride * stride, np.float32), np.empty(part, np.float32), np.empty(part, np.float32)
 
 
 @exact
 def colour_views(planes, jittered, order, factors, grey, blurred, sigma, additive, torchvision, radius):
     """Jitter, grey, clip and blur of planes (B, 3, S, S) in place; the last clip is left to `store_views`."""
     size = planes.shape[2]
-    buffers = np.empty((3, (size + 2 * radius) ** 2), np.float32)
+    buffers = work_space(size, radius)
     for i in range(len(planes)):
         flat = planes[i].reshape(3, size * size)
         if jittered[i]:

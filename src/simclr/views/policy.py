@@ -1,5 +1,6 @@
 """The stochastic augmentation of SimCLR as one frozen value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,21 +164,35 @@ class Views:
 
     def apply(
         self,
-        images: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."],
+        images: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."] | Sequence[UInt8[np.ndarray, "_ _ 3"]],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
     ) -> Float[Tensor, "b 3 s s"]:
-        """Views of images (B, H, W, 3) or (B, 3, H, W), on the images' device, in [0, 1].
+        """Views of images (B, H, W, 3) or (B, 3, H, W), on the images' device, in [0, 1]; images of different sizes
+        are a list of arrays (H, W, 3).
 
         backend auto: compiled kernels on the CPU, batched tensor operations elsewhere; both agree to 2e-5 (to
         1e-3 where torch is told to multiply matrices in TF32). The first use in a new environment compiles the
         kernels for some 15 seconds and keeps them on disk.
         """
+        if not isinstance(images, Tensor | np.ndarray):
+            return self._apply_each(images, parameters, backend)
         images = _channels_last(images)
         expected = (len(images), *images.shape[1:3])
         if len(parameters) != len(images) or (parameters.sizes != images.shape[1:3]).any():
             given = (len(parameters), *map(int, parameters.sizes[0])) if len(parameters) else (0,)
             raise ValueError(f"parameters are for {given}, images are {expected} (count, height, width)")
+        return self._render(images, parameters, backend, cropped=False)
+
+    def _apply_each(
+        self, images: Sequence[np.ndarray], parameters: ViewParameters, backend: str
+    ) -> Float[Tensor, "b 3 s s"]:
+        sizes = [tuple(size) for size in parameters.sizes.tolist()]
+        if sizes != (found := [image.shape[:2] for image in images]):
+            raise ValueError(f"parameters are for sizes {sizes}, images are {found}")
+        if backend == "torch":
+            views = [self.apply(image[None], parameters[i], backend) for i, image in enumerate(images)]
+            return torch.cat(views) if views else torch.empty(0, 3, self.size, self.size)
         return self._render(images, parameters, backend, cropped=False)
 
     def crop(self, image: UInt8[np.ndarray, "h w 3"], parameters: ViewParameters, i: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -206,15 +221,17 @@ class Views:
             raise ValueError(f"crops are {tuple(crops.shape)}; {len(parameters)} of {self.size} × {self.size} are due")
         return self._render(crops, parameters, backend, cropped=True)
 
-    def _render(self, images: Tensor, parameters: ViewParameters, backend: str, cropped: bool) -> Tensor:
+    def _render(
+        self, images: Tensor | Sequence[np.ndarray], parameters: ViewParameters, backend: str, cropped: bool
+    ) -> Float[Tensor, "b 3 s s"]:
         torchvision, additive = self.semantics == "torchvision", self.brightness_form == "add"
-        if backend == "numba" or (backend == "auto" and images.device.type == "cpu"):
+        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+        if backend == "numba" or (backend == "auto" and device.type == "cpu"):
             from simclr.views import fused
 
-            views = fused.render(
-                images.cpu().numpy(), parameters, self.size, cropped, torchvision, additive, self.blur_radius
-            )
-            return torch.from_numpy(views).permute(0, 3, 1, 2).to(images.device)
+            arrays = images.cpu().numpy() if isinstance(images, Tensor) else images
+            views = fused.render(arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius)
+            return torch.from_numpy(views).permute(0, 3, 1, 2).to(device)
         with torch.autocast(images.device.type, enabled=False):
             p = tensor.Decisions.of(parameters, images.device)
             if cropped:
