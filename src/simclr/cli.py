@@ -11,6 +11,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
     "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
     "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
+    "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
@@ -22,6 +23,9 @@ OK, FAILED, WRONG_USAGE = 0, 1, 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0 when it went well, 1 when it failed, 2 for wrong usage."""
+    # Threads that wait by spinning take a shared core from the ones they wait for: measured, 6 times slower and more
+    # on a machine with other work, no slower on a free one. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -16,6 +16,7 @@ from simclr.evaluation import accuracy, embedding_std, knn_votes, rankme
 from simclr.features import extract
 from simclr.fit import Plan, fit
 from simclr.gathering import gather
+from simclr.health import HealthCheck, set_aside
 from simclr.losses import contrast_statistics, nt_xent
 from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
@@ -80,10 +81,16 @@ class Pretrain:
     """passes over the images"""
     warmup_epochs: float | int = 10
     """passes over which the learning rate rises linearly from 0"""
+    decode: Literal["exact", "fast"] = "exact"
+    """exact reads image files whole; fast reads a JPEG file at a half, a quarter or an eighth of its side where both
+    crops still have a view's pixels, which smooths them a little as an antialiased resize would: for large photographs
+    that workers decode"""
     max_bad: float = 0.05
     """share of unreadable images past which the run stops"""
     knn_every: float | int = 10
-    """epochs between kNN checks where labels exist; 0 for none"""
+    """epochs between checks: health without labels, and kNN where labels exist; 0 for none"""
+    held_out: int = 0
+    """images kept out of training, by hashes of their names, to check health on; 0 checks it on training images"""
     log_every: int = 20
     """steps between lines of the log"""
     save_every: int = 500
@@ -99,7 +106,7 @@ class Pretrain:
         for name in ("temperature", "lr", "loss_scale", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad"):
+        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad", "held_out"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("log_every", "save_every", "head_features"):
@@ -110,6 +117,7 @@ class Pretrain:
 
     def __call__(self) -> dict[str, Any]:
         source = unlabelled(self.data)
+        source, aside = set_aside(source, self.held_out) if self.held_out else (source, source)
         steps = total_steps(len(source), self.batch, self.epochs)
         warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
         peak = peak_lr(self.lr, self.batch, self.scaling)
@@ -136,7 +144,7 @@ class Pretrain:
         batches = open_batches(
             source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,
             world=fabric.world_size, mode=self.machine.storage, workers=self.machine.worker_processes,
-            max_bad=self.max_bad,
+            decode=self.decode, max_bad=self.max_bad,
         )  # fmt: skip
         fabric.print(self.announcement(source, steps, peak, fabric.world_size, encoder, str(fabric.device)))
         dtype = next(encoder.parameters()).dtype
@@ -163,6 +171,12 @@ class Pretrain:
             }
 
         check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
+        well = HealthCheck.of(aside, self.views, self.temperature) if self.knn_every else None
+
+        def evaluate() -> dict[str, float]:
+            found = check(encoder, fabric.device) if check else {}
+            return found | {f"health_{name}": value for name, value in well(encoder, head, fabric.device).items()}
+
         per_epoch = len(source) // self.batch
         plan = Plan(
             steps=steps,
@@ -170,14 +184,13 @@ class Pretrain:
             seed=self.seed,
             log_every=self.log_every,
             save_every=self.save_every,
-            evaluate_every=max(1, round(self.knn_every * per_epoch)) if check else 0,
+            evaluate_every=max(1, round(self.knn_every * per_epoch)) if well else 0,
         )
         last = fit(
-            run, fabric, model, optimizer, batches, backward, plan,
-            describe=describe, evaluate=lambda: check(encoder, fabric.device),
+            run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate
         )  # fmt: skip
 
-        found = check(encoder, fabric.device) if check else {}
+        found = evaluate() if well else {}
         result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(batches.bad)}
         if fabric.is_global_zero:
             if batches.bad:
