@@ -225,8 +225,8 @@ def test_it_learns(tmp_path, seed):
 
     train, test = Shapes(1024, seed), Shapes(400, seed + 100)
     task = small(
-        data=train, out=tmp_path / "run", views=Views(size=16, blur=0.0, crop_area=(0.3, 1.0)), epochs=18.0,
-        warmup_epochs=1.0, knn_every=0.0, seed=seed, encoder_options={"width": 0.25},
+        data=train, out=tmp_path / "run", views=Views(size=16, blur=0.0, crop_area=(0.6, 1.0), grey=0.5),
+        encoder_options={"width": 0.25}, temperature=0.5, lr=4.0, epochs=18, warmup_epochs=1, knn_every=0, seed=seed,
     )  # fmt: skip
     task()
     encoder = load(tmp_path / "run")
