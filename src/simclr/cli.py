@@ -12,6 +12,8 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
     "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
     "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
+    "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of augmentation"),
+    "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),

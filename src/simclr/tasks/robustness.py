@@ -1,0 +1,155 @@
+"""Accuracy and calibration of a classifier on corrupted images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from simclr.calibration import calibration_error, fit_temperature
+from simclr.corruptions import KINDS, SEVERITIES, corrupt
+from simclr.data import Source
+from simclr.data.ordered import eval_batches
+from simclr.data.subsets import held_out_rows
+from simclr.embed import Encoder, load
+from simclr.features import extract
+from simclr.logistic import choose_and_refit, fit_path
+from simclr.machine import Machine
+from simclr.measuring import FROZEN, Result, describe, labelled, report
+from simclr.models.card import load_supervised
+from simclr.models.head import ProjectionHead
+from simclr.significance import bootstrap_interval
+from simclr.tasks.finetune import Classifier
+
+CLEAN = ("clean", 0)
+Cell = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Top-1 on test images under twelve corruptions at five severities, made here, and the calibration error before
+    and after temperature scaling.
+
+    A fine-tuned run is measured with its own classifier, any other with logistic regression on h of the training
+    images. The temperature is chosen on training images the classifier was not fitted on; a fine-tuned run has such
+    images if it was made with `--measure held-out`, and is else measured without scaling.
+    """
+
+    run: Path
+    """run folder of the encoder"""
+    data: str
+    """labelled images with a training and a test part"""
+    images: int = 10_000
+    """most test images, told by hashes of their names"""
+    out: Path | None = None
+    """file for the result; RUN/robustness.json if not given"""
+    seed: int = 0
+    """of the corruptions and the held-out choice"""
+    machine: Machine = Machine()
+    """device and workers"""
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, got {self.images}")
+
+    def __call__(self) -> dict[str, Any]:
+        train, test = labelled(self.data)
+        order = np.argsort(test.paths.hashes(), kind="stable")
+        test = test.select(np.sort(order[: self.images]), test.split)
+        encoder = load(self.run).to(self.machine.kind)
+        own = encoder.card.supervised is not None
+        network, temperature = (self._own if own else self._linear)(encoder, train)
+        found = self.measure(network, test, encoder, temperature or 1.0)
+        return report(self.results(found, encoder, own, temperature), self, self.out or self.run / "robustness.json")
+
+    def _linear(self, encoder: Encoder, train: Source) -> tuple[Callable[[Tensor], Tensor], float]:
+        known = extract(
+            encoder.network, train, encoder.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
+        )
+        size = known.features.std(0).square().mean().sqrt()
+        features, classes = known.features / size, len(train.classes)
+        held_out = held_out_rows(known.indices.numpy(), self.seed)
+        classifier, _ = choose_and_refit(features, known.labels, held_out, classes)
+        aside = torch.from_numpy(held_out)
+        partial = fit_path(features[~aside], known.labels[~aside], classes, [classifier.penalty])[0]
+        temperature = fit_temperature(partial(features[aside]), known.labels[aside])
+        return lambda images: classifier(encoder.network(images).float().cpu() / size), temperature
+
+    def _own(self, encoder: Encoder, train: Source) -> tuple[Callable[[Tensor], Tensor], float | None]:
+        supervised = load_supervised(self.run)
+        if supervised.out_features != len(train.classes):
+            raise ValueError(
+                f"{self.run} tells {supervised.out_features} classes apart, {train.name} has {len(train.classes)}"
+            )
+        head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
+        network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), len(train.classes))
+        network.classifier = supervised
+        network.to(self.machine.kind).eval()
+        recipe = yaml.safe_load((self.run / "recipe.yaml").read_text("utf-8"))
+        if recipe.get("measure") != "held-out":
+            return lambda images: network(images).float().cpu(), None
+        rows = np.flatnonzero(held_out_rows(np.arange(len(train)), recipe["seed"]))
+        aside = extract(network, train.select(rows, train.split), encoder.preprocess, device=self.machine.kind)
+        return lambda images: network(images).float().cpu(), fit_temperature(aside.features, aside.labels)
+
+    @torch.inference_mode()
+    def measure(
+        self, network: Callable[[Tensor], Tensor], test: Source, encoder: Encoder, temperature: float
+    ) -> dict[Cell, Tensor]:
+        """{(corruption, severity): (n, 3)}: hit, confidence, confidence after scaling. Each image is read once."""
+        cells = [CLEAN, *((kind, severity) for kind in KINDS for severity in SEVERITIES)]
+        found: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
+        dtype = next((p.dtype for p in encoder.network.parameters()), torch.float32)
+        for indices, images in eval_batches(test, encoder.preprocess, workers=self.machine.worker_processes):
+            images = images.to(self.machine.kind)
+            labels = torch.from_numpy(test.labels[indices])
+            for kind, severity in cells:
+                shown = images if (kind, severity) == CLEAN else corrupt(images, kind, severity, indices, self.seed)
+                scores = network(shown.to(dtype))
+                sure, sober = scores.softmax(1).max(1).values, (scores / temperature).softmax(1).max(1).values
+                found[kind, severity].append(torch.stack([scores.argmax(1) == labels, sure, sober], 1))
+        if not found[CLEAN]:
+            raise ValueError(f"{test.name}: no image can be read")
+        return {cell: torch.cat(rows) for cell, rows in found.items()}
+
+    def results(
+        self, found: dict[Cell, Tensor], encoder: Encoder, own: bool, temperature: float | None
+    ) -> list[Result]:
+        """A row for clean images, for each corruption over its severities, for all, and for calibration."""
+        name = "its own classifier" if own else "linear classifier on h"
+        n = len(found[CLEAN])
+        common = {
+            "name": name, "n": n, "frozen": "everything" if own else FROZEN, "layer": "scores" if own else "h",
+            "transform": describe(encoder.preprocess),
+        }  # fmt: skip
+
+        def accuracy_of(protocol: str, cells: list[Cell]) -> Result:
+            hits = torch.stack([found[cell][:, 0] for cell in cells]).double().mean(0).numpy()
+            by_severity = {str(s): found[k, s][:, 0].mean().item() for k, s in cells} if len(cells) == 5 else {}
+            return Result(
+                protocol=protocol, metric="top1", value=float(hits.mean()), interval=bootstrap_interval(hits),
+                detail={"by_severity": by_severity} if by_severity else {}, **common,
+            )  # fmt: skip
+
+        def error_of(protocol: str, column: int, cells: list[Cell], **detail: Any) -> Result:
+            errors = [calibration_error(found[cell][:, column], found[cell][:, 0] > 0) for cell in cells]
+            return Result(
+                protocol=protocol, metric="ece", value=float(np.mean(errors)), interval=None, interval_of="none",
+                detail=detail, **common,
+            )  # fmt: skip
+
+        corrupted = [cell for cell in found if cell != CLEAN]
+        rows = [accuracy_of("clean", [CLEAN])]
+        rows += [accuracy_of(kind, [(kind, severity) for severity in SEVERITIES]) for kind in KINDS]
+        rows += [accuracy_of("all corruptions", corrupted), error_of("calibration, clean", 1, [CLEAN])]
+        rows += [error_of("calibration, all corruptions", 1, corrupted)]
+        if temperature is not None:
+            rows += [
+                error_of("calibration, clean, scaled", 2, [CLEAN], temperature=temperature),
+                error_of("calibration, all corruptions, scaled", 2, corrupted, temperature=temperature),
+            ]
+        return rows
