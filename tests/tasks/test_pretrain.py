@@ -76,6 +76,10 @@ def test_six_steps_are_three_and_a_new_process_and_three(folder, tmp_path, stora
         assert all(torch.equal(ours[key], expected[key]) for key in expected)
     states = [torch.load(path / "checkpoints" / "last.pt", weights_only=True) for path in (parts, whole)]
     assert states[0]["step"] == 6
+    last = {key.removeprefix("encoder."): value for key, value in states[0]["model"].items() if "head." not in key}
+    encoder = load_file(parts / "encoder.safetensors")  # what is measured is the last step, not some best one
+    assert last.keys() == encoder.keys()
+    assert all(torch.equal(last[key], encoder[key]) for key in last)
     torch.testing.assert_close(states[0]["optimizer"], states[1]["optimizer"], rtol=0, atol=0)
     logs = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (parts, whole)]
     assert [(line["step"], line["loss"], line["lr"]) for line in logs[0]] == [
