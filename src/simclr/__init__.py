@@ -14,6 +14,10 @@ _NAMES = {
     "Knn": "simclr.tasks.knn",
     "Linear": "simclr.tasks.linear",
     "FineTune": "simclr.tasks.finetune",
+    "Transfer": "simclr.tasks.transfer",
+    "Information": "simclr.tasks.information",
+    "Health": "simclr.tasks.health",
+    "Robustness": "simclr.tasks.robustness",
 }
 _ROOMS = ("losses", "optim", "models", "data", "views", "evaluation")
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
+from simclr.data.several import class_names, has_several, truth
 from simclr.embed import load, raw_pixels, untrained
 from simclr.evaluation import METRICS
 from simclr.features import Features as Measured
@@ -79,8 +80,11 @@ def candidates(run: Path, baselines: bool, layer: str = "h") -> list[Candidate]:
     ]
 
 
-def labelled(data: Any) -> tuple[Source, Source]:
-    """Training and test part of a labelled source; ValueError that says what to do where that is not to be had."""
+def labelled(data: Any, *, several: bool = False) -> tuple[Source, Source]:
+    """Training and test part of a labelled source; ValueError that says what to do where that is not to be had.
+
+    `several` allows images that show several classes, see `simclr.data.several`.
+    """
     train, test = open_source(data, "train"), open_source(data, "test")
     for source in (train, test):
         if source.labels is None or (source.labels < 0).all():
@@ -88,16 +92,25 @@ def labelled(data: Any) -> tuple[Source, Source]:
                 f"{source.name} has no labels; measuring needs them: one sub-folder a class, or a table with the "
                 "columns path and label"
             )
-    seen = set(train.labels.tolist())
-    if len(seen - {-1}) < 2:
+    train, test = _with_labels(train), _with_labels(test)
+    if has_several(train) and not several:
+        raise ValueError(f"{train.name}: its images show several classes (labels such as a|b); use simclr transfer")
+    names = class_names(train)
+    seen, asked = _occurring(train), _occurring(test)
+    if len(seen) < 2:
         raise ValueError(f"{train.name} has one class only in its training part; measuring needs at least two")
-    strange = [train.classes[c] for c in sorted(set(test.labels.tolist()) - seen - {-1})]
+    strange = [names[c] for c in sorted(asked - seen)]
     if strange:
         raise ValueError(
             f"{test.name}: no training image of the class {', '.join(map(repr, strange[:5]))}; "
             "add some, or take its test images out"
         )
-    return _with_labels(train), _with_labels(test)
+    return train, test
+
+
+def _occurring(source: Source) -> set[int]:
+    found = truth(source)
+    return set((found if found.ndim == 1 else found.any(0).nonzero()[0]).tolist())
 
 
 def _with_labels(source: Source) -> Source:

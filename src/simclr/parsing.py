@@ -1,6 +1,7 @@
 """From words on the command line and recipe files to a task, by jsonargparse; errors become one line."""
 
 import difflib
+import json
 import re
 from argparse import ArgumentError
 from typing import Any
@@ -17,7 +18,8 @@ class UsageError(Exception):
 def parse(task: type, command: str, positional: tuple[str, ...], words: list[str]) -> Any:
     """The task that the words describe. Flags override recipe files, wherever they stand.
 
-    The first words that are no flags give the fields named in `positional`. Raises UsageError for anything that is
+    The first words that are no flags give the fields named in `positional`; one named `field...` takes all that are
+    left, as a list. Raises UsageError for anything that is
     no field of the task or does not fit its type, ValueError from the task's own checks; `--help` and
     `--print_config` print and raise SystemExit(0).
     """
@@ -43,7 +45,11 @@ def _arranged(words: list[str], positional: tuple[str, ...]) -> list[str]:
 
     named: list[str] = []
     for field in positional:
-        if words and not words[0].startswith("-"):
+        if field.endswith("..."):
+            count = next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
+            named += [f"--{field[:-3]}={json.dumps(words[:count])}"] if count else []
+            words = words[count:]
+        elif words and not words[0].startswith("-"):
             named += [f"--{field}", words[0]]
             words = words[1:]
     recipes, rest = [], []

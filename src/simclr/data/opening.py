@@ -12,6 +12,7 @@ from .decoding import UnreadableImage
 from .loading import attempt
 from .named import cifar10, sample, torchvision_set
 from .paths import Paths, find_images
+from .several import joined
 from .sources import Annotation, Arrays, Files, Objects, Source, encode_labels, sort_classes
 from .splits import SPLITS, Part, assemble, reopen, select_part
 
@@ -170,7 +171,7 @@ def _npz(path: Path, split: str) -> Source:
         raise ValueError(f"{path}: not an .npz file ({error})") from None
     with arrays:
         if "images" in arrays:
-            annotation = encode_labels(arrays["labels"]) if "labels" in arrays else (None, None)
+            annotation = encode_labels(joined(arrays["labels"])) if "labels" in arrays else (None, None)
             pixels = _pixels(path, "images", arrays["images"], annotation)
             source = Arrays(
                 name=path.stem, paths=Paths.numbered("", len(pixels)), pixels=pixels, annotation=annotation
@@ -182,7 +183,7 @@ def _npz(path: Path, split: str) -> Source:
                 f"{path}: holds {list(arrays)}; needed are `images`, or `train_images` and `test_images`"
             )
         labels = [
-            arrays[f"{part}_labels"].reshape(-1) for part in ("train", test) if f"{part}_labels" in arrays
+            joined(arrays[f"{part}_labels"]) for part in ("train", test) if f"{part}_labels" in arrays
         ]
         known, classes = encode_labels(np.concatenate(labels)) if len(labels) == 2 else (None, None)
 

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source
 from simclr.data.batches import Batch, open_batches, write_bad_files
+from simclr.data.several import class_names, truth
 from simclr.data.subsets import balanced, held_out_rows, listed
 from simclr.embed import load
 from simclr.evaluation import accuracy
@@ -27,6 +28,8 @@ from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr,
 from simclr.run import Run
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
+
+Truth = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, or the presence of each class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class FineTune:
 
     def __call__(self) -> dict[str, Any]:
         known, measured = self.images()
+        names = class_names(known)
         batch = min(self.batch, len(known))
         epochs = self.passes
         steps = self.steps or total_steps(len(known), batch, epochs)
@@ -127,7 +131,7 @@ class FineTune:
 
         start = load(self.run)
         torch.manual_seed(self.seed)
-        model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(known.classes)))
+        model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(names)))
         optimizer = create_optimizer(self.optimizer, self.groups(model), lr=peak)
         network, optimizer = fabric.setup(model, optimizer)
         if self.machine.compile:
@@ -137,18 +141,18 @@ class FineTune:
             rank=fabric.global_rank, world=fabric.world_size, mode=self.machine.storage,
             workers=self.machine.worker_processes, max_bad=self.max_bad, count=1,
         )  # fmt: skip
-        labels = torch.from_numpy(known.labels)
+        targets = torch.from_numpy(truth(known))
         dtype = next(model.parameters()).dtype
         fabric.print(
-            f"{len(known):,} labelled images of {known.name}, {len(known.classes)} classes -> {run.path}\n"
+            f"{len(known):,} labelled images of {known.name}, {len(names)} classes -> {run.path}\n"
             f"{steps:,} steps of {batch}; peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); "
             f"frozen: {self.freeze}; {'from scratch' if self.from_scratch else f'from {self.run}'}"
         )
 
         def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            wanted = labels[torch.from_numpy(batch.indices)].to(fabric.device)
+            wanted = targets[torch.from_numpy(batch.indices)].to(fabric.device)
             scores = network(batch.views[0].to(dtype))
-            loss = F.cross_entropy(scores.float() if dtype != torch.float64 else scores, wanted)
+            loss = loss_of(scores if dtype == torch.float64 else scores.float(), wanted)
             fabric.backward(loss)
             return loss.detach(), (scores.detach(), wanted)
 
@@ -159,12 +163,13 @@ class FineTune:
         model.train()
         last = fit(
             run, fabric, model, optimizer, batches, backward, plan,
-            describe=lambda outputs: {"train_top1": accuracy(*outputs)},
+            describe=lambda outputs: {"train_top1": accuracy(*outputs)} if targets.ndim == 1 else {},
         )  # fmt: skip
 
         preprocess = start.preprocess
         found = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
-        results = self.figures(found.features, found.labels, preprocess, len(known))
+        answers = torch.from_numpy(truth(measured))[found.indices]
+        results = self.figures(found.features, answers, preprocess, len(known))
         content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(batches.bad)}
         content |= {result.metric: result.value for result in results}
         if fabric.is_global_zero:
@@ -191,7 +196,7 @@ class FineTune:
 
     def images(self) -> tuple[Source, Source]:
         """The images to learn from and those to measure, which are read once."""
-        train, test = labelled(self.data)
+        train, test = labelled(self.data, several=True)
         if self.measure == "held-out":
             rows = held_out_rows(np.arange(len(train)), self.seed)
             train, test = (train.select(np.flatnonzero(kept), train.split) for kept in (~rows, rows))
@@ -227,7 +232,7 @@ class FineTune:
         ]
 
     def figures(
-        self, scores: Float[Tensor, "n c"], truth: Int64[Tensor, " n"], preprocess: Preprocess, images: int
+        self, scores: Float[Tensor, "n c"], answers: Truth, preprocess: Preprocess, images: int
     ) -> list[Result]:
         """Accuracy over images, and over classes."""
         where = "the test part, read once" if self.measure == "test" else "a tenth of train, held out"
@@ -241,21 +246,29 @@ class FineTune:
         share = f"{100 * self.fraction:g} %" if self.labelled is None else "listed"
         protocol = f"fine-tuned, {share} of labels" if not self.from_scratch else f"supervised, {share} of labels"
         return [
-            Result.of(name, protocol, scores, truth, metric, images=images, **facts)
-            for metric in ("top1", "mean_per_class")
+            Result.of(name, protocol, scores, answers, metric, images=images, **facts)
+            for metric in (("top1", "mean_per_class") if answers.ndim == 1 else ("map11",))
         ]
 
     def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
         """What the saved weights are and what to feed them."""
+        names = class_names(source)
         return Card(
             encoder=start.encoder,
             features=start.features,
             image_size=start.image_size,
             preprocess=start.preprocess,
             head=None if head is None else head.config(),
-            supervised={"classes": len(source.classes), "input": self.head_layers, "names": source.classes},
+            supervised={"classes": len(names), "input": self.head_layers, "names": names},
             source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},
         )
+
+
+def loss_of(scores: Float[Tensor, "b c"], wanted: Truth) -> Float[Tensor, ""]:
+    """Cross-entropy over classes, or, where images show several, the mean of one for each class."""
+    if wanted.ndim == 1:
+        return F.cross_entropy(scores, wanted)
+    return F.binary_cross_entropy_with_logits(scores, wanted.to(scores))
 
 
 class Classifier(nn.Module):
