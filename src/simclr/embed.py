@@ -56,7 +56,8 @@ class Encoder:
 def load(run_or_file: str | Path) -> Encoder:
     """The encoder of a finished run folder, or of the folder a given encoder.safetensors lies in.
 
-    Raises ValueError unless every tensor of the network is in the file and the other way round.
+    Raises ValueError unless every tensor of the network is in the file and the other way round, and the card's
+    preprocessing gives images of the size the network was trained on.
     """
     path = Path(run_or_file)
     folder = path.parent if path.suffix == ".safetensors" else path
@@ -64,7 +65,14 @@ def load(run_or_file: str | Path) -> Encoder:
         unfinished = (folder / "checkpoints").is_dir()
         what = "its run is not finished: the command that began it goes on" if unfinished else "no card.json is in it"
         raise ValueError(f"{run_or_file} holds no encoder: {what}")
-    return Encoder(*load_encoder(folder))
+    encoder = Encoder(*load_encoder(folder))
+    size, trained = encoder.preprocess.size, encoder.card.image_size
+    if size != trained:
+        raise ValueError(
+            f"{folder / 'card.json'}: preprocess.size is {size} px, but the encoder was trained on {trained} px "
+            f"(image_size); set preprocess.size to {trained}"
+        )
+    return encoder
 
 
 def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:

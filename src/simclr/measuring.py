@@ -208,7 +208,7 @@ def provenance(run: Path) -> dict[str, str]:
 
 def table(results: Sequence[Result]) -> str:
     """Results as aligned text."""
-    rows = [(r.name, r.protocol, r.layer, *_shown(r), f"n={r.n:,}") for r in results]
+    rows = [(r.name, r.protocol, r.layer, *_shown(r), f"n={r.n:,}{_chance(r)}") for r in results]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -218,6 +218,10 @@ def _shown(r: Result) -> tuple[str, str, str]:
     form = (lambda x: f"{100 * x:.1f}") if share else (lambda x: f"{x:.4g}")
     span = f"[{form(r.interval[0])}, {form(r.interval[1])}]" if r.interval else ""
     return r.metric, f"{form(r.value):>6}{' %' if share else ''}", span
+
+
+def _chance(r: Result) -> str:
+    return f"  p={r.detail['p']:.2g} that chance parts it from the first" if "p" in r.detail else ""
 
 
 def _keep_older(path: Path) -> None:
