@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from simclr.data import open_source
+from simclr.data import decoding, open_source, sources
 from simclr.data.batches import (
     Resident,
     Streamed,
@@ -54,6 +55,35 @@ def test_batches_do_not_depend_on_the_workers(folder, streamed, workers, method)
     batches = Streamed(folder, VIEWS, batch=20, seed=7, workers=workers, max_bad=0.2, start_method=method)
     assert all(same(one, other) for one, other in zip(batches(range(4)), streamed, strict=True))
     assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
+
+
+def photographs(root, side):
+    for k in range(8):
+        rng = np.random.default_rng(k)
+        small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        small.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(root / f"{k}.jpg", quality=95)
+    return open_source(root, "all")
+
+
+def test_fast_decoding_of_large_jpegs_gives_nearly_the_same_views(tmp_path, monkeypatch):
+    views, source = Views(size=32), photographs(tmp_path, 900)
+    read = []
+    original = decoding.decode_reduced
+    monkeypatch.setattr(sources, "decode_reduced", lambda *a: read.append(original(*a)) or read[-1])
+    exact, fast = (next(iter(Streamed(source, views, batch=8, seed=3, workers=0, decode=d)(range(1))))
+                   for d in ("exact", "fast"))  # fmt: skip
+    parts = [max(size) / max(pixels.shape) for pixels, size in read]
+    assert max(parts) == pytest.approx(8, rel=0.02) and min(parts) >= 2
+    # the pictures are smooth, so less resolution changes them little; edges move by half a pixel at most
+    difference = (exact.views - fast.views).abs()
+    assert difference.mean() < 0.01 and difference.quantile(0.99) < 0.06
+
+
+def test_fast_decoding_leaves_images_that_are_not_large_alone(tmp_path):
+    source = photographs(tmp_path, 60)
+    exact, fast = (next(iter(Streamed(source, Views(size=32), batch=8, seed=3, workers=0, decode=d)(range(1))))
+                   for d in ("exact", "fast"))  # fmt: skip
+    assert same(exact, fast)
 
 
 def test_a_run_that_starts_in_the_middle_goes_on_as_if_it_had_not_stopped(folder, streamed):

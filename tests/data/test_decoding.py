@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from simclr.data import UnreadableImage, decode
-from simclr.data.decoding import as_rgb, stretch
+from simclr.data.decoding import as_rgb, decode_reduced, stretch
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -184,3 +184,44 @@ def test_objects_that_are_no_images():
     for wrong in (None, COLOURS.astype(np.float32), COLOURS[None], "x.png"):
         with pytest.raises(UnreadableImage, match="is not an image: allowed are"):
             as_rgb(wrong, "7")
+
+
+SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[0:240:121j, 0:200:83j], 90.0), -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [{"subsampling": k} for k in range(3)] + [{"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("grey", [False, True])
+def test_jpeg_files_have_the_pixels_that_pillow_gives(options, grey):
+    image = Image.fromarray(COLOURS)
+    content = encoded(image.convert("L") if grey else image, "JPEG", **options)
+    assert np.array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize("part", [1, 2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_reduced_jpegs_show_the_means_of_the_pixels_they_stand_for(part, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(SMOOTH), "JPEG", quality=98, subsampling=0, exif=exif)
+    asked = []
+    pixels, size = decode_reduced(content, None, lambda size: asked.append(size) or part)
+    whole = decode(content)
+    assert asked == [size] and size == whole.shape[:2]
+    assert pixels.shape[:2] == (-(-size[0] // part), -(-size[1] // part))
+    rows, columns = size[0] // part, size[1] // part
+    if orientation > 1:  # where a mirrored side is no multiple of `part`, its remainder comes first
+        return
+    means = whole[: rows * part, : columns * part].reshape(rows, part, columns, part, 3).mean((1, 3))
+    assert np.abs(pixels[:rows, :columns] - means).max() < 3
+
+
+def test_other_formats_are_read_whole():
+    pixels, size = decode_reduced(encoded(Image.fromarray(SMOOTH), "PNG"), None, lambda size: 8)
+    assert np.array_equal(pixels, SMOOTH) and size == SMOOTH.shape[:2]
+
+
+def test_a_jpeg_with_stray_bytes_is_read_as_pillow_reads_it():
+    content = encoded(Image.fromarray(SMOOTH), "JPEG", quality=90)
+    start = content.index(b"\xff\xc0")  # before the frame's header
+    strange = content[:start] + b"\x00\x00\x00" + content[start:]
+    assert np.array_equal(decode(strange), np.asarray(Image.open(io.BytesIO(strange)).convert("RGB")))

@@ -115,16 +115,19 @@ class Streamed:
         max_bad: float = 0.05,
         count: int = 2,
         workers: int | None = None,
+        decode: Literal["exact", "fast"] = "exact",
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     ):
-        """`workers` is the number of processes, 0 for none but this one, by default one for each CPU core;
-        `start_method` is how they are started, by default as Python does it on the system."""
+        """`decode` fast reads JPEG files at a half, a quarter or an eighth where every crop of the image still has the
+        pixels of a view; exact reads them whole. `workers` is the number of processes, 0 for none but this one, by
+        default one for each CPU core; `start_method` is how they are started, by default as Python does it on the
+        system."""
         self.order = Order(len(source), batch, seed, rank, world)
         self.views, self.count = views, count
         self.device = torch.device(device)
         self.workers = cores() if workers is None else workers
         self.start_method = start_method
-        self._cutter = Cutter(source, views, self.order, count)
+        self._cutter = Cutter(source, views, self.order, count, decode)
         self._record = BadImages(source, max_bad)
         self.bad = self._record.reasons
 
@@ -180,6 +183,7 @@ def open_batches(
     world: int = 1,
     mode: Literal["auto", "resident", "streamed"] = "auto",
     workers: int | None = None,
+    decode: Literal["exact", "fast"] = "exact",
     max_bad: float = 0.05,
     count: int = 2,
     max_bytes: int = MAX_BYTES,
@@ -203,7 +207,7 @@ def open_batches(
         loaded = load_images(source, max_bytes)
         if loaded is not None or mode == "resident":
             return Resident(source, views, **common, loaded=loaded)
-    return Streamed(source, views, **common, workers=workers)
+    return Streamed(source, views, **common, workers=workers, decode=decode)
 
 
 def write_bad_files(path: Path, bad: dict[str, str]) -> None:

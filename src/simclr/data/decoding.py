@@ -9,30 +9,27 @@ What is decided here, for every format alike:
 - 16- and 32-bit grey values are stretched from the image's own 0.1st to 99.9th percentile over 0..255, since
   Pillow's own conversion clips every value above 255 to white;
 - a truncated file is an error: Pillow can fill the missing part with grey, and a network would learn that.
+
+Pillow reads every format. Usual JPEG files go to the same libjpeg-turbo directly, which gives the very same pixels
+without Pillow's copies: in 0.8 of the time at 500 x 375 pixels, a quarter at 4000 x 3000.
 """
 
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 _ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+Shrink = Callable[[tuple[int, int]], int]
+"""(height, width) of an image -> the part of its side at which it may be decoded: 1, 2 (a half), 4 or 8"""
 
 
 class UnreadableImage(Exception):
@@ -53,13 +50,28 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
     Raises UnreadableImage, which calls the image `path` (default: where it lies). Pictures of more than
     about 179 million pixels are refused, as Pillow does.
     """
+    return decode_reduced(file, path, lambda size: 1)[0]
+
+
+def decode_reduced(
+    file: bytes | str | Path, path: str | None, shrink: Shrink
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    """As `decode`, but a JPEG file at the part of its size that `shrink` allows -> pixels, whole (height, width).
+
+    libjpeg computes a reduced image from the low frequencies alone, so that each pixel is about the mean of those it
+    stands for, and ceil(side / part) of them are a side.
+    """
     name = path or ("<bytes>" if isinstance(file, bytes) else str(file))
     try:
         content = file if isinstance(file, bytes) else Path(file).read_bytes()
         if not content:
             raise UnreadableImage(name, "empty file")
+        found = _usual_jpeg(content, shrink)
+        if found is not None:
+            return found
         with _quiet(), Image.open(io.BytesIO(content)) as picture:
-            return _rgb(picture)
+            pixels = _rgb(picture)
+            return pixels, pixels.shape[:2]
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -129,16 +141,48 @@ def stretch(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     picture.load()
-    turn = _TURNS.get(_orientation(picture))
-    if turn is not None:
-        picture = picture.transpose(turn)
+    orientation = _orientation(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return np.repeat(stretch(np.asarray(picture))[:, :, None], 3, axis=2)
+        return _upright(np.repeat(stretch(np.asarray(picture))[:, :, None], 3, axis=2), orientation)
     if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return _upright(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")), orientation)
+
+
+def _usual_jpeg(content: bytes, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None:
+    """A colour or grey JPEG without fault; None for all else, which Pillow reads or refuses."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "Gray") or height * width > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+        return None
+    orientation = 1
+    if b"Exif" in content or b":Orientation" in content:  # in EXIF or XMP; Pillow knows where
+        with _quiet(), Image.open(io.BytesIO(content)) as picture:
+            orientation = _orientation(picture)
+    size = (width, height) if orientation >= 5 else (height, width)
+    part = shrink(size)
+    try:
+        pixels = simplejpeg.decode_jpeg(content, min_height=-(-height // part), min_width=-(-width // part))
+    except ValueError:
+        return None
+    return _upright(pixels, orientation), size
+
+
+def _upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    """An image as it is stored -> as it is meant, after EXIF 2.3, tag 0x0112; other orientations than 1 to 8 are 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _orientation(picture: Image.Image) -> int:

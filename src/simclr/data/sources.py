@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, Shaped, UInt8
 
-from .decoding import UnreadableImage, as_rgb, decode
+from .decoding import Shrink, UnreadableImage, as_rgb, decode, decode_reduced
 from .paths import Paths
 
 Annotation = tuple[Int64[np.ndarray, " n"] | None, list[str] | None]
@@ -57,6 +57,13 @@ class Source:
     def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
         """Image i as uint8 (H, W, 3); raises UnreadableImage."""
         raise NotImplementedError
+
+    def read_reduced(
+        self, i: int | np.integer, shrink: Shrink
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+        """Image i, smaller by what `shrink` allows where that spares work, and its whole (height, width)."""
+        image = self.read(i)
+        return image, image.shape[:2]
 
     @property
     def images(self) -> UInt8[np.ndarray, "n h w 3"] | None:
@@ -110,6 +117,11 @@ class Files(Source):
 
     def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
         return decode(self.file(i), self.paths[i])
+
+    def read_reduced(
+        self, i: int | np.integer, shrink: Shrink
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+        return decode_reduced(self.file(i), self.paths[i], shrink)
 
     def _content(self, i: np.integer) -> bytes:
         try:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Crops(NamedTuple):
     tried: Int64[np.ndarray, " c"]
     indices: Int64[np.ndarray, " c"]
     sizes: Int64[np.ndarray, "c 2"]
+    """height and width of each whole image, which its views are drawn for"""
     crops: UInt8[Tensor, "v c s s 3"]
     bad: list[UnreadableImage]
 
@@ -39,33 +40,51 @@ class Cutter:
     views: Views
     order: Order
     count: int = 2
+    decode: Literal["exact", "fast"] = "exact"
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
-        indices, images, bad = tried.copy(), [], []
+        indices, images, sizes, bad = tried.copy(), [], np.empty((len(tried), 2), np.int64), []
         try:
             for k, index in enumerate(tried):
-                indices[k], image = self._readable(step, int(index), bad)
+                indices[k], image, sizes[k] = self._readable(step, int(index), bad)
                 images.append(image)
         except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
             return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
-        sizes = np.array([image.shape[:2] for image in images], np.int64)
+        read = np.array([image.shape[:2] for image in images], np.int64)
         crops = np.empty((self.count, len(images), self.views.size, self.views.size, 3), np.uint8)
         for v in range(self.count):
-            parameters = self.views.draw(indices, self.order.epoch(step), v, self.order.seed, sizes)
+            parameters = self.views.draw(indices, self.order.epoch(step), v, self.order.seed, sizes).resized(read)
             for k, image in enumerate(images):
                 crops[v, k] = self.views.crop(image, parameters, k)
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
 
-    def _readable(self, step: int, index: int, bad: list[UnreadableImage]) -> tuple[int, np.ndarray]:
-        """The first image that can be read of `index` and its replacements; the others go to `bad`."""
+    def _readable(
+        self, step: int, index: int, bad: list[UnreadableImage]
+    ) -> tuple[int, UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+        """The first image that can be read of `index` and its replacements, and its size; the others go to `bad`."""
         others = self.order.replacements(step, index)
         while True:
             try:
-                return index, self.source.read(index)
+                return index, *self._read(step, index)
             except UnreadableImage as error:
                 bad.append(error)
                 index = next(others)
+
+    def _read(self, step: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+        if self.decode == "exact":
+            image = self.source.read(index)
+            return image, image.shape[:2]
+
+        def shrink(size: tuple[int, int]) -> int:
+            if min(size) < 2 * self.views.size:
+                return 1
+            name = np.array([index]), self.order.epoch(step)
+            crops = [self.views.draw(*name, v, self.order.seed, size).crop for v in range(self.count)]
+            spare = min(int(crop[0, 2:].min()) for crop in crops) // self.views.size
+            return max(part for part in (1, 2, 4, 8) if part <= max(spare, 1))
+
+        return self.source.read_reduced(index, shrink)
 
 
 def loader(
