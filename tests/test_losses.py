@@ -208,6 +208,11 @@ def test_official_loss_gradient_and_metrics(golden):
                 # rows of very different length: each is compared with its own size
                 if suffix == "64" or case != "j":
                     assert np.abs(ours - official).max() <= max(10 * tolerance * np.abs(official).max(), 1e-7)
+        logits, positives = similarities(z[:n], z[n:], temperature, normalize=normalize)
+        if "logits_ab" in get:
+            assert relative(logits[:n, n:].detach().numpy(), get["logits_ab"]) <= 1e-4
+        if "labels" in get:  # the official columns are [ab, aa], ours [a, b]
+            assert (get["labels"].argmax(1) == (positives[:n] - n).numpy()).all()
         accuracy, entropy = official_contrast_statistics(z[:n], z[n:], temperature, normalize=normalize)
         assert accuracy.item() == pytest.approx(float(get["contrast_acc"]), abs=1e-6)
         assert entropy.item() == pytest.approx(float(get["contrast_entropy"]), rel=1e-4, abs=1e-6)
@@ -228,3 +233,25 @@ def test_official_loss_over_replicas(golden):
         (sum(losses) / replicas).backward()
         assert relative(torch.stack(losses).detach().numpy(), get["loss64"]) <= 1e-9
         assert relative(z.grad.numpy(), get["grad64"]) <= 1e-9
+        assert relative(torch.stack(losses).detach().numpy(), get["loss"]) <= 1e-5
+        assert relative(z.grad.numpy(), get["grad"]) <= 1e-5
+        for r in range(replicas):
+            logits, positives = similarities(
+                z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=keys, offset=r * n
+            )
+            assert relative(logits[:n, replicas * n :].detach().numpy(), get["logits_ab"][r]) <= 1e-4
+            assert (get["labels"][r].argmax(1) == (positives[:n] - replicas * n).numpy()).all()
+        whole = torch.tensor(get["global_hidden"], dtype=torch.float64, requires_grad=True)
+        loss = 2 * nt_xent(*whole.chunk(2), float(temperature), normalize=bool(normalize))
+        loss.backward()
+        assert relative(loss.item(), get["global_loss64"]) <= 1e-9
+        assert relative(whole.grad.numpy(), get["global_grad64"]) <= 1e-9
+
+
+def test_official_supervised_loss_is_plain_cross_entropy(golden):
+    arrays = golden("ntxent.npz")
+    logits = torch.tensor(arrays["sup_logits"], requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(arrays["sup_labels"]))
+    loss.backward()
+    assert relative(loss.item(), arrays["sup_loss"]) <= 1e-5
+    assert relative(logits.grad.numpy(), arrays["sup_grad"]) <= 1e-5
