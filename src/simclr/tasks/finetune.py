@@ -188,7 +188,7 @@ class FineTune:
         return self.out or self.run / ("scratch" if self.from_scratch else "finetune")
 
     @property
-    def passes(self) -> float:
+    def passes(self) -> float | int:
         """Epochs, where they are not given as the papers have them."""
         if self.epochs is not None:
             return self.epochs

@@ -1,0 +1,69 @@
+"""A small encoder and small labelled images for the tests of measurements."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from simclr.models import Card, ProjectionHead, create_encoder, save_encoder
+
+SIZE, CLASSES = 16, 3
+
+
+def write_encoder(folder: Path, seed: int = 0) -> Path:
+    """A network with batch statistics of its own, as a run folder."""
+    torch.manual_seed(seed)
+    encoder = create_encoder("simclr_resnet10", SIZE, {"width": 0.125})
+    head = ProjectionHead(encoder.num_features, 8, 3)
+    for _ in range(5):
+        head(encoder(torch.rand(32, 3, SIZE, SIZE)))
+    card = Card(
+        encoder={"name": "simclr_resnet10", "options": {"width": 0.125}}, features=encoder.num_features,
+        image_size=SIZE, preprocess={"size": SIZE, "crop": 0.875}, head=head.config(),
+    )  # fmt: skip
+    save_encoder(folder, encoder, head, card)
+    views = {"size": SIZE, "strength": 0.5, "blur": 0.0}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"views": views, "temperature": 0.2}))
+    return folder
+
+
+def squares(n: int, seed: int, *, random_labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """n images whose colour tells their class; with `random_labels` nothing tells it."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(CLASSES, size=n)
+    images = rng.integers(0, 120, (n, SIZE, SIZE, 3))
+    for channel in range(3):
+        images[labels == channel, ..., channel] += 100
+    return images.astype(np.uint8), rng.permutation(labels) if random_labels else labels
+
+
+def write_arrays(path: Path, train: int = 120, test: int = 60, *, random_labels: bool = False) -> Path:
+    """Training and test part as one npz."""
+    parts = {}
+    for seed, (part, n) in enumerate((("train", train), ("test", test))):
+        images, labels = squares(n, seed, random_labels=random_labels)
+        parts |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(path, **parts)
+    return path
+
+
+def write_folder(path: Path, train: int = 30, test: int = 15) -> Path:
+    """The same as files, in train/CLASS and test/CLASS."""
+    for seed, (part, n) in enumerate((("train", train), ("test", test))):
+        for k, (image, label) in enumerate(zip(*squares(n, seed), strict=True)):
+            folder = path / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{k:03d}.png")
+    return path
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
