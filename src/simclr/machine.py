@@ -33,6 +33,8 @@ class Machine:
     """images kept decoded on the device, or decoded by workers as they come; auto keeps them where they fit"""
     compile: bool = False
     """compile the network with torch.compile"""
+    recompute: bool = False
+    """keep activations at the ends of blocks only and compute the others again: less memory for a third more work"""
 
     def __post_init__(self) -> None:
         for name in ("devices", "nodes"):
@@ -85,10 +87,13 @@ class Machine:
 
     def prepare(self, fabric: Fabric, model: nn.Module) -> nn.Module:
         """`model` on its device, with batch statistics over all processes; not yet wrapped for training."""
+        from simclr.gradcache import recompute_blocks
         from simclr.models import norm
 
         if fabric.world_size > 1:
             model = norm.synchronise(model)
+        if self.recompute:
+            model = recompute_blocks(model)
         if self.precision == "64":
             model = model.double()
         return model.to(fabric.device, memory_format=torch.channels_last)

@@ -25,7 +25,9 @@ import yaml
 
 OWN = ("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json", "card.json",
        "encoder.safetensors", "head.safetensors", "pictures")  # fmt: skip
-WHERE = {f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile")}
+WHERE = {
+    f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
+}
 
 
 class Run:

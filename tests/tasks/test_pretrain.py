@@ -110,6 +110,19 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_two(folder, tmp_pat
         torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-9)
 
 
+def test_micro_batches_are_the_whole_batch_in_one_process_and_in_two(folder, tmp_path):
+    settings = ["--machine.precision", "64", "--machine.workers", "0", "--bn", "frozen-stats", "--micro_batch"]
+    runs = {"whole": ["8"], "parts": ["2"], "two": ["2", "--machine.devices", "2", "--machine.recompute", "true"]}
+    for name, words in runs.items():
+        done = run(command(folder, tmp_path / name, *settings, *words))
+        assert done.returncode == 0, done.stderr
+    expected = load_file(tmp_path / "whole" / "encoder.safetensors")
+    for name in ("parts", "two"):
+        ours = load_file(tmp_path / name / "encoder.safetensors")
+        for key in expected:
+            torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-9)
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(folder, tmp_path):
     words = command(folder, tmp_path / "run", "--epochs", "400", "--save_every", "100000")
     process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

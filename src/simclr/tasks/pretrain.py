@@ -16,6 +16,7 @@ from simclr.evaluation import accuracy, embedding_std, knn_votes, rankme
 from simclr.features import extract
 from simclr.fit import Plan, fit
 from simclr.gathering import gather
+from simclr.gradcache import Norms, cached_backward
 from simclr.health import HealthCheck, set_aside
 from simclr.losses import contrast_statistics, nt_xent
 from simclr.machine import Machine
@@ -77,6 +78,11 @@ class Pretrain:
     """of weights, not of biases and norms; paper 1e-6, official v2 1e-4"""
     batch: int = 4096
     """images in a step, over all processes; each has 2 * batch - 2 negatives"""
+    micro_batch: int = 0
+    """images whose activations a process holds at a time, with the gradient of the whole batch for twice the forward
+    passes; 0 for all at once"""
+    bn: Norms = "micro"
+    """batch norms under micro_batch: micro takes the statistics of each micro-batch, frozen-stats the moving ones"""
     epochs: float | int = 100
     """passes over the images"""
     warmup_epochs: float | int = 10
@@ -106,7 +112,8 @@ class Pretrain:
         for name in ("temperature", "lr", "loss_scale", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad", "held_out"):
+        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad", "held_out",
+                     "micro_batch"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("log_every", "save_every", "head_features"):
@@ -149,13 +156,23 @@ class Pretrain:
         fabric.print(self.announcement(source, steps, peak, fabric.world_size, encoder, str(fabric.device)))
         dtype = next(encoder.parameters()).dtype
 
-        def backward(batch: Batch) -> tuple[Tensor, Outputs]:
-            h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
-            z_a, z_b = z.chunk(2)
+        def scaled_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
             keys = gather(z_a), gather(z_b)
-            loss = nt_xent(z_a, z_b, self.temperature, keys=keys, offset=fabric.global_rank * len(z_a))
-            fabric.backward(self.loss_scale * loss)
-            return loss.detach(), Outputs(h.detach(), z_a.detach(), z_b.detach())
+            offset = fabric.global_rank * len(z_a)
+            return self.loss_scale * nt_xent(z_a, z_b, self.temperature, keys=keys, offset=offset)
+
+        def backward(batch: Batch) -> tuple[Tensor, Outputs]:
+            if self.micro_batch:
+                loss, h, z = cached_backward(
+                    fabric, network, batch.views.to(dtype), scaled_loss, micro=self.micro_batch, bn=self.bn,
+                    name=(self.seed, batch.step, fabric.global_rank),
+                )  # fmt: skip
+            else:
+                h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
+                loss = scaled_loss(*z.chunk(2))
+                fabric.backward(loss)
+            z_a, z_b = z.detach().chunk(2)
+            return loss.detach() / self.loss_scale, Outputs(h.detach(), z_a, z_b)
 
         def describe(outputs: Outputs) -> dict[str, float]:
             """Each process describes its own part; the log holds the first one's."""
