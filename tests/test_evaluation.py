@@ -7,8 +7,10 @@ import torch
 from simclr.evaluation import (
     accuracy,
     alignment,
+    average_precision,
     embedding_std,
     knn_votes,
+    map11,
     mean_per_class,
     neighbours,
     rankme,
@@ -70,6 +72,26 @@ def test_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = [low <= 0.7 <= high for low, high in (bootstrap_interval(rng.random(300) < 0.7) for _ in range(400))]
     assert 0.90 < np.mean(covered) < 0.98
+
+
+def test_eleven_point_precision_by_hand():
+    """Hits at ranks 1, 3, 6: precision 1, 2/3, 1/2 at recall 1/3, 2/3, 1; of those beyond a recall the best counts."""
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    present = np.array([True, False, True, False, False, True])
+    expected = (4 * 1 + 3 * 2 / 3 + 4 * 1 / 2) / 11  # recalls 0-0.3, 0.4-0.6, 0.7-1
+    assert average_precision(scores, present) == pytest.approx(expected)
+    assert np.isnan(average_precision(scores, ~present & present))
+
+
+def test_eleven_point_precision_equals_its_definition():
+    rng = np.random.default_rng(0)
+    scores, present = rng.normal(size=(80, 4)), rng.random((80, 4)) < 0.3
+    found = []
+    for column, truth in zip(scores.T, present.T, strict=True):
+        ranked = truth[np.argsort(-column)]
+        recall, precision = ranked.cumsum() / ranked.sum(), ranked.cumsum() / np.arange(1, 81)
+        found.append(np.mean([precision[recall >= r - 1e-9].max() for r in np.arange(11) / 10]))
+    assert map11(torch.tensor(scores), torch.tensor(present)) == pytest.approx(np.mean(found))
 
 
 def test_health_of_isotropic_features():

@@ -63,6 +63,37 @@ def test_paper_sweep_has_45_penalties_from_a_millionth_to_a_hundred_thousand():
     assert PENALTIES[-1] == pytest.approx(1e5)
 
 
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_one_regression_a_class_reaches_the_optima_of_scikit_learn(penalty):
+    x, _ = problem()
+    present = torch.stack([x[:, 0] > 3, x[:, 5] + x[:, 9] > 6.5, torch.arange(len(x)) % 7 == 0], 1)
+    ours = fit_path(x, present, 3, [penalty])[0]
+    for k in range(3):
+        theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=1000, solver="newton-cholesky")
+        theirs.fit(x.double().numpy(), present[:, k].numpy())
+        probabilities = ours(x)[:, k].sigmoid().numpy()
+        np.testing.assert_allclose(probabilities, theirs.predict_proba(x.double().numpy())[:, 1], atol=5e-3)
+
+
+def test_a_sweep_ends_once_two_decades_of_penalties_bring_nothing():
+    x, y = problem()
+    held_out = np.arange(600) % 10 == 0
+    classifier, scores = choose_and_refit(x, y, held_out, 4)
+    tried = sorted(scores, reverse=True)
+    assert tried == sorted(PENALTIES, reverse=True)[: len(tried)]
+    assert len(tried) < 45
+    # the penalties left out would not have been chosen
+    everything = fit_path(x[~held_out], y[~held_out], 4, PENALTIES, tolerance=1e-4, max_iterations=100)
+    best = max((c(x[held_out]).argmax(1) == y[held_out]).float().mean().item() for c in everything)
+    assert scores[classifier.penalty] >= best - 1 / 60
+
+
+def test_too_few_images_to_choose_by_are_refused():
+    x, y = problem()
+    with pytest.raises(ValueError, match="too few"):
+        choose_and_refit(x[:5], y[:5], np.zeros(5, bool), 4)
+
+
 def test_one_class_is_refused():
     x, y = problem()
     with pytest.raises(ValueError, match="at least two"):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from simclr.randomness import bits, uniforms
 
 SEVERITIES = (1, 2, 3, 4, 5)
+POINTS = 33  # across a disc or along a line that is averaged over
 GREY = (0.2989, 0.587, 0.114)
 
 Images = Float[Tensor, "b 3 h w"]
@@ -65,26 +66,29 @@ def impulse_noise(x: Images, share: float, indices: Indices, seed: int) -> Image
 
 def gaussian_blur(x: Images, sigma: float, indices: Indices, seed: int) -> Images:
     """Gaussian blur whose deviation is the share `sigma` of the height, mirrored at the border."""
-    return _separable(x, _bell(sigma * x.shape[2]).to(x))
+    bell = _bell(sigma * x.shape[2]).to(x)
+    return _separable(x, bell, bell)
 
 
 def defocus_blur(x: Images, radius: float, indices: Indices, seed: int) -> Images:
-    """Mean over a disc whose radius is the share `radius` of the height, with a soft edge."""
+    """Mean over a disc whose radius is the share `radius` of the height; between pixels, linear."""
     r = radius * x.shape[2]
-    reach = min(math.ceil(r), x.shape[2] - 1)
-    axis = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    disc = (r + 0.5 - (axis[:, None].square() + axis.square()).sqrt()).clamp(0, 1).to(x)
-    padded = F.pad(x, [reach] * 4, mode="reflect").flatten(0, 1)[:, None]
-    return F.conv2d(padded, (disc / disc.sum())[None, None]).view_as(x)
+    axis = torch.linspace(-r, r, POINTS)
+    y, across = torch.meshgrid(axis, axis, indexing="ij")
+    within = y.square() + across.square() <= r * r
+    rows, columns = _tents(y[within]), _tents(across[within])
+    kernel = (rows.T @ columns / len(rows)).to(x)
+    padded = F.pad(x, [len(kernel) // 2] * 4, mode="reflect").flatten(0, 1)[:, None]
+    return F.conv2d(padded, kernel[None, None]).view_as(x)
 
 
 def motion_blur(x: Images, length: float, indices: Indices, seed: int) -> Images:
     """Mean over a horizontal or vertical line of the share `length` of the height, drawn for each image."""
-    taps = max(2, round(length * x.shape[2]))
-    across = F.pad(x, [taps // 2, (taps - 1) // 2, 0, 0], mode="reflect").unfold(3, taps, 1).mean(-1)
-    down = F.pad(x, [0, 0, taps // 2, (taps - 1) // 2], mode="reflect").unfold(2, taps, 1).mean(-1)
+    half = length * x.shape[2] / 2
+    taps = _tents(torch.linspace(-half, half, POINTS)).mean(0).to(x)
+    single = torch.ones(1).to(x)
     upright = torch.from_numpy(bits(seed, indices, NOISE) % np.uint64(2) == 0).to(x.device)
-    return torch.where(upright[:, None, None, None], down, across)
+    return torch.where(upright[:, None, None, None], _separable(x, taps, single), _separable(x, single, taps))
 
 
 def contrast(x: Images, factor: float, indices: Indices, seed: int) -> Images:
@@ -154,12 +158,25 @@ def _bell(sigma: float) -> Float[Tensor, " taps"]:
     return bell / bell.sum()
 
 
-def _separable(x: Images, taps: Float[Tensor, " taps"]) -> Images:
-    reach = min(len(taps) // 2, min(x.shape[2:]) - 1)
-    taps = taps[len(taps) // 2 - reach :][: 2 * reach + 1]
-    taps = taps / taps.sum()
-    flat = F.pad(x, [reach] * 4, mode="reflect").flatten(0, 1)[:, None]
-    return F.conv2d(F.conv2d(flat, taps[None, None, None]), taps[None, None, :, None]).view_as(x)
+def _tents(offsets: Float[Tensor, " p"]) -> Float[Tensor, "p taps"]:
+    """Shares of whole pixels in points at these offsets from one, by linear interpolation."""
+    reach = math.ceil(offsets.abs().max().item())
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    return (1 - (offsets[:, None] - axis).abs()).clamp_min(0)
+
+
+def _separable(x: Images, down: Float[Tensor, " m"], across: Float[Tensor, " n"]) -> Images:
+    """The image, mirrored at its border, under two filters of odd length, which small images cut short."""
+    down, across = _cut(down, x.shape[2]), _cut(across, x.shape[3])
+    pad = [len(across) // 2] * 2 + [len(down) // 2] * 2
+    flat = F.pad(x, pad, mode="reflect").flatten(0, 1)[:, None]
+    return F.conv2d(F.conv2d(flat, across[None, None, None]), down[None, None, :, None]).view_as(x)
+
+
+def _cut(taps: Float[Tensor, " m"], side: int) -> Float[Tensor, " n"]:
+    spare = max(0, len(taps) // 2 - (side - 1))
+    taps = taps[spare : len(taps) - spare]
+    return taps / taps.sum()
 
 
 KINDS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
@@ -168,7 +185,7 @@ KINDS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
     "impulse_noise": ((0.01, 0.03, 0.06, 0.1, 0.17), impulse_noise),
     "gaussian_blur": ((0.01, 0.018, 0.027, 0.036, 0.054), gaussian_blur),
     "defocus_blur": ((0.013, 0.022, 0.031, 0.045, 0.062), defocus_blur),
-    "motion_blur": ((0.06, 0.09, 0.13, 0.19, 0.25), motion_blur),
+    "motion_blur": ((0.05, 0.08, 0.12, 0.17, 0.23), motion_blur),
     "contrast": ((0.75, 0.5, 0.4, 0.3, 0.15), contrast),
     "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), brightness),
     "saturation": ((0.6, 0.3, 0.1, 2.0, 4.0), saturation),

@@ -35,7 +35,8 @@ def data(tmp_path_factory):
 
 
 def task(encoder, data, out, **settings):
-    return FineTune(**{"run": encoder, "data": str(data), "out": out, "batch": 24, "steps": 3, "machine": HERE, **settings})
+    common = {"run": encoder, "data": str(data), "out": out, "machine": HERE}
+    return FineTune(**{**common, "batch": 24, "steps": 3, **settings})
 
 
 @pytest.mark.parametrize("freeze", FROZEN)

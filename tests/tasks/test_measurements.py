@@ -114,7 +114,8 @@ def test_every_layer_is_read_and_no_other(encoder, data, tmp_path):
     content = Linear(run=encoder, data=str(data), layer="all", baselines=False, out=tmp_path / "all.json")()
     layers = [row["layer"] for row in content["results"]]
     assert layers == [
-        "initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4", "h", "head.1", "head.2", "z",
+        "initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4",
+        "h", "head.1", "head.2", "z",
     ]  # fmt: skip
     by_layer = {row["layer"]: row for row in content["results"]}
     assert by_layer["block_group4"]["value"] == by_layer["h"]["value"]
@@ -178,8 +179,8 @@ def test_transfer_measures_several_classes_by_precision(encoder, tmp_path):
 
 
 def test_a_fine_tuned_run_is_measured_with_its_own_classifier(encoder, data, tmp_path):
-    settings = ["--batch", "24", "--steps", "20", "--lr", "0.5", "--measure", "held-out", "--out", str(tmp_path / "run")]
-    assert main(["finetune", str(encoder), str(data), *settings]) == 0
+    settings = ["--batch", "24", "--steps", "20", "--lr", "0.5", "--measure", "held-out"]
+    assert main(["finetune", str(encoder), str(data), *settings, "--out", str(tmp_path / "run")]) == 0
     content = Robustness(run=tmp_path / "run", data=str(data), out=tmp_path / "r.json")()
     rows = {row["protocol"]: row for row in content["results"]}
     assert rows["clean"]["name"] == "its own classifier"
