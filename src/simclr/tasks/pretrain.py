@@ -5,30 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.batches import Batch, open_batches, write_bad_files
-from simclr.evaluation import accuracy, embedding_std, knn_votes, rankme
-from simclr.features import extract
-from simclr.fit import Plan, fit
+from simclr.data.batches import Batch, Resident, Streamed, open_batches, write_bad_files
+from simclr.evaluation import embedding_std, rankme
+from simclr.fit import Backward, Plan, fit
 from simclr.gathering import gather
 from simclr.gradcache import Norms, cached_backward
 from simclr.health import HealthCheck, set_aside
+from simclr.knn_check import KnnCheck
 from simclr.losses import contrast_statistics, nt_xent
 from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
-from simclr.randomness import permutation
 from simclr.run import Run, plain
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
-
-KNN_IMAGES = 5_000  # at most so many labelled images serve the kNN check during training, a fifth of them as queries
 
 
 class Outputs(NamedTuple):
@@ -37,6 +34,17 @@ class Outputs(NamedTuple):
     h: Float[Tensor, "2*b d"]
     z_a: Float[Tensor, "b k"]
     z_b: Float[Tensor, "b k"]
+
+
+class Assembly(NamedTuple):
+    """What trains."""
+
+    encoder: nn.Module
+    head: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Resident | Streamed
+    backward: Backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +136,6 @@ class Pretrain:
         steps = total_steps(len(source), self.batch, self.epochs)
         warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
         peak = peak_lr(self.lr, self.batch, self.scaling)
-
         fabric = self.machine.launch()
         run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
         fabric.barrier()
@@ -136,43 +143,8 @@ class Pretrain:
             fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
             return run.result
 
-        torch.manual_seed(self.seed)
-        encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
-        head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
-        model = self.machine.prepare(fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
-        encoder, head = model["encoder"], model["head"]
-        optimizer = create_optimizer(
-            self.optimizer, parameter_groups(model, self.weight_decay), lr=peak, momentum=self.momentum
-        )
-        network, optimizer = fabric.setup(Both(encoder, head), optimizer)
-        if self.machine.compile:
-            network.compile()
-
-        batches = open_batches(
-            source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,
-            world=fabric.world_size, mode=self.machine.storage, workers=self.machine.worker_processes,
-            decode=self.decode, max_bad=self.max_bad,
-        )  # fmt: skip
+        encoder, head, model, optimizer, batches, backward = self.assemble(fabric, source)
         fabric.print(self.announcement(source, steps, peak, fabric.world_size, encoder, str(fabric.device)))
-        dtype = next(encoder.parameters()).dtype
-
-        def scaled_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
-            keys = gather(z_a), gather(z_b)
-            offset = fabric.global_rank * len(z_a)
-            return self.loss_scale * nt_xent(z_a, z_b, self.temperature, keys=keys, offset=offset)
-
-        def backward(batch: Batch) -> tuple[Tensor, Outputs]:
-            if self.micro_batch:
-                loss, h, z = cached_backward(
-                    fabric, network, batch.views.to(dtype), scaled_loss, micro=self.micro_batch, bn=self.bn,
-                    name=(self.seed, batch.step, fabric.global_rank),
-                )  # fmt: skip
-            else:
-                h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
-                loss = scaled_loss(*z.chunk(2))
-                fabric.backward(loss)
-            z_a, z_b = z.detach().chunk(2)
-            return loss.detach() / self.loss_scale, Outputs(h.detach(), z_a, z_b)
 
         def describe(outputs: Outputs) -> dict[str, float]:
             """Each process describes its own part; the log holds the first one's."""
@@ -217,6 +189,47 @@ class Pretrain:
         fabric.barrier()
         return result
 
+    def assemble(self, fabric: Fabric, source: Source) -> "Assembly":
+        """Network, optimizer, batches and the step that joins them."""
+        torch.manual_seed(self.seed)
+        encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
+        head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
+        model = self.machine.prepare(fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
+        encoder, head = model["encoder"], model["head"]
+        groups = parameter_groups(model, self.weight_decay)
+        peak = peak_lr(self.lr, self.batch, self.scaling)
+        optimizer = create_optimizer(self.optimizer, groups, lr=peak, momentum=self.momentum)
+        network, optimizer = fabric.setup(Both(encoder, head), optimizer)
+        if self.machine.compile:
+            network.compile()
+
+        batches = open_batches(
+            source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,
+            world=fabric.world_size, mode=self.machine.storage, workers=self.machine.worker_processes,
+            decode=self.decode, max_bad=self.max_bad,
+        )  # fmt: skip
+        dtype = next(encoder.parameters()).dtype
+
+        def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
+            keys = gather(z_a), gather(z_b)
+            offset = fabric.global_rank * len(z_a)
+            return self.loss_scale * nt_xent(z_a, z_b, self.temperature, keys=keys, offset=offset)
+
+        def backward(batch: Batch) -> tuple[Tensor, Outputs]:
+            if self.micro_batch:
+                loss, h, z = cached_backward(
+                    fabric, network, batch.views.to(dtype), loss_of, micro=self.micro_batch, bn=self.bn,
+                    name=(self.seed, batch.step, fabric.global_rank),
+                )  # fmt: skip
+            else:
+                h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
+                loss = loss_of(*z.chunk(2))
+                fabric.backward(loss)
+            z_a, z_b = z.detach().chunk(2)
+            return loss.detach() / self.loss_scale, Outputs(h.detach(), z_a, z_b)
+
+        return Assembly(encoder, head, model, optimizer, batches, backward)
+
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
@@ -258,37 +271,6 @@ class Both(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
         h = self.encoder(x)
         return h, self.head(h)
-
-
-@dataclass(frozen=True)
-class KnnCheck:
-    """kNN accuracy on some of the training images, the others being the bank: no test image is ever touched."""
-
-    bank: Source
-    queries: Source
-    preprocess: Preprocess
-
-    @classmethod
-    def of(cls, source: Source, preprocess: Preprocess) -> "KnnCheck | None":
-        """The check for a labelled source, None for one without labels."""
-        if source.labels is None:
-            return None
-        labelled = np.flatnonzero(source.labels >= 0)
-        chosen = labelled[permutation(0, 0, len(labelled))[:KNN_IMAGES]]
-        cut = len(chosen) // 5
-        if cut == 0:
-            return None
-        queries, bank = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        return cls(source.select(bank, source.split), source.select(queries, source.split), preprocess)
-
-    def __call__(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
-        training = encoder.training
-        bank = extract(encoder, self.bank, self.preprocess, device=device)
-        queries = extract(encoder, self.queries, self.preprocess, device=device)
-        encoder.train(training)
-        classes = len(self.bank.classes)
-        votes = knn_votes(bank.features, bank.labels, queries.features, classes, k=20, temperature=0.07)
-        return {"knn_top1": accuracy(votes, queries.labels)}
 
 
 def unlabelled(data: Any) -> Source:
