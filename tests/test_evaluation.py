@@ -30,7 +30,7 @@ def blobs(n, d, classes, spread, seed=0):
 def test_knn_equals_brute_force(k, temperature):
     bank, bank_labels = blobs(120, 16, 4, 1.5)
     queries, _ = blobs(30, 16, 4, 1.5, seed=1)
-    votes = knn_votes(bank, bank_labels, queries, 4, k=k, temperature=temperature, chunk_bytes=4 * 120 * 7)
+    votes = knn_votes(bank, bank_labels, queries, 4, k=k, temperature=temperature, block=50, chunk_bytes=4 * 50 * 7)
     a = bank.double().numpy() / np.linalg.norm(bank.double().numpy(), axis=1, keepdims=True)
     b = queries.double().numpy() / np.linalg.norm(queries.double().numpy(), axis=1, keepdims=True)
     for row, query in zip(votes, b, strict=True):

@@ -23,22 +23,30 @@ def knn_votes(
     *,
     k: int = 200,
     temperature: float = 0.07,
+    block: int = 1 << 16,
     chunk_bytes: int = 256 << 20,
 ) -> Float[Tensor, "n classes"]:
     """Votes of the k nearest rows of the bank by cosine, each weighted by exp(cosine / temperature) (Wu et al. 2018).
 
-    `k` is cut to the size of the bank. Queries are taken in chunks so that similarities stay under `chunk_bytes`;
-    weights are float32, relative to the nearest neighbour, so no temperature overflows.
+    `k` is cut to the size of the bank. The bank, which may lie on another device than the queries, is taken in blocks
+    of `block` rows, and queries in chunks whose similarities stay under `chunk_bytes`: a bank of 1M x 2048 needs no
+    copy. Weights are float32, relative to the nearest neighbour, so no temperature overflows.
     """
     k = min(k, len(bank))
-    bank = unit_rows(bank.float())
-    rows = max(1, chunk_bytes // (4 * len(bank)))
-    votes = []
-    for chunk in queries.split(rows):
-        cosine, nearest = (unit_rows(chunk.float()) @ bank.T).topk(k, dim=1)
-        weights = ((cosine - cosine[:, :1]) / temperature).exp()
-        votes.append(weights.new_zeros(len(chunk), classes).scatter_add_(1, bank_labels[nearest], weights))
-    return torch.cat(votes) if votes else bank.new_zeros(0, classes)
+    queries = unit_rows(queries.float())
+    cosine = queries.new_full((len(queries), k), -torch.inf)
+    nearest = torch.zeros_like(cosine, dtype=torch.long)
+    rows = max(1, chunk_bytes // (4 * min(block, max(len(bank), 1))))
+    for start in range(0, len(bank), block):
+        part = unit_rows(bank[start : start + block].to(queries.device).float())
+        for i in range(0, len(queries), rows):
+            chunk = slice(i, i + rows)
+            found, at = (queries[chunk] @ part.T).topk(min(k, len(part)), dim=1)
+            cosine[chunk], order = torch.cat([cosine[chunk], found], 1).topk(k, dim=1)
+            nearest[chunk] = torch.cat([nearest[chunk], at + start], 1).gather(1, order)
+    weights = ((cosine - cosine[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(queries), classes)
+    return votes.scatter_add_(1, bank_labels.to(queries.device)[nearest], weights)
 
 
 def neighbours(
