@@ -1,0 +1,193 @@
+"""How fast each part of a pretraining run is here, and which of them is worth changing."""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from simclr.data import Source
+from simclr.data.loading import cores
+from simclr.losses import nt_xent
+from simclr.run import environment, write_atomically
+from simclr.tasks.pretrain import Assembly, Pretrain, unlabelled
+
+WAIT = 0.1  # share of a step spent waiting for data from which on loading is what to change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Pretrain):
+    """Measure the parts of the pretraining run that these settings describe, for some seconds each, without running it.
+
+    views: both views of images in memory. loss: its forward and backward pass on embeddings. step: network, loss and
+    optimizer on one batch that is there already. loader: batches without a step. all: batches and steps together.
+    Images are counted once, not once a view.
+    """
+
+    stage: Literal["all", "views", "loss", "step", "loader"] = "all"
+    """the one part to measure; all measures every part"""
+    seconds: float = 5.0
+    """time spent on each part"""
+
+    def __call__(self) -> dict[str, Any]:
+        """Print the table and return it; with `out`, also write it there as bench.json."""
+        source = unlabelled(self.data)
+        fabric = self.machine.launch()
+        parts = self.assemble(fabric, source)
+        device = fabric.device
+        wanted = {"views", "loss", "step", "loader", "all"} if self.stage == "all" else {self.stage}
+        local = self.batch // fabric.world_size
+        found: dict[str, Any] = {"device": str(device), "batch": self.batch, "processes": fabric.world_size}
+        if "views" in wanted:
+            found["views"] = _rate(self._views(source, device), local, device, self.seconds)
+        if "loss" in wanted:
+            found["loss"] = _rate(self._loss(device), self.batch, device, self.seconds)
+        if "step" in wanted:
+            found["step"] = self._step(parts, local, device)
+        if "loader" in wanted:
+            found["loader"] = _loop(parts.batches, lambda batch: None, local, device, self.seconds)
+        if "all" in wanted:
+            found["all"] = _loop(parts.batches, self._train(parts), local, device, self.seconds)
+        found |= {"storage": type(parts.batches).__name__.lower(), "memory_mb": _memory(device)}
+        found["advice"] = self.advice(found)
+        if fabric.is_global_zero:
+            _print(found)
+            if self.out:
+                self.out.mkdir(parents=True, exist_ok=True)
+                content = json.dumps({**found, "environment": environment()}, indent=2) + "\n"
+                write_atomically(self.out / "bench.json", content)
+        return found
+
+    def _views(self, source: Source, device: torch.device) -> Callable[[], object]:
+        """Of images of one size, as a source in memory holds; the first image stands for files of many sizes."""
+        n = self.batch
+        pixels = source.images[:n] if source.images is not None else np.stack([source.read(0)] * min(n, 64))
+        images = torch.from_numpy(np.resize(pixels, (n, *pixels.shape[1:]))).to(device)
+        epochs = count()
+
+        def work() -> None:
+            epoch = next(epochs)
+            for v in (0, 1):
+                drawn = self.views.draw(np.arange(n), epoch, v, self.seed, tuple(images.shape[1:3]))
+                self.views.apply(images, drawn)
+
+        return work
+
+    def _loss(self, device: torch.device) -> Callable[[], object]:
+        z = torch.randn(2, self.batch, self.head_features, device=device)
+
+        def work() -> Tensor:
+            z_a, z_b = z.clone().requires_grad_()
+            return torch.autograd.grad(nt_xent(z_a, z_b, self.temperature), (z_a, z_b))[0]
+
+        return work
+
+    def _train(self, parts: Assembly) -> Callable[[Any], None]:
+        def train(batch: Any) -> None:
+            parts.backward(batch)
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+
+        return train
+
+    def _step(self, parts: Assembly, local: int, device: torch.device) -> dict[str, float]:
+        batch, train = next(iter(parts.batches(range(1)))), self._train(parts)
+        with FlopCounterMode(display=False) as counter:
+            train(batch)
+        found = _rate(lambda: train(batch), local, device, self.seconds)
+        halves = self.machine.precision in ("auto", "bf16") and device.type == "cuda"
+        dtype = torch.bfloat16 if halves else torch.float32
+        speed = counter.get_total_flops() / found["seconds"]
+        return found | {"tflops": speed / 1e12, "share_of_peak": speed / matmul_peak(device, dtype)}
+
+    def advice(self, found: dict[str, Any]) -> str:
+        """What would speed the run up most, in one line."""
+        together, step = found.get("all"), found.get("step")
+        if not together or not step:
+            return "measure all stages for advice"
+        if together["data_wait"] > WAIT:
+            rates = f"the loader gives {found['loader']['images_per_s']:,.0f} images/s, the step takes "
+            rates += f"{step['images_per_s']:,.0f}: "
+            if found["storage"] == "resident":
+                return rates + "views and step share this processor; a GPU for the step would end the wait"
+            if self.machine.worker_processes < cores() - 1:
+                return rates + f"raise machine.workers from {self.machine.worker_processes} towards {cores() - 1}"
+            return rates + "try decode: fast, images stored at a smaller size, or more CPU cores"
+        if found["loss"]["seconds"] > 0.1 * step["seconds"]:
+            return "the loss is a tenth of the step or more: a larger encoder would cost little"
+        if step["share_of_peak"] < 0.3 and not self.machine.compile and found["device"] != "cpu":
+            return f"the step reaches {step['share_of_peak']:.0%} of the device's matmul rate: try machine.compile"
+        return "the step is the limit and data are never waited for: a smaller encoder, or more devices"
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, measured: what no network exceeds here."""
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / _rate(lambda: a @ a, 1, device, 1.0)["seconds"]
+
+
+def _rate(work: Callable[[], object], images: int, device: torch.device, seconds: float) -> dict[str, float]:
+    """Median time of a call, after one that is not counted."""
+    work()
+    _finish(device)
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        start = time.perf_counter()
+        work()
+        _finish(device)
+        times.append(time.perf_counter() - start)
+    typical = float(np.median(times))
+    return {"seconds": typical, "images_per_s": images / typical}
+
+
+def _loop(
+    batches: Callable[[range], Iterable], work: Callable[[Any], None], images: int, device: torch.device, seconds: float
+) -> dict[str, float]:
+    """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting."""
+    iterator = iter(batches(range(1_000_000)))
+    for _ in range(2):
+        work(next(iterator))
+    _finish(device)
+    done, waited, start = 0, 0.0, time.perf_counter()
+    while not done or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        batch = next(iterator)
+        waited += time.perf_counter() - before
+        work(batch)
+        done += 1
+    _finish(device)
+    total = time.perf_counter() - start
+    return {"seconds": total / done, "images_per_s": images * done / total, "data_wait": waited / total}
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _memory(device: torch.device) -> float:
+    """Most memory held so far, MB: of the device where it keeps count, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(f"batch {found['batch']:,} on {found['device']}, images {found['storage']}")
+    for stage in ("views", "loss", "step", "loader", "all"):
+        if stage not in found:
+            continue
+        one = found[stage]
+        more = f"  waits for data {one['data_wait']:.1%}" if "data_wait" in one and stage == "all" else ""
+        if "share_of_peak" in one:
+            more = f"  {one['tflops']:.3g} TFLOP/s, {one['share_of_peak']:.0%} of a large matrix product"
+        print(f"{stage:<7}{one['images_per_s']:>12,.0f} images/s {1000 * one['seconds']:>10,.1f} ms a batch{more}")
+    print(f"memory {found['memory_mb']:,.0f} MB at most\nadvice: {found['advice']}")

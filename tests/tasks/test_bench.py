@@ -1,0 +1,78 @@
+"""Every part is measured, the wait for data is what it is, and the advice follows from the figures."""
+
+import json
+
+import pytest
+import torch
+
+from simclr.machine import Machine
+from simclr.tasks import bench
+from simclr.tasks.bench import Bench
+from simclr.views import Views
+
+
+def small(**settings):
+    return Bench(
+        data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.125}, views=Views(size=16), batch=16,
+        seconds=0.0, machine=Machine(accelerator="cpu"), **settings,
+    )  # fmt: skip
+
+
+def test_all_parts_are_measured_and_written(tmp_path, capsys):
+    found = small(out=tmp_path)()
+    assert json.loads((tmp_path / "bench.json").read_text())["step"] == found["step"]
+    for part in ("views", "loss", "step", "loader", "all"):
+        assert found[part]["images_per_s"] * found[part]["seconds"] == pytest.approx(16)
+    assert 0 < found["step"]["share_of_peak"] < 1
+    printed = capsys.readouterr().out
+    assert "advice: " in printed and "of a large matrix product" in printed
+
+
+def test_one_part_alone():
+    found = small(stage="loss")()
+    assert "loss" in found and "step" not in found
+
+
+def test_the_wait_for_data_is_the_share_of_time_spent_in_the_loader(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    def batches(steps):
+        for step in steps:
+            sleep(3.0)
+            yield step
+
+    found = bench._loop(batches, lambda batch: sleep(1.0), 10, torch.device("cpu"), 40.0)
+    assert found == {"seconds": 4.0, "images_per_s": 2.5, "data_wait": 0.75}
+
+
+def figures(**changed):
+    rate = {"seconds": 1.0, "images_per_s": 100.0}
+    found = {
+        "device": "cpu", "storage": "streamed", "loss": {**rate, "seconds": 0.01}, "loader": {**rate},
+        "step": {**rate, "share_of_peak": 0.5}, "all": {**rate, "data_wait": 0.0},
+    }  # fmt: skip
+    for name, values in changed.items():
+        found[name] = {**found[name], **values} if isinstance(values, dict) else values
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "the step is the limit"),
+        ({"loss": {"seconds": 0.2}}, "larger encoder"),
+        ({"device": "cuda:0", "step": {"share_of_peak": 0.1}}, "machine.compile"),
+        ({"all": {"data_wait": 0.4}}, "raise machine.workers from 1 towards 7"),
+        ({"all": {"data_wait": 0.4}, "storage": "resident"}, "a GPU for the step"),
+    ],
+)
+def test_advice(monkeypatch, changed, words):
+    monkeypatch.setattr(bench, "cores", lambda: 8)
+    task = Bench(data="sample", machine=Machine(workers=1))
+    assert words in task.advice(figures(**changed))
+    busy = Bench(data="sample", machine=Machine(workers=7))
+    assert "decode: fast" in busy.advice(figures(all={"data_wait": 0.4}))
