@@ -66,7 +66,10 @@ class LARS(torch.optim.Optimizer):
 
         if group["classic"]:
             scale = [r * lr for r in _ratios(params, grads, group["eta"])] if adapt else lr
-            scaled = torch._foreach_mul(grads, scale)
+            if weight_decay:  # fresh memory, which may be written to
+                torch._foreach_mul_(scaled := grads, scale)
+            else:
+                scaled = torch._foreach_mul(grads, scale)
             torch._foreach_mul_(velocity, momentum)
             torch._foreach_add_(velocity, scaled)
             direction = torch._foreach_add(scaled, velocity, alpha=momentum) if group["nesterov"] else velocity
