@@ -1,5 +1,6 @@
 """From words on the command line and recipe files to a task, by jsonargparse; errors become one line."""
 
+import dataclasses
 import difflib
 import json
 import re
@@ -19,9 +20,8 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     """The task that the words describe. Flags override recipe files, wherever they stand.
 
     The first words that are no flags give the fields named in `positional`; one named `field...` takes all that are
-    left, as a list. Raises UsageError for anything that is
-    no field of the task or does not fit its type, ValueError from the task's own checks; `--help` and
-    `--print_config` print and raise SystemExit(0).
+    left, as a list. Raises UsageError for anything that is no field of the task or does not fit its type, ValueError
+    from the task's own checks; `--help` and `--print_config` print and raise SystemExit(0).
     """
     parser = ArgumentParser(
         prog=f"simclr {command}",
@@ -32,15 +32,15 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     parser.add_argument("--config", action=ActionConfigFile, help="recipe: a YAML file, or the name of a bundled one")
     parser.add_class_arguments(task)
     try:
-        settings = parser.parse_args(_arranged(words, positional))
+        settings = parser.parse_args(_arranged(words, positional, _switches(task)))
     except ArgumentError as error:
         raise UsageError(_explain(str(error), _names(parser), command)) from None
     settings.pop("config")
     return task(**parser.instantiate(settings))
 
 
-def _arranged(words: list[str], positional: tuple[str, ...]) -> list[str]:
-    """Recipes first, so that they never override a flag; leading words as flags of their own."""
+def _arranged(words: list[str], positional: tuple[str, ...], switches: set[str]) -> list[str]:
+    """Recipes first, so that they never override a flag; leading words as flags of their own; a switch alone is on."""
     from simclr.cli import recipe_path
 
     named: list[str] = []
@@ -61,7 +61,21 @@ def _arranged(words: list[str], positional: tuple[str, ...]) -> list[str]:
             recipes += ["--config", recipe_path(value)]
         else:
             rest.append(word)
+    for i, word in enumerate(rest):
+        if word in switches and (i + 1 == len(rest) or rest[i + 1].startswith("--")):
+            rest[i] = f"{word}=true"
     return recipes + named + rest
+
+
+def _switches(task: type, prefix: str = "--") -> set[str]:
+    """The flags of a task's yes-or-no fields, those of its parts included."""
+    found = set()
+    for field in dataclasses.fields(task):
+        if field.type is bool:
+            found.add(prefix + field.name)
+        elif dataclasses.is_dataclass(field.type):
+            found |= _switches(field.type, f"{prefix}{field.name}.")
+    return found
 
 
 def _names(parser: ArgumentParser) -> list[str]:

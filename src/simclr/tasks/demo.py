@@ -32,7 +32,7 @@ class Demo:
 
     def __call__(self) -> dict[str, Any]:
         words = ["sample", "--config", "sample", "--out", str(self.out), "--seed", str(self.seed)]
-        pretrain = parse(Pretrain, "pretrain", ("data",), words + (["--fresh=true"] if self.fresh else []))
+        pretrain = parse(Pretrain, "pretrain", ("data",), words + (["--fresh"] if self.fresh else []))
         pretrain()
 
         print("\nOn held-out test images:")
