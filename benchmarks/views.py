@@ -1,52 +1,102 @@
-"""Cost of two SimCLR views of an image: this package beside torchvision and whatever peers are installed.
+"""Two SimCLR views of an image beside other libraries: python benchmarks/views.py --photos FOLDER [--out FILE.json]
 
-    python benchmarks/views.py --photos FOLDER --out views.json
-
-Every contestant does the same work: crop and resize, flip, colour jitter (p 0.8), grey (p 0.2), blur (p 0.5),
-to float32 in [0, 1], two views an image. One thread; processor time, so that other load on the machine counts
-less; the contestants take turns in rounds, and a ratio is the median of the rounds' ratios with its quartiles.
-Cases: 32 px from arrays, 224 px from decoded arrays, and 224 px from JPEG files, decoding included.
+Every contestant does the same work: crop and resize, flip, colour jitter (p 0.8), grey (p 0.2), blur (p 0.5), to
+float32 in [0, 1], two views an image. Cases: 32 px from arrays; 224 px from decoded arrays; 224 px from JPEG files,
+decoded once for both views, each contestant by the decoder it usually has; 224 px from 12-megapixel JPEG files; and the
+part of a training worker alone, decoding and two crops to bytes. "streamed" is this package's way into training: crops
+as bytes, colour in batches. FFCV has no wheels to install, and is not among the peers.
 """
 
-import argparse
 import io
-import json
-import platform
-import time
+import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import rounds
 import torch
-import torchvision
 from PIL import Image
-from torchvision.transforms import v2
-
-from simclr.views import Views
+from rounds import Work
 
 STRENGTH = {32: 0.5, 224: 1.0}
-Contestant = Callable[[list[np.ndarray], int], None]
+BATCH = 32
+LARGE = Path(tempfile.gettempdir()) / "simclr-benchmark-12-megapixels"
+Images = list[np.ndarray]
+Contestant = Callable[[Images], None]
+Decoder = Callable[[bytes], np.ndarray]
 
 
-def ours(size: int, semantics: str) -> Contestant:
-    """Images of one size at once, as from a data set in memory; others one by one."""
+def photos() -> Path:
+    return Path(sys.argv[sys.argv.index("--photos") + 1])
+
+
+def large_photos() -> Path:
+    """Photographs enlarged to 4000 x 3000, with the noise of a sensor, as JPEG files of about 2 MB."""
+    if not LARGE.exists():
+        LARGE.mkdir()
+        rng = np.random.default_rng(0)
+        for path in sorted(photos().glob("*.jpg"))[:4]:
+            pixels = np.asarray(Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC))
+            noisy = pixels + rng.normal(0, 4, pixels.shape)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(LARGE / path.name, quality=90)
+    return LARGE
+
+
+def encoded(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:BATCH]]
+
+
+@cache
+def small() -> Images:
+    return list(np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8))
+
+
+def pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def turbo(data: bytes) -> np.ndarray:
+    from simclr.data import decode
+
+    return decode(data)
+
+
+def torchvision_decoder(data: bytes) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+def opencv(data: bytes) -> np.ndarray:
+    import cv2
+
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+# contestants: views of decoded images
+
+
+def simclr(size: int, semantics: str) -> Contestant:
+    from simclr import Views
+
     views = Views(size=size, strength=STRENGTH[size], semantics=semantics)
+    epoch = [0]
 
-    def run(images: list[np.ndarray], epoch: int) -> None:
+    def run(images: Images) -> None:
         sizes = np.array([image.shape[:2] for image in images])
-        batch = np.stack(images) if (sizes == sizes[0]).all() else None
+        epoch[0] += 1
         for view in range(2):
-            parameters = views.draw(np.arange(len(images)), epoch, view, 0, sizes)
-            if batch is not None:
-                views.apply(batch, parameters)
-                continue
-            for i, image in enumerate(images):
-                views.apply(image[None], parameters[i])
+            drawn = views.draw(np.arange(len(images)), epoch[0], view, 0, sizes)
+            views.apply(np.stack(images) if len(images) > BATCH else images, drawn)
 
     return run
 
 
-def torchvision_pil(size: int) -> Contestant:
+def torchvision(size: int) -> Contestant:
+    from torchvision.transforms import v2
+
     s, taps = STRENGTH[size], 2 * (int(size * 0.1) // 2) + 1
     transform = v2.Compose(
         [
@@ -60,10 +110,23 @@ def torchvision_pil(size: int) -> Contestant:
         ]
     )
 
-    def run(images: list[np.ndarray], epoch: int) -> None:
+    def run(images: Images) -> None:
         for image in images:
             pil = Image.fromarray(image)
             torch.stack([transform(pil), transform(pil)])
+
+    return run
+
+
+def torchvision_crops(size: int) -> Contestant:
+    from torchvision.transforms import v2
+
+    crop = v2.Compose([v2.RandomResizedCrop(size, (0.08, 1.0)), v2.RandomHorizontalFlip()])
+
+    def run(images: Images) -> None:
+        for image in images:
+            pil = Image.fromarray(image)
+            np.stack([np.asarray(crop(pil)), np.asarray(crop(pil))])
 
     return run
 
@@ -80,7 +143,7 @@ def kornia(size: int) -> Contestant:
         K.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=0.5),
     )
 
-    def run(images: list[np.ndarray], epoch: int) -> None:
+    def run(images: Images) -> None:
         same = len({image.shape for image in images}) == 1
         for batch in [np.stack(images)] if same else [image[None] for image in images]:
             x = torch.tensor(batch).permute(0, 3, 1, 2).float() / 255
@@ -94,7 +157,7 @@ def lightly(size: int) -> Contestant:
 
     transform = SimCLRTransform(input_size=size, cj_strength=STRENGTH[size], normalize=None)
 
-    def run(images: list[np.ndarray], epoch: int) -> None:
+    def run(images: Images) -> None:
         for image in images:
             torch.stack(transform(Image.fromarray(image)))
 
@@ -118,7 +181,7 @@ def albumentations(size: int) -> Contestant:
         ]
     )  # fmt: skip
 
-    def run(images: list[np.ndarray], epoch: int) -> None:
+    def run(images: Images) -> None:
         for image in images:
             pair = np.stack([transform(image=image)["image"] for _ in range(2)])
             torch.from_numpy(pair).permute(0, 3, 1, 2).float().div_(255)
@@ -126,91 +189,125 @@ def albumentations(size: int) -> Contestant:
     return run
 
 
+# contestants with a way of their own from files to views
+
+
+def dali(size: int, data: Callable[[], list], jpeg: bool) -> Work:
+    from nvidia.dali import fn, pipeline_def, types
+
+    s, taps = STRENGTH[size], 2 * (int(size * 0.1) // 2) + 1
+    items = [np.frombuffer(x, np.uint8) if jpeg else x for x in data()]
+
+    def happens(probability: float) -> object:
+        return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
+
+    @pipeline_def(batch_size=len(items), num_threads=1, device_id=None, enable_conditionals=True)
+    def pipeline() -> tuple:
+        images = fn.external_source(lambda: items, dtype=types.UINT8, ndim=1 if jpeg else 3)
+        if jpeg:
+            images = fn.decoders.image(images, output_type=types.RGB)
+        views = []
+        for _ in range(2):
+            x = fn.random_resized_crop(images, size=(size, size), random_area=(0.08, 1.0))
+            x = fn.flip(x, horizontal=fn.random.coin_flip())
+            if happens(0.8):
+                b, c, t = (fn.random.uniform(range=(1 - 0.8 * s, 1 + 0.8 * s)) for _ in range(3))
+                turn = fn.random.uniform(range=(-72.0 * s, 72.0 * s))
+                x = fn.color_twist(x, brightness=b, contrast=c, saturation=t, hue=turn)
+            if happens(0.2):
+                x = fn.saturation(x, saturation=0.0)
+            if happens(0.5):
+                x = fn.gaussian_blur(x, window_size=taps, sigma=fn.random.uniform(range=(0.1, 2.0)))
+            views.append(fn.cast(x, dtype=types.FLOAT) / 255.0)
+        return tuple(views)
+
+    built = pipeline()
+    built.build()
+
+    def work() -> int:
+        built.run()
+        return len(items)
+
+    return work
+
+
+def streamed(folder: Callable[[], Path], decode: str, only_crops: bool = False) -> Work:
+    from simclr import Views
+    from simclr.data import open_source
+    from simclr.data.batches import Streamed
+    from simclr.data.workers import CHUNK
+
+    source = open_source(folder(), "all")
+    batches = Streamed(source, Views(size=224), batch=min(BATCH, len(source)), seed=0, workers=0, decode=decode)
+    steps = iter(batches(range(10**9)))
+    keys = batches._keys(range(10**9))
+
+    def crops() -> int:
+        batches._cutter[next(keys)]
+        return min(CHUNK, len(source))
+
+    return crops if only_crops else lambda: len(next(steps).indices)
+
+
+def from_arrays(build: Callable[[], Contestant], images: Callable[[], Images]) -> Work:
+    run, images = build(), images()
+
+    def work() -> int:
+        run(images)
+        return len(images)
+
+    return work
+
+
+def from_files(build: Callable[[], Contestant], decode: Decoder, folder: Callable[[], Path], chunk: int = 1) -> Work:
+    run, files = build(), encoded(folder())
+
+    def work() -> int:
+        for k in range(0, len(files), chunk):
+            run([decode(data) for data in files[k : k + chunk]])
+        return len(files)
+
+    return work
+
+
 PEERS = {
-    "torchvision v2 on PIL": torchvision_pil,
-    "lightly on PIL": lightly,
-    "kornia": kornia,
-    "albumentations": albumentations,
+    "torchvision v2 on PIL": (torchvision, pillow),
+    "lightly on PIL": (lightly, pillow),
+    "kornia": (kornia, torchvision_decoder),
+    "albumentations": (albumentations, opencv),
+}
+OURS = {f"simclr, {semantics} semantics": semantics for semantics in ("official", "torchvision")}
+
+
+def array_case(size: int, images: Callable[[], Images]) -> dict[str, Callable[[], Work]]:
+    ours = {name: partial(from_arrays, partial(simclr, size, s), images) for name, s in OURS.items()}
+    peers = {name: partial(from_arrays, partial(build, size), images) for name, (build, _) in PEERS.items()}
+    return ours | peers | {"DALI on the CPU": partial(dali, size, images, False)}
+
+
+def file_case(folder: Callable[[], Path], decodes: tuple[str, ...]) -> dict[str, Callable[[], Work]]:
+    ours = {name: partial(from_files, partial(simclr, 224, s), turbo, folder, 8) for name, s in OURS.items()}
+    ours |= {f"simclr, official semantics, streamed, {d}": partial(streamed, folder, d) for d in decodes}
+    peers = {name: partial(from_files, partial(build, 224), decode, folder) for name, (build, decode) in PEERS.items()}
+    return ours | peers | {"DALI on the CPU": partial(dali, 224, lambda: encoded(folder()), True)}
+
+
+CASES = {
+    "32 px from arrays": array_case(32, small),
+    "224 px from decoded arrays": array_case(224, lambda: [pillow(data) for data in encoded(photos())]),
+    "224 px from JPEG files": file_case(photos, ("exact",)),
+    "224 px from 12-megapixel JPEG files": file_case(large_photos, ("exact", "fast")),
+    "decoding and two crops, 224 px": {
+        "simclr, official semantics": partial(streamed, photos, "exact", True),
+        "torchvision v2 on PIL": partial(from_files, partial(torchvision_crops, 224), pillow, photos),
+        "torchvision v2 on PIL, whole views": partial(from_files, partial(torchvision, 224), pillow, photos),
+    },
 }
 
-
-def contestants(size: int) -> dict[str, Contestant]:
-    found = {
-        "simclr, official": ours(size, "official"),
-        "simclr, torchvision semantics": ours(size, "torchvision"),
-    }
-    for name, build in PEERS.items():
-        try:
-            found[name] = build(size)
-        except ImportError as error:
-            print(f"  {name}: left out, {error}")
-    return found
-
-
-def compare(
-    size: int, load: Callable[[], list[np.ndarray]], rounds: int, seconds: float
-) -> dict[str, dict[str, float]]:
-    """Two-view images a second of processor time, and how many times faster than torchvision on PIL."""
-    runs = contestants(size)
-    for run in runs.values():  # compilation and caches
-        run(load()[:2], 0)
-        run(load(), 0)
-    costs: dict[str, list[float]] = {name: [] for name in runs}
-    for epoch in range(rounds):
-        for name, run in runs.items():
-            done, start = 0, time.process_time()
-            while time.process_time() - start < seconds:
-                images = load()
-                run(images, epoch)
-                done += len(images)
-            costs[name].append((time.process_time() - start) / done)
-    base = np.array(costs["torchvision v2 on PIL"])
-    results = {}
-    for name, cost in costs.items():
-        low, median, high = np.quantile(base / np.array(cost), [0.25, 0.5, 0.75])
-        rate = 1 / np.median(cost)
-        results[name] = dict(images_per_second=rate, ratio=median, ratio_q25=low, ratio_q75=high)
-        print(f"  {name:30s} {rate:10.0f} images/s   {median:6.1f} × ({low:.1f} to {high:.1f})", flush=True)
-    return results
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, help="folder with JPEG files, for the 224 px cases")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="processor time of a contestant in a round")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-
-    cases: dict[str, tuple[int, Callable[[], list[np.ndarray]]]] = {}
-    small = list(rng.integers(0, 256, (256, 32, 32, 3), dtype=np.uint8))
-    cases["32 px from arrays"] = 32, lambda: small
-    if arguments.photos:
-        files = sorted(p for p in arguments.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[:16]
-        encoded = [path.read_bytes() for path in files]
-
-        def decode() -> list[np.ndarray]:
-            return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
-
-        photos = decode()
-        cases["224 px from decoded arrays"] = 224, lambda: photos
-        cases["224 px from JPEG files"] = 224, decode
-    report = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "threads": 1,
-        "rounds": arguments.rounds,
-        "cases": {},
-    }
-    for name, (size, load) in cases.items():
-        print(name)
-        report["cases"][name] = compare(size, load, arguments.rounds, arguments.seconds)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    if "--photos" not in sys.argv:
+        CASES = {"32 px from arrays": CASES["32 px from arrays"]}
+    base = dict.fromkeys(CASES, "torchvision v2 on PIL") | {
+        "decoding and two crops, 224 px": "torchvision v2 on PIL, whole views"
+    }
+    rounds.main(CASES, base, unit="image", rounds=7, seconds=0.3)
