@@ -60,7 +60,7 @@ def shot_noise(x: Images, photons: float | int, indices: Indices, seed: int) -> 
 def impulse_noise(x: Images, share: float, indices: Indices, seed: int) -> Images:
     """Salt and pepper: `share` of the values at 0 or 1."""
     words = uniforms(seed, 0, indices, NOISE, math.prod(x.shape[1:])).reshape(x.shape)
-    u = torch.from_numpy(words).to(x.device)
+    u = torch.from_numpy(words).to(x)
     return torch.where(u < share / 2, 0.0, torch.where(u < share, 1.0, x))
 
 
