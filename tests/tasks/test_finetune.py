@@ -1,6 +1,10 @@
 """Fine-tuning: frozen parts do not move, few labels are the right ones, a run resumes exactly, the test part is read
 once."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +99,21 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(encoder, data, tmp_pat
     for name in ("encoder", "supervised"):
         whole, parts = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_two_processes_do_what_one_does(encoder, data, tmp_path):
+    for out, devices in (("one", "1"), ("two", "2")):
+        words = [
+            "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3", "--lr", "1",
+            "--freeze", "block_group1", "--machine.devices", devices, "--machine.precision", "64",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run([sys.executable, "-m", "simclr", *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for name in ("encoder", "supervised"):
+        one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-7, atol=1e-9)
 
 
 def test_from_scratch_owes_nothing_to_the_pretrained_weights(data, tmp_path):
