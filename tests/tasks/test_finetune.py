@@ -104,8 +104,8 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(encoder, data, tmp_pat
 def test_two_processes_do_what_one_does(encoder, data, tmp_path):
     for out, devices in (("one", "1"), ("two", "2")):
         words = [
-            "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3", "--lr", "1",
-            "--freeze", "block_group1", "--machine.devices", devices, "--machine.precision", "64",
+            "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
+            "--lr", "1", "--freeze", "block_group1", "--machine.devices", devices, "--machine.precision", "64",
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         done = subprocess.run([sys.executable, "-m", "simclr", *words], env=environment, capture_output=True, text=True)
