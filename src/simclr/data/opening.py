@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .decoding import UnreadableImage
+from .index import Index, cached
 from .loading import attempt
 from .named import cifar10, sample, torchvision_set
 from .paths import Paths, find_images
@@ -87,13 +88,19 @@ def _folder(root: Path, split: str) -> Source:
     folders = {entry.name.lower(): entry.name for entry in os.scandir(root) if entry.is_dir()}
     test = folders.get("test", folders.get("val"))
     own = "train" in folders and test is not None
-    names = find_images(root, (folders["train"], test) if own else ("",))
-    if not names:
-        raise ValueError(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif)")
-    is_test = np.array([name.startswith(os.fsencode(test) + b"/") for name in names]) if own else None
+    parts = (folders["train"], test) if own else ("",)
+
+    def build(visited: list[bytes]) -> Index:
+        names = find_images(root, parts, visited)
+        if not names:
+            raise ValueError(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif)")
+        is_test = np.array([name.startswith(os.fsencode(test) + b"/") for name in names]) if own else None
+        return Index(Paths.of(names), is_test, *_class_folders(names, int(own)))
+
+    index = cached(root, parts, build)
     name = root.resolve().name or str(root)
-    source = Files(name=name, root=root, paths=Paths.of(names), annotation=_class_folders(names, int(own)))
-    return select_part(source, is_test, split)
+    source = Files(name=name, root=root, paths=index.paths, annotation=(index.labels, index.classes))
+    return select_part(source, index.is_test, split)
 
 
 def _class_folders(names: list[bytes], depth: int) -> Annotation:

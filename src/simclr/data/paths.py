@@ -66,12 +66,12 @@ class Paths:
         return np.fromiter(words, np.float64, len(self)) * 2.0**-48
 
 
-def find_images(root: Path, parts: Iterable[str] = ("",)) -> list[bytes]:
+def find_images(root: Path, parts: Iterable[str] = ("",), visited: list[bytes] | None = None) -> list[bytes]:
     """Names, relative to `root` and sorted, of all image files under its sub-folders `parts`.
 
     A file counts by its extension, in any case. Symbolic links are followed, unless they lead to a folder
     that they lie in; a broken link to an image is listed and found unreadable later. Names that start
-    with a dot are hidden: they and what lies below them are left out.
+    with a dot are hidden: they and what lies below them are left out. Every folder that is read is added to `visited`.
     """
     found: list[bytes] = []
     for part in parts:
@@ -79,6 +79,8 @@ def find_images(root: Path, parts: Iterable[str] = ("",)) -> list[bytes]:
         pending = [(folder, os.fsencode(part) + b"/" if part else b"", frozenset({_identity(folder)}))]
         while pending:
             folder, prefix, above = pending.pop()
+            if visited is not None:
+                visited.append(folder)
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name
