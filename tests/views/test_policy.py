@@ -233,3 +233,19 @@ def test_images_of_different_sizes_give_what_each_gives_alone(backend):
         torch.testing.assert_close(together[i], views.apply(image[None], parameters[i], backend)[0], rtol=0, atol=0)
     with pytest.raises(ValueError, match="parameters are for sizes"):
         views.apply(images[::-1], parameters, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_views_can_be_written_to_given_memory(backend, contiguous):
+    views, images = Views(size=24), noise(5, 30, 40)
+    parameters = views.draw(np.arange(5), 0, 0, 0, (30, 40))
+    memory = torch.full((5, 24, 24, 3) if contiguous else (5, 24, 24, 6), -1.0)
+    out = memory if contiguous else memory[..., ::2]
+    written = views.apply(images, parameters, backend, out=out)
+    assert written.data_ptr() == memory.data_ptr()
+    torch.testing.assert_close(written, views.apply(images, parameters, backend), rtol=0, atol=0)
+    crops = noise(5, 24, 24)
+    written = views.colour(crops, parameters, backend, out=out)
+    assert written.data_ptr() == memory.data_ptr()
+    torch.testing.assert_close(written, views.colour(crops, parameters, backend), rtol=0, atol=0)

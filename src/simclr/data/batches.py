@@ -82,7 +82,10 @@ class Resident:
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in ahead(self._drawn(steps)):
             images = self._images[torch.from_numpy(indices).to(self._images.device)]
-            yield Batch(step, indices, _stack([self.views.apply(images, one) for one in parameters]))
+            memory = _memory(len(parameters), len(indices), self.views.size, images.device)
+            for one, out in zip(parameters, memory, strict=True):
+                self.views.apply(images, one, out=out)
+            yield Batch(step, indices, memory.permute(0, 1, 4, 2, 3))
 
     def _drawn(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
         size = tuple(self._images.shape[1:3])
@@ -157,7 +160,10 @@ class Streamed:
             epoch, seed = self.order.epoch(step), self.order.seed
             # drawn again here rather than sent: it is cheap, and the same by construction
             parameters = [self.views.draw(indices, epoch, v, seed, sizes) for v in range(self.count)]
-            yield Batch(step, indices, _stack([self.views.colour(crops[v], parameters[v]) for v in range(self.count)]))
+            memory = _memory(self.count, len(indices), self.views.size, self.device)
+            for v in range(self.count):
+                self.views.colour(crops[v], parameters[v], out=memory[v])
+            yield Batch(step, indices, memory.permute(0, 1, 4, 2, 3))
 
     def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
         for step in steps:
@@ -218,6 +224,6 @@ def write_bad_files(path: Path, bad: dict[str, str]) -> None:
         table.writerows(sorted(bad.items()))
 
 
-def _stack(views: list[Float[Tensor, "b 3 s s"]]) -> Float[Tensor, "v b 3 s s"]:
-    """Stacked with the channels last in memory, as convolutions are fastest."""
-    return torch.stack([one.permute(0, 2, 3, 1) for one in views]).permute(0, 1, 4, 2, 3)
+def _memory(count: int, images: int, size: int, device: torch.device) -> Float[Tensor, "v b s s 3"]:
+    """For views with the channels last in memory, as convolutions are fastest."""
+    return torch.empty(count, images, size, size, 3, device=device)

@@ -52,9 +52,9 @@ def crop(
 def render(
     images: UInt8[np.ndarray, "b h w 3"] | Sequence[UInt8[np.ndarray, "_ _ 3"]],
     p: ViewParameters, size: int, cropped: bool, torchvision: bool, additive: bool, radius: int,
-) -> Float[np.ndarray, "b s s 3"]:  # fmt: skip
-    """Whole views, or of crops already cut (`cropped`) only what follows."""
-    out = np.empty((len(images), size, size, 3), np.float32)
+    out: Float[np.ndarray, "b s s 3"],
+) -> None:  # fmt: skip
+    """Whole views, or of crops already cut (`cropped`) only what follows, written to `out`."""
     alike = isinstance(images, np.ndarray)
     if cropped:
         source = _owned(images, np.uint8)
@@ -84,7 +84,6 @@ def render(
             geometry.store_views(x, out[s])
 
     spread(work, len(images))
-    return out
 
 
 _kept = threading.local()

@@ -167,33 +167,34 @@ class Views:
         images: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."] | Sequence[UInt8[np.ndarray, "_ _ 3"]],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
+        out: Float[Tensor, "b s s 3"] | None = None,
     ) -> Float[Tensor, "b 3 s s"]:
         """Views of images (B, H, W, 3) or (B, 3, H, W), on the images' device, in [0, 1]; images of different sizes
-        are a list of arrays (H, W, 3).
+        are a list of arrays (H, W, 3). `out` is memory to write them to, channels last.
 
         backend auto: compiled kernels on the CPU, batched tensor operations elsewhere; both agree to 2e-5 (to
         1e-3 where torch is told to multiply matrices in TF32). The first use in a new environment compiles the
         kernels for some 15 seconds and keeps them on disk.
         """
         if not isinstance(images, Tensor | np.ndarray):
-            return self._apply_each(images, parameters, backend)
+            return self._apply_each(images, parameters, backend, out)
         images = _channels_last(images)
         expected = (len(images), *images.shape[1:3])
         if len(parameters) != len(images) or (parameters.sizes != images.shape[1:3]).any():
             given = (len(parameters), *map(int, parameters.sizes[0])) if len(parameters) else (0,)
             raise ValueError(f"parameters are for {given}, images are {expected} (count, height, width)")
-        return self._render(images, parameters, backend, cropped=False)
+        return self._render(images, parameters, backend, out, cropped=False)
 
     def _apply_each(
-        self, images: Sequence[np.ndarray], parameters: ViewParameters, backend: str
+        self, images: Sequence[np.ndarray], parameters: ViewParameters, backend: str, out: Tensor | None
     ) -> Float[Tensor, "b 3 s s"]:
         sizes = [tuple(size) for size in parameters.sizes.tolist()]
         if sizes != (found := [image.shape[:2] for image in images]):
             raise ValueError(f"parameters are for sizes {sizes}, images are {found}")
         if backend == "torch":
             views = [self.apply(image[None], parameters[i], backend) for i, image in enumerate(images)]
-            return torch.cat(views) if views else torch.empty(0, 3, self.size, self.size)
-        return self._render(images, parameters, backend, cropped=False)
+            return _into(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
+        return self._render(images, parameters, backend, out, cropped=False)
 
     def crop(self, image: UInt8[np.ndarray, "h w 3"], parameters: ViewParameters, i: int) -> UInt8[np.ndarray, "s s 3"]:
         """Row i's crop of one image, resized, flipped and rounded to bytes: the share of a worker."""
@@ -210,6 +211,7 @@ class Views:
         crops: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
+        out: Float[Tensor, "b s s 3"] | None = None,
     ) -> Float[Tensor, "b 3 s s"]:
         """What `apply` does after the crop, to rounded crops, on their device.
 
@@ -219,26 +221,36 @@ class Views:
         crops = _channels_last(crops)
         if crops.shape[1:3] != (self.size, self.size) or len(crops) != len(parameters):
             raise ValueError(f"crops are {tuple(crops.shape)}; {len(parameters)} of {self.size} × {self.size} are due")
-        return self._render(crops, parameters, backend, cropped=True)
+        return self._render(crops, parameters, backend, out, cropped=True)
 
     def _render(
-        self, images: Tensor | Sequence[np.ndarray], parameters: ViewParameters, backend: str, cropped: bool
-    ) -> Float[Tensor, "b 3 s s"]:
+        self, images: Tensor | Sequence[np.ndarray], parameters: ViewParameters, backend: str, out: Tensor | None,
+        cropped: bool,
+    ) -> Float[Tensor, "b 3 s s"]:  # fmt: skip
         torchvision, additive = self.semantics == "torchvision", self.brightness_form == "add"
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         if backend == "numba" or (backend == "auto" and device.type == "cpu"):
             from simclr.views import fused
 
             arrays = images.cpu().numpy() if isinstance(images, Tensor) else images
-            views = fused.render(arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius)
-            return torch.from_numpy(views).permute(0, 3, 1, 2).to(device)
+            own = out is None or out.device.type != "cpu" or not out.is_contiguous()
+            views = torch.empty(len(arrays), self.size, self.size, 3) if own else out
+            fused.render(
+                arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius, views.numpy()
+            )
+            views = views.permute(0, 3, 1, 2)
+            return _into(out, views.to(device)) if own else views
         with torch.autocast(images.device.type, enabled=False):
             p = tensor.Decisions.of(parameters, images.device)
             if cropped:
                 x = images.permute(0, 3, 1, 2).float() / 255
             else:
                 x = tensor.crop_resize(images, p.crop, p.flip, self.size, antialias=torchvision)
-            return tensor.colour(x, p, additive, torchvision, self.blur_radius)
+            return _into(out, tensor.colour(x, p, additive, torchvision, self.blur_radius))
+
+
+def _into(out: Float[Tensor, "b s s 3"] | None, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    return views if out is None else out.copy_(views.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _channels_last(images: Tensor | np.ndarray) -> UInt8[Tensor, "b h w 3"]:
