@@ -226,4 +226,7 @@ def write_bad_files(path: Path, bad: dict[str, str]) -> None:
 
 def _memory(count: int, images: int, size: int, device: torch.device) -> Float[Tensor, "v b s s 3"]:
     """For views with the channels last in memory, as convolutions are fastest."""
-    return torch.empty(count, images, size, size, 3, device=device)
+    shape = (count, images, size, size, 3)
+    if device.type == "cpu":  # numpy asks for huge pages; getting ordinary ones can cost as much as the views
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
