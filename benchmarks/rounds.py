@@ -33,22 +33,23 @@ def main(cases: Cases, base: str | dict[str, str], *, unit: str, rounds: int = 9
     parser.add_argument("--case", action="append", help="only this case; may be repeated")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--seconds", type=float, default=seconds, help="processor time of a contestant in a round")
-    parser.add_argument("--out", type=Path, help="JSON file to write; a figure of the same name lies beside it")
+    parser.add_argument("--out", type=Path, help="JSON file to write, where other cases stay; a figure lies beside it")
     parser.add_argument("--serve", nargs=2, metavar=("CASE", "NAME"), help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()
     if arguments.serve:
         case, name = arguments.serve
         return _serve(cases[case][name], arguments.seconds)
-    results = {}
+    earlier = json.loads(arguments.out.read_text())["cases"] if arguments.out and arguments.out.exists() else {}
+    results = {case: found for case, found in earlier.items() if case in cases}
     for case in arguments.case or cases:
         print(case, flush=True)
         chosen = base if isinstance(base, str) else base[case]
         results[case] = _compare(case, list(cases[case]), chosen, unit, arguments.rounds, arguments.seconds)
-    if arguments.out:
-        report = {**machine(), "unit": unit, "rounds": arguments.rounds, "cases": results}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-        figure(results, base, unit, arguments.out.with_suffix(".png"))
+        if arguments.out:
+            report = {**machine(), "unit": unit, "rounds": arguments.rounds, "cases": results}
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+            figure(results, base, arguments.out.with_suffix(".png"))
 
 
 def machine() -> dict:
@@ -125,7 +126,7 @@ def _answer(process: subprocess.Popen, name: str) -> dict:
     raise RuntimeError(f"{name} ended with code {process.wait()}")
 
 
-def figure(results: dict, base: str | dict[str, str], unit: str, path: Path) -> None:
+def figure(results: dict, base: str | dict[str, str], path: Path) -> None:
     """A bar for each contestant: how many times the base's rate, with quartiles."""
     import matplotlib
 
@@ -148,3 +149,4 @@ def figure(results: dict, base: str | dict[str, str], unit: str, path: Path) -> 
         axis.margins(x=0.12)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+    plt.close(figure)
