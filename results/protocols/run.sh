@@ -9,7 +9,7 @@ for data in "$@"; do
     simclr knn "$ENCODER" "$data" --k 20 --out "$OUT/$name-knn.json"
     simclr linear "$ENCODER" "$data" --out "$OUT/$name-linear.json"
     simclr linear "$ENCODER" "$data" --layer all --baselines false --out "$OUT/$name-layers.json"
-    simclr linear "$ENCODER" "$data" --protocol sgd --lr 3 --epochs 30 --baselines false --out "$OUT/$name-sgd.json"
+    simclr linear "$ENCODER" "$data" --protocol sgd --baselines false --out "$OUT/$name-sgd.json"
     simclr linear "$ENCODER" "$data" --protocol bank --epochs 30 --baselines false --out "$OUT/$name-bank.json"
     simclr information "$ENCODER" "$data" --layers all --images 6000 --epochs 20 --out "$OUT/$name-information.json"
     simclr health "$ENCODER" "$data" --out "$OUT/$name-health.json"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Information:
     """run folder of the encoder"""
     data: str
     """images; those without a test part of their own are divided"""
-    layers: tuple[str, ...] = ("h", "z")
+    layers: tuple[str, ...] | Literal["all"] = ("h", "z")
     """what is read: h, z, head.1 and on, block_group1 to 4; or all"""
     images: int = 10_000
     """most images of the training part, and of the test part half as many"""
@@ -63,7 +63,7 @@ class Information:
 
     def __call__(self) -> dict[str, Any]:
         encoder = load(self.run)
-        names = layer_names(encoder.network, encoder.head) if self.layers == ("all",) else self.layers
+        names = layer_names(encoder.network, encoder.head) if self.layers == "all" else self.layers
         reads = {name: read_layer(encoder.network, encoder.head, name).to(self.machine.kind) for name in names}
         train = self._some(open_source(self.data, "train"), self.images)
         test = self._some(open_source(self.data, "test"), max(1, self.images // 2))
