@@ -22,8 +22,8 @@ from simclr.run import Run
 from simclr.tasks import pretrain
 
 SETTINGS = dict(
-    data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.25}, batch=256, epochs=8, warmup_epochs=1,
-    lr=2.0, temperature=0.2, knn_every=8, log_every=4, views=Views(size=32, strength=0.5),
+    data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.25}, batch=256, epochs=4, warmup_epochs=1,
+    lr=2.0, temperature=0.2, knn_every=4, log_every=2, views=Views(size=32, strength=0.5),
     machine=Machine(accelerator="cpu"),
 )  # fmt: skip
 

@@ -45,7 +45,8 @@ class _Blockwise(torch.autograd.Function):
             if symmetric and rows != columns:
                 sums[columns] += e.sum(0)
         own = k.view(2, m, -1)[:, first : first + n]
-        positive = (a.view(2, n, -1) * own.flip(0)).sum(2).flatten() / temperature
+        pairs = zip(a.view(2, n, -1), (own[1], own[0]), strict=True)
+        positive = torch.cat([torch.bmm(x[:, None], y[:, :, None]).flatten() for x, y in pairs]) / temperature
         negatives = sums.log() + 1 / temperature
         ctx.save_for_backward(a, k, positive, negatives)
         ctx.settings = temperature, block, first, symmetric
@@ -60,11 +61,12 @@ class _Blockwise(torch.autograd.Function):
         share = torch.sigmoid(negatives - positive) * (gradient / (len(a) * temperature))  # d loss / d log-sum
         weight = share * (1 / temperature - negatives).exp()
 
-        own = k.view(2, m, -1)[:, first : first + n].flip(0)
-        by_view = share.view(2, n, 1)
-        grad_a = -(by_view * own).flatten(0, 1)
-        grad_k = torch.zeros_like(k) if not symmetric else grad_a
-        grad_k.view(2, m, -1)[:, first : first + n] -= (by_view * a.view(2, n, -1)).flip(0)
+        grad_a = torch.zeros_like(a)
+        grad_k = grad_a if symmetric else torch.zeros_like(k)
+        own, grad_own = (x.view(2, m, -1)[:, first : first + n] for x in (k, grad_k))
+        for v, other, weigh in ((0, 1, share[:n, None]), (1, 0, share[n:, None])):
+            grad_a.view(2, n, -1)[v].addcmul_(weigh, own[other], value=-1)
+            grad_own[other].addcmul_(weigh, a.view(2, n, -1)[v], value=-1)
         for rows, columns, e in _exponentials(a, k, temperature, block, first, symmetric):
             if symmetric:
                 e *= weight[rows, None] + weight[None, columns]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from simclr.blockwise import blockwise_nt_xent
 
@@ -48,10 +49,10 @@ def nt_xent(
         raise ValueError("block needs normalize=True: its exponentials are scaled by the largest cosine there can be")
     with torch.autocast(z_a.device.type, enabled=False):
         if block and candidates > 2:
-            anchors = unit_rows(_full_precision(torch.cat([z_a, z_b])))
+            anchors = _frugal_unit_rows(_full_precision(torch.cat([z_a, z_b])))
             if keys is None or keys[0] is z_a:
                 return blockwise_nt_xent(anchors, anchors, temperature, block, None)
-            others = unit_rows(_full_precision(torch.cat(keys)))
+            others = _frugal_unit_rows(_full_precision(torch.cat(keys)))
             return blockwise_nt_xent(anchors, others, temperature, block, offset)
         logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys, offset=offset)
         positive = logits.gather(1, positives[:, None])
@@ -92,6 +93,28 @@ def similarities(
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rows at length 1; a row shorter than 1e-6 is divided by 1e-6 and so stays finite."""
     return F.normalize(x, dim=1, eps=NORM_FLOOR)
+
+
+def _frugal_unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """As `unit_rows`, keeping nothing but its result for the backward pass: beside a blockwise loss the rest shows."""
+    return _UnitRows.apply(x)
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        unit = x / norm.clamp_min(NORM_FLOOR)
+        ctx.save_for_backward(unit, norm)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = torch.bmm(gradient[:, None], unit[:, :, None])[:, 0]
+        along = torch.where(norm > NORM_FLOOR, along, 0.0)  # below, rows are divided by a constant
+        return torch.addcmul(gradient, along, unit, value=-1).div_(norm.clamp_min(NORM_FLOOR))
 
 
 class ContrastStatistics(NamedTuple):
