@@ -3,12 +3,13 @@
 # usage: run.sh RUN DATA OUT   (folder of the encoder, cifar10:DIR, folder for the runs)
 set -e
 ENCODER=$1 DATA=$2 OUT=$3
+top1() { python3 -c "import json; print(json.load(open('$OUT/$1/result.json'))['top1'])"; }
 run() { # folder kind share epochs batch rate seed measure
     flag=$([ "$2" = scratch ] && echo "--from_scratch=true" || true)
     simclr finetune "$ENCODER" "$DATA" --out "$OUT/$1" --fraction "$3" --epochs "$4" --batch "$5" --lr "$6" --seed "$7" \
-        --measure "$8" --crop_area '[0.2,1.0]' $flag 2>/dev/null | tail -n 2
+        --measure "$8" --crop_area '[0.2,1.0]' $flag > "$OUT/$1.log" 2>&1 || { tail -n 1 "$OUT/$1.log"; exit 1; }
+    echo "$1 $6 $(top1 $1)"
 }
-top1() { python3 -c "import json; print(json.load(open('$OUT/$1/result.json'))['top1'])"; }
 # share of the labels, epochs, batch, rates to choose from. The rate of each kind is chosen on a tenth of the training
 # images at seed 0; all labels use the rates chosen for a tenth of them.
 while read -r share epochs batch rates; do
