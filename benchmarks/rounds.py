@@ -57,7 +57,7 @@ def machine() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(word if not Path(word).is_dir() else "FOLDER" for word in sys.argv)]),
         "processor": model,
         "threads": 1,
         "python": platform.python_version(),
@@ -144,7 +144,7 @@ def figure(results: dict, base: str | dict[str, str], path: Path) -> None:
         axis.barh(names, ratio, xerr=np.maximum(spread, 0), color=colours, error_kw={"linewidth": 1})
         axis.bar_label(axis.containers[-1], [f" {r:.2f}" for r in ratio], fontsize=8)
         against = base if isinstance(base, str) else base[case]
-        axis.set_title(f"{case}: rate per processor second over that of {against}", fontsize=9)
+        axis.set_title(f"{case}\nrate per processor second over that of {against}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.margins(x=0.12)
     figure.tight_layout()
