@@ -13,6 +13,7 @@ test: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check src tests benchmarks scripts results
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

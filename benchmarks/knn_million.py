@@ -1,6 +1,6 @@
 """kNN votes over a bank of a million 2048-dimensional features: seconds and peak memory.
 
-    python benchmarks/knn_million.py [QUERIES]
+Run as: python benchmarks/knn_million.py [QUERIES]
 """
 
 import json

@@ -46,9 +46,7 @@ def main(folder: str) -> None:
             files[f"{k:03}.webp"] = webp(source.images[chosen[start : start + STRIP]])
         with zipfile.ZipFile(TARGET / f"{part}.zip", "w") as archive:
             for name, content in files.items():
-                archive.writestr(
-                    zipfile.ZipInfo(name), content
-                )  # with no time, the same images give the same file
+                archive.writestr(zipfile.ZipInfo(name), content)  # with no time, the same images give the same file
         print(part, len(chosen), "images,", sum(map(len, files.values())), "bytes")
 
 

@@ -46,6 +46,7 @@ def test_lars_follows_every_official_trajectory(golden):
     arrays = golden("lars.npz")
     names = [str(n) for n in arrays["names"]]
     for k, config in enumerate(json.loads(str(arrays["configs_json"]))):
+
         def build(variables, config=config):
             # one group a variable, so that any pair of official exclusion lists can be expressed
             no_decay = config["exclude"]
@@ -58,8 +59,14 @@ def test_lars_follows_every_official_trajectory(golden):
                 }
                 for name, v in zip(names, variables, strict=True)
             ]
-            return LARS(groups, lr=0.1, momentum=config["mom"], eta=config["eeta"],
-                        nesterov=config["nesterov"], classic=config["classic"])
+            return LARS(
+                groups,
+                lr=0.1,
+                momentum=config["mom"],
+                eta=config["eeta"],
+                nesterov=config["nesterov"],
+                classic=config["classic"],
+            )
 
         scheduled = config["lr"] == "schedule"
         lrs = arrays["lars_schedule_lrs"] if scheduled else [np.float32(config["lr"])] * 5

@@ -17,10 +17,7 @@ def main(folder: Path) -> None:
         return json.loads((folder / run / "result.json").read_text())["top1"]
 
     for share in ("0.01", "0.1", "1"):
-        top1 = {
-            kind: [top1_of(f"{kind}-{share}-{seed}") for seed in range(3)]
-            for kind in ("pretrained", "scratch")
-        }
+        top1 = {kind: [top1_of(f"{kind}-{share}-{seed}") for seed in range(3)] for kind in ("pretrained", "scratch")}
         top1["margin"] = [a - b for a, b in zip(top1["pretrained"], top1["scratch"], strict=True)]
         rows[share] = {
             kind: {"values": v, "mean": np.mean(v), "sd": np.std(v, ddof=1), "interval": seed_interval(v), "n": len(v)}

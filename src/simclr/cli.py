@@ -109,5 +109,3 @@ def _complain(error: BaseException | str, code: int) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     print(f"simclr: {text}", file=sys.stderr)
     return code
-
-

@@ -150,7 +150,11 @@ def contrast_statistics(
 
 @torch.no_grad()
 def official_contrast_statistics(
-    z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "m d"], temperature: float = 0.1, *, normalize: bool = True,
+    z_a: Float[Tensor, "n d"],
+    z_b: Float[Tensor, "m d"],
+    temperature: float = 0.1,
+    *,
+    normalize: bool = True,
     offset: int = 0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Accuracy and entropy as the official code reports them (metrics.py): from view a to view b only, so

@@ -105,9 +105,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def create_optimizer(
-    name: str, groups: list[dict], *, lr: float, momentum: float = 0.9
-) -> torch.optim.Optimizer:
+def create_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """`lars` as the papers pretrain; `sgd` with Nesterov momentum as they fine-tune; `adamw` with its betas.
 
     `sgd` is the official (Keras) form, with the rate inside the velocity; torch's keeps it outside, which gives

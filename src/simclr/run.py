@@ -1,10 +1,10 @@
 """The run folder: what a task was asked to do, how far it came, and what came of it.
 
-    recipe.yaml        the task's fields, enough to start it again
-    environment.json   versions, hardware and the command of each start
-    metrics.jsonl      one JSON object a line
-    checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
-    encoder.safetensors, head.safetensors, card.json, result.json   written at the end
+recipe.yaml        the task's fields, enough to start it again
+environment.json   versions, hardware and the command of each start
+metrics.jsonl      one JSON object a line
+checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
+encoder.safetensors, head.safetensors, card.json, result.json   written at the end
 """
 
 import dataclasses

@@ -26,11 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "i
 
 
 def same(one, other) -> bool:
-    return (
-        one.step == other.step
-        and np.array_equal(one.indices, other.indices)
-        and torch.equal(one.views, other.views)
-    )
+    return one.step == other.step and np.array_equal(one.indices, other.indices) and torch.equal(one.views, other.views)
 
 
 def test_batches_that_cannot_be_are_refused(even):
@@ -116,9 +112,7 @@ def test_crops_cross_as_bytes(folder):
 
 def test_processes_share_the_streamed_batch(folder, streamed):
     for rank in (0, 1):
-        share = list(
-            Streamed(folder, VIEWS, batch=20, seed=7, rank=rank, world=2, workers=0, max_bad=0.2)(range(2))
-        )
+        share = list(Streamed(folder, VIEWS, batch=20, seed=7, rank=rank, world=2, workers=0, max_bad=0.2)(range(2)))
         for one, whole in zip(share, streamed, strict=False):
             part = slice(10 * rank, 10 * rank + 10)
             assert np.array_equal(one.indices, whole.indices[part])
@@ -191,9 +185,7 @@ def test_a_run_ends_past_the_allowed_fraction_of_unreadable_images(workers):
     assert len(list(tolerant(range(20)))) == 20
     assert len(tolerant.bad) == 200
     strict = Streamed(source, VIEWS, batch=100, seed=0, workers=workers, max_bad=0.05)
-    with pytest.raises(
-        TooManyBadImages, match=r"Holes: 2\d of \d+ images cannot be read, and max_bad is 0.05"
-    ):
+    with pytest.raises(TooManyBadImages, match=r"Holes: 2\d of \d+ images cannot be read, and max_bad is 0.05"):
         list(strict(range(20)))
     with pytest.raises(TooManyBadImages, match="200 of 2000"):
         Resident(source, VIEWS, batch=100, seed=0)
@@ -209,9 +201,7 @@ def test_a_few_unreadable_images_never_end_a_run():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_with_nothing_to_read_ends_at_once(workers):
     source = open_source(Holes(set(range(1, 2000))), "all").select(np.arange(1, 9), "all")
-    with pytest.raises(
-        TooManyBadImages, match=r"Holes: image . cannot be read, nor can 32 others .*: a hole"
-    ):
+    with pytest.raises(TooManyBadImages, match=r"Holes: image . cannot be read, nor can 32 others .*: a hole"):
         list(Streamed(source, VIEWS, batch=4, seed=0, workers=workers)(range(1)))
 
 

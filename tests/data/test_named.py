@@ -45,9 +45,7 @@ def test_the_zips_hold_the_official_arrays(zips, split):
 
 
 def records(images: np.ndarray, labels: np.ndarray) -> bytes:
-    return np.hstack(
-        [labels.astype(np.uint8)[:, None], images.transpose(0, 3, 1, 2).reshape(-1, 3072)]
-    ).tobytes()
+    return np.hstack([labels.astype(np.uint8)[:, None], images.transpose(0, 3, 1, 2).reshape(-1, 3072)]).tobytes()
 
 
 def test_the_official_binary_form(test_part, tmp_path):
@@ -78,13 +76,9 @@ def python_2_batch(rows: np.ndarray, labels: list[int]) -> bytes:
     dtype += integer(-1) + integer(-1) + b"K\x00tb"
     pixels = b"T" + struct.pack("<i", rows.nbytes) + rows.tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text("b") + b"tR"
-    array += (
-        b"(K\x01(" + integer(rows.shape[0]) + integer(rows.shape[1]) + b"t" + dtype + b"\x89" + pixels + b"tb"
-    )
+    array += b"(K\x01(" + integer(rows.shape[0]) + integer(rows.shape[1]) + b"t" + dtype + b"\x89" + pixels + b"tb"
     numbers = b"](" + b"".join(map(integer, labels)) + b"e"
-    pairs = (
-        text("batch_label") + text("testing batch 1 of 1") + text("labels") + numbers + text("data") + array
-    )
+    pairs = text("batch_label") + text("testing batch 1 of 1") + text("labels") + numbers + text("data") + array
     return b"\x80\x02}(" + pairs + b"u."
 
 
@@ -113,9 +107,7 @@ class Harmful:
 
 
 def test_a_pickle_cannot_run_code(tmp_path):
-    (tmp_path / "test_batch").write_bytes(
-        pickle.dumps({"data": Harmful(str(tmp_path / "written")), "labels": []})
-    )
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Harmful(str(tmp_path / "written")), "labels": []}))
     with pytest.raises(ValueError, match=r"test_batch: not a batch of CIFAR-10 \(it names "):
         open_source(f"cifar10:{tmp_path}", "test")
     assert not (tmp_path / "written").exists()
@@ -151,14 +143,10 @@ def test_a_torchvision_data_set_that_is_there_is_not_downloaded(tmp_path, monkey
         header = struct.pack(">iiii", 0x803, len(images), 28, 28)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         labels = (np.arange(len(images)) % 3).astype(np.uint8)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">ii", 0x801, len(images)) + labels.tobytes()
-        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, len(images)) + labels.tobytes())
         with gzip.open(raw / f"{part}-images-idx3-ubyte.gz", "wb") as file:
             file.write(header)
-    train, test, everything = (
-        open_source(f"torchvision:FashionMNIST:{tmp_path}", s) for s in ("train", "test", "all")
-    )
+    train, test, everything = (open_source(f"torchvision:FashionMNIST:{tmp_path}", s) for s in ("train", "test", "all"))
     assert np.array_equal(train.images, np.stack([digits[:8]] * 3, -1))
     assert np.array_equal(test.images[..., 2], digits[8:])
     assert len(everything) == 12

@@ -16,9 +16,7 @@ def test_each_epoch_is_another_permutation_cut_into_whole_batches():
         assert visited.min() >= 0
         assert visited.max() < 103
     assert not np.array_equal(epochs[0], epochs[1])
-    neighbours = [
-        {frozenset(pair) for pair in zip(e[:-1].tolist(), e[1:].tolist(), strict=True)} for e in epochs
-    ]
+    neighbours = [{frozenset(pair) for pair in zip(e[:-1].tolist(), e[1:].tolist(), strict=True)} for e in epochs]
     assert len(neighbours[0] & neighbours[1]) < 12  # 99 pairs of 5253 are expected to share about 2
     other = Order(103, 10, seed=4)
     assert not np.array_equal(order.indices(0), other.indices(0))

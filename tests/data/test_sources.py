@@ -76,9 +76,7 @@ def test_order_does_not_depend_on_the_order_in_which_the_system_lists_files(tmp_
         def __iter__(self):
             return iter(self.entries)
 
-    assert [e.name for e in Shuffled(root / "x").entries] != sorted(
-        e.name for e in Shuffled(root / "x").entries
-    )
+    assert [e.name for e in Shuffled(root / "x").entries] != sorted(e.name for e in Shuffled(root / "x").entries)
     monkeypatch.setattr(os, "scandir", Shuffled)
     after = open_source(root)
     assert all_paths(after) == all_paths(before)
@@ -167,9 +165,7 @@ def test_a_table_with_labels_and_a_split(tmp_path):
         (NAMES[2], "ape", "test"),
         (NAMES[3], "ape", "val"),
     ]
-    (root / "t.csv").write_text(
-        "path,label,split\n" + "\n".join(",".join(row) for row in rows), encoding="utf-8"
-    )
+    (root / "t.csv").write_text("path,label,split\n" + "\n".join(",".join(row) for row in rows), encoding="utf-8")
     train, test = (open_source(root / "t.csv", split) for split in ("train", "test"))
     assert all_paths(train) == [NAMES[4], NAMES[1]]
     assert all_paths(test) == [NAMES[2]]
@@ -218,9 +214,7 @@ def test_pairs_of_arrays_are_the_split(tmp_path):
         train_labels=np.array([[2], [0], [2]]),
         val_labels=np.array([[1], [0]]),
     )
-    train, test, everything = (
-        open_source(tmp_path / "pairs.npz", split) for split in ("train", "test", "all")
-    )
+    train, test, everything = (open_source(tmp_path / "pairs.npz", split) for split in ("train", "test", "all"))
     assert np.array_equal(test.images[..., 1], images[3:])
     assert train.labels.tolist() == [2, 0, 2]
     assert test.labels.tolist() == [1, 0]

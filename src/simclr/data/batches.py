@@ -70,9 +70,7 @@ class Resident:
         self.views, self.count = views, count
         loaded = loaded or load_images(source)
         if loaded is None:
-            raise ValueError(
-                f"{source.name}: cannot be resident, since its images differ in size or are too many"
-            )
+            raise ValueError(f"{source.name}: cannot be resident, since its images differ in size or are too many")
         record = BadImages(source, max_bad)
         record.note(np.arange(len(source)), list(loaded.bad.values()))
         self.bad = record.reasons
@@ -138,9 +136,7 @@ class Streamed:
         """Raises TooManyBadImages once more than the fraction `max_bad` of the images seen is unreadable."""
         per_step = -(-self.order.local // CHUNK)
         if self.workers:  # compile the crop once, here, rather than in each worker at the same time
-            self.views.crop(
-                np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0
-            )
+            self.views.crop(np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0)
         chunks = iter(
             loader(
                 self._cutter,

@@ -110,12 +110,7 @@ def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
             return np.repeat(image[:, :, None], 3, axis=2)
         if image.ndim == 3 and image.shape[2] == 3:
             return image
-    if (
-        isinstance(image, torch.Tensor)
-        and image.dtype == torch.uint8
-        and image.ndim == 3
-        and len(image) in (1, 3)
-    ):
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) in (1, 3):
         return np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
     found = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
     allowed = "a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W)"

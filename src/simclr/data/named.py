@@ -108,9 +108,7 @@ _TRAIN_FLAG = ({"train": True}, {"train": False})
 _SPLIT_NAME = ({"split": "train"}, {"split": "test"})
 _TORCHVISION: dict[str, tuple[dict[str, Any], ...]] = {
     **dict.fromkeys(["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"], _TRAIN_FLAG),
-    **dict.fromkeys(
-        ["Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "SVHN"], _SPLIT_NAME
-    ),
+    **dict.fromkeys(["Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "SVHN"], _SPLIT_NAME),
     "Imagenette": ({"split": "train"}, {"split": "val"}),
     "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
     "STL10": (*_SPLIT_NAME, {"split": "train+unlabeled"}),

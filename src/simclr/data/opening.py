@@ -148,9 +148,7 @@ def _columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -
         table = csv.DictReader(file)
         header = table.fieldnames or []
         if missing := [name for name in required if name not in header]:
-            raise ValueError(
-                f"{path}: no column {missing[0]!r} in the header {header}; optional are {list(optional)}"
-            )
+            raise ValueError(f"{path}: no column {missing[0]!r} in the header {header}; optional are {list(optional)}")
         columns: dict[str, list[str]] = {name: [] for name in (*required, *optional) if name in header}
         for row in table:
             for name, cells in columns.items():
@@ -180,18 +178,12 @@ def _npz(path: Path, split: str) -> Source:
         if "images" in arrays:
             annotation = encode_labels(joined(arrays["labels"])) if "labels" in arrays else (None, None)
             pixels = _pixels(path, "images", arrays["images"], annotation)
-            source = Arrays(
-                name=path.stem, paths=Paths.numbered("", len(pixels)), pixels=pixels, annotation=annotation
-            )
+            source = Arrays(name=path.stem, paths=Paths.numbered("", len(pixels)), pixels=pixels, annotation=annotation)
             return select_part(source, None, split)
         test = "test" if "test_images" in arrays else "val"
         if "train_images" not in arrays or f"{test}_images" not in arrays:
-            raise ValueError(
-                f"{path}: holds {list(arrays)}; needed are `images`, or `train_images` and `test_images`"
-            )
-        labels = [
-            joined(arrays[f"{part}_labels"]) for part in ("train", test) if f"{part}_labels" in arrays
-        ]
+            raise ValueError(f"{path}: holds {list(arrays)}; needed are `images`, or `train_images` and `test_images`")
+        labels = [joined(arrays[f"{part}_labels"]) for part in ("train", test) if f"{part}_labels" in arrays]
         known, classes = encode_labels(np.concatenate(labels)) if len(labels) == 2 else (None, None)
 
         def load(part: str) -> Part:
@@ -210,9 +202,7 @@ def _pixels(path: Path, key: str, images: np.ndarray, annotation: Annotation) ->
         or images.shape[3:] not in ((), (1,), (3,))
         or not images.size
     ):
-        raise ValueError(
-            f"{path}: {key} is {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3) or (N, H, W)"
-        )
+        raise ValueError(f"{path}: {key} is {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3) or (N, H, W)")
     if annotation[0] is not None and len(annotation[0]) != len(images):
         raise ValueError(f"{path}: {len(images)} {key} but {len(annotation[0])} labels")
     return images if images.shape[3:] == (3,) else np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=3)
@@ -233,9 +223,7 @@ def _object(items: Any, split: str) -> Source:
 
 def _relabelled(source: Source, table: Path) -> Source:
     if not table.is_file():
-        raise ValueError(
-            f"labels: {str(table)!r} does not exist; a table FILE.csv with columns path, label is needed"
-        )
+        raise ValueError(f"labels: {str(table)!r} does not exist; a table FILE.csv with columns path, label is needed")
     columns = _columns(table, ("path", "label"), ())
     label = dict(zip(columns["path"], columns["label"], strict=True))
     known, classes = encode_labels(list(label.values()))

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int, Int64, UInt8
 
-EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm jp2 avif tga".split()
-)
+EXTENSIONS = frozenset(b"jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm jp2 avif tga".split())
 
 
 @dataclass(frozen=True, eq=False)

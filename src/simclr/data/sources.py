@@ -58,9 +58,7 @@ class Source:
         """Image i as uint8 (H, W, 3); raises UnreadableImage."""
         raise NotImplementedError
 
-    def read_reduced(
-        self, i: int | np.integer, shrink: Shrink
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    def read_reduced(self, i: int | np.integer, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
         """Image i, smaller by what `shrink` allows where that spares work, and its whole (height, width)."""
         image = self.read(i)
         return image, image.shape[:2]
@@ -118,9 +116,7 @@ class Files(Source):
     def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
         return decode(self.file(i), self.paths[i])
 
-    def read_reduced(
-        self, i: int | np.integer, shrink: Shrink
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    def read_reduced(self, i: int | np.integer, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
         return decode_reduced(self.file(i), self.paths[i], shrink)
 
     def _content(self, i: np.integer) -> bytes:

@@ -53,7 +53,5 @@ class Knn:
 
     def measure(self, candidate: Candidate, bank: Measured, queries: Measured, classes: int) -> Result:
         """The figure for one set of features."""
-        votes = knn_votes(
-            bank.features, bank.labels, queries.features, classes, k=self.k, temperature=self.temperature
-        )
+        votes = knn_votes(bank.features, bank.labels, queries.features, classes, k=self.k, temperature=self.temperature)
         return Result.of(candidate.name, f"kNN, k={self.k}", votes, queries.labels, **candidate.facts)

@@ -236,9 +236,7 @@ class Pretrain:
         name = Path(self.data.rsplit(":", 1)[-1]).name if isinstance(self.data, str) else type(self.data).__name__
         return self.out or Path("runs") / f"pretrain-{name}"
 
-    def announcement(
-        self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str
-    ) -> str:
+    def announcement(self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str) -> str:
         """What is about to happen, in the numbers people ask for."""
         share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
         return (

@@ -235,9 +235,7 @@ class Views:
             arrays = images.cpu().numpy() if isinstance(images, Tensor) else images
             own = out is None or out.device.type != "cpu" or not out.is_contiguous()
             views = torch.empty(len(arrays), self.size, self.size, 3) if own else out
-            fused.render(
-                arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius, views.numpy()
-            )
+            fused.render(arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius, views.numpy())
             views = views.permute(0, 3, 1, 2)
             return _into(out, views.to(device)) if own else views
         with torch.autocast(images.device.type, enabled=False):
