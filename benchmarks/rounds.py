@@ -23,7 +23,7 @@ Work = Callable[[], int]
 Cases = dict[str, dict[str, Callable[[], Work]]]
 PACKAGES = (
     "torch", "torchvision", "numba", "numpy", "pillow", "simplejpeg", "lightly", "kornia", "albumentations",
-    "opencv-python-headless", "nvidia-dali-cuda120", "pytorch-metric-learning", "timm",
+    "opencv-python-headless", "nvidia-dali-cuda120", "ffcv", "pytorch-metric-learning", "timm",
 )  # fmt: skip
 
 

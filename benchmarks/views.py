@@ -4,10 +4,13 @@ Every contestant does the same work: crop and resize, flip, colour jitter (p 0.8
 float32 in [0, 1], two views an image. Cases: 32 px from arrays; 224 px from decoded arrays; 224 px from JPEG files,
 decoded once for both views, each contestant by the decoder it usually has; 224 px from 12-megapixel JPEG files; and the
 part of a training worker alone, decoding and two crops to bytes. "streamed" is this package's way into training: crops
-as bytes, colour in batches. FFCV has no wheels to install, and is not among the peers.
+as bytes, colour in batches. FFCV, built from its source where OpenCV's and TurboJPEG's headers are, has neither hue nor
+grey nor blur: it does less than the others, and decodes once for each view.
 """
 
+import atexit
 import io
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -87,8 +90,7 @@ def simclr(size: int, semantics: str) -> Contestant:
     def run(images: Images) -> None:
         sizes = np.array([image.shape[:2] for image in images])
         epoch[0] += 1
-        for view in range(2):
-            drawn = views.draw(np.arange(len(images)), epoch[0], view, 0, sizes)
+        for drawn in views.draw_all(np.arange(len(images)), epoch[0], 2, 0, sizes):
             views.apply(np.stack(images) if len(images) > BATCH else images, drawn)
 
     return run
@@ -231,6 +233,48 @@ def dali(size: int, data: Callable[[], list], jpeg: bool) -> Work:
     return work
 
 
+def ffcv(size: int, data: Callable[[], list], jpeg: bool) -> Work:
+    """Crop, flip, brightness, contrast and saturation to floats; from JPEG files crop and flip, to bytes."""
+    from ffcv.fields import RGBImageField
+    from ffcv.fields.rgb_image import IMAGE_MODES, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomBrightness, RandomContrast, RandomHorizontalFlip, RandomSaturation, ToTensor
+    from ffcv.writer import DatasetWriter
+
+    class AsIs(RGBImageField):
+        """The JPEG files themselves, where FFCV would encode them anew."""
+
+        def encode(self, destination: np.ndarray, image: bytes, malloc: Callable) -> None:
+            destination["mode"] = IMAGE_MODES["jpg"]
+            destination["width"], destination["height"] = Image.open(io.BytesIO(image)).size
+            destination["data_ptr"], storage = malloc(len(image))
+            storage[:] = np.frombuffer(image, np.uint8)
+
+    images, s, batch = data(), STRENGTH[size], 8 if jpeg else 64
+    pairs = [(image,) for image in images for _ in range(2)]  # an entry a view
+    jitter = [RandomBrightness(0.8 * s, 0.8), RandomContrast(0.8 * s, 0.8), RandomSaturation(0.8 * s, 0.8)]
+    steps = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip(), *([] if jpeg else jitter)]
+    _, path = tempfile.mkstemp(".beton")
+    atexit.register(os.unlink, path)
+    field = AsIs() if jpeg else RGBImageField(write_mode="raw")
+    DatasetWriter(path, {"image": field}, num_workers=1).from_indexed_dataset(pairs)
+    loader = Loader(
+        path, batch_size=batch, num_workers=1, order=OrderOption.SEQUENTIAL, batches_ahead=1, os_cache=True,
+        pipelines={"image": [*steps, ToTensor()]}, custom_fields={"image": RGBImageField()},
+    )  # fmt: skip
+    epoch = iter(loader)
+
+    def work() -> int:
+        nonlocal epoch
+        if (found := next(epoch, None)) is None:
+            epoch = iter(loader)
+            found = next(epoch)
+        views = found[0] if jpeg else found[0].permute(0, 3, 1, 2).float() / 255
+        return len(views) // 2
+
+    return work
+
+
 def streamed(folder: Callable[[], Path], decode: str, only_crops: bool = False) -> Work:
     from simclr import Views
     from simclr.data import open_source
@@ -282,14 +326,17 @@ OURS = {f"simclr, {semantics} semantics": semantics for semantics in ("official"
 def array_case(size: int, images: Callable[[], Images]) -> dict[str, Callable[[], Work]]:
     ours = {name: partial(from_arrays, partial(simclr, size, s), images) for name, s in OURS.items()}
     peers = {name: partial(from_arrays, partial(build, size), images) for name, (build, _) in PEERS.items()}
-    return ours | peers | {"DALI on the CPU": partial(dali, size, images, False)}
+    own = {"DALI on the CPU": partial(dali, size, images, False)}
+    own |= {"FFCV, neither hue nor grey nor blur": partial(ffcv, size, images, False)} if size == 32 else {}
+    return ours | peers | own
 
 
 def file_case(folder: Callable[[], Path], decodes: tuple[str, ...]) -> dict[str, Callable[[], Work]]:
     ours = {name: partial(from_files, partial(simclr, 224, s), turbo, folder, 8) for name, s in OURS.items()}
     ours |= {f"simclr, official semantics, streamed, {d}": partial(streamed, folder, d) for d in decodes}
     peers = {name: partial(from_files, partial(build, 224), decode, folder) for name, (build, decode) in PEERS.items()}
-    return ours | peers | {"DALI on the CPU": partial(dali, 224, lambda: encoded(folder()), True)}
+    own = {"DALI on the CPU": partial(dali, 224, lambda: encoded(folder()), True)}
+    return ours | peers | own | {"FFCV, crop and flip only": partial(ffcv, 224, lambda: encoded(folder()), True)}
 
 
 CASES = {
@@ -301,6 +348,7 @@ CASES = {
         "simclr, official semantics": partial(streamed, photos, "exact", True),
         "torchvision v2 on PIL": partial(from_files, partial(torchvision_crops, 224), pillow, photos),
         "torchvision v2 on PIL, whole views": partial(from_files, partial(torchvision, 224), pillow, photos),
+        "FFCV": partial(ffcv, 224, lambda: encoded(photos()), True),
     },
 }
 

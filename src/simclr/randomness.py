@@ -24,13 +24,13 @@ def bits(*name: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, slots: int | np.ndarray) -> np.ndarray:
+def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, slots: int | np.ndarray) -> np.ndarray:
     """Uniforms in [0, 1) for images `indices` (B,), one column a slot -> float64 (B, slots).
 
-    `slots` is a count, for slots 0..slots-1, or the slot numbers themselves.
+    `view` is one for all or (B,); `slots` is a count, for slots 0..slots-1, or the slot numbers themselves.
     """
     numbers = np.arange(slots) if np.ndim(slots) == 0 else np.asarray(slots)
-    words = bits(seed, epoch, np.asarray(indices)[:, None], view, numbers)
+    words = bits(seed, epoch, np.asarray(indices)[:, None], np.reshape(view, (-1, 1)), numbers)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

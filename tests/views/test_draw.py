@@ -1,5 +1,7 @@
 """The random decisions: their distributions, and that they are functions of what they are for."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from scipy.stats import chi2, ks_2samp, kstest
@@ -161,3 +163,13 @@ def test_resized_parameters_keep_their_crops_to_half_a_pixel():
     assert np.abs(corners[1] - corners[0] * np.tile(scale, 2))[:2].max() <= 0.5
     assert (found.crop[:, 2:] >= 1).all() and (corners[1][:, 2:] <= smaller).all()
     assert (found.sigma == parameters.sigma).all()
+
+
+@pytest.mark.parametrize("semantics", ["official", "torchvision"])
+def test_all_views_of_an_image_are_drawn_as_each_alone(semantics):
+    views, images = Views(size=32, semantics=semantics), np.array([4, 0, 77])
+    sizes = np.array([[40, 30], [32, 32], [500, 375]])
+    for v, together in enumerate(views.draw_all(images, epoch=2, count=3, seed=5, sizes=sizes)):
+        alone = views.draw(images, epoch=2, view=v, seed=5, sizes=sizes)
+        for field in fields(together):
+            assert (getattr(together, field.name) == getattr(alone, field.name)).all()

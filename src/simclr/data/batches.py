@@ -92,7 +92,7 @@ class Resident:
             for k in np.flatnonzero(self._unreadable[indices]):
                 others = self.order.replacements(step, int(indices[k]))
                 indices[k] = next(i for i in others if not self._unreadable[i])
-            yield step, indices, [self.views.draw(indices, epoch, v, self.order.seed, size) for v in range(self.count)]
+            yield step, indices, self.views.draw_all(indices, epoch, self.count, self.order.seed, size)
 
 
 class Streamed:
@@ -155,7 +155,7 @@ class Streamed:
             crops = torch.cat([part.crops.to(self.device, non_blocking=True) for part in parts], dim=1)
             epoch, seed = self.order.epoch(step), self.order.seed
             # drawn again here rather than sent: it is cheap, and the same by construction
-            parameters = [self.views.draw(indices, epoch, v, seed, sizes) for v in range(self.count)]
+            parameters = self.views.draw_all(indices, epoch, self.count, seed, sizes)
             memory = _memory(self.count, len(indices), self.views.size, self.device)
             for v in range(self.count):
                 self.views.colour(crops[v], parameters[v], out=memory[v])

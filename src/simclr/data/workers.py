@@ -53,8 +53,8 @@ class Cutter:
             return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
         read = np.array([image.shape[:2] for image in images], np.int64)
         crops = np.empty((self.count, len(images), self.views.size, self.views.size, 3), np.uint8)
-        for v in range(self.count):
-            parameters = self.views.draw(indices, self.order.epoch(step), v, self.order.seed, sizes).resized(read)
+        drawn = self.views.draw_all(indices, self.order.epoch(step), self.count, self.order.seed, sizes)
+        for v, parameters in enumerate(one.resized(read) for one in drawn):
             for k, image in enumerate(images):
                 crops[v, k] = self.views.crop(image, parameters, k)
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
@@ -79,9 +79,8 @@ class Cutter:
         def shrink(size: tuple[int, int]) -> int:
             if min(size) < 2 * self.views.size:
                 return 1
-            name = np.array([index]), self.order.epoch(step)
-            crops = [self.views.draw(*name, v, self.order.seed, size).crop for v in range(self.count)]
-            spare = min(int(crop[0, 2:].min()) for crop in crops) // self.views.size
+            drawn = self.views.draw_all(np.array([index]), self.order.epoch(step), self.count, self.order.seed, size)
+            spare = min(int(one.crop[0, 2:].min()) for one in drawn) // self.views.size
             return max(part for part in (1, 2, 4, 8) if part <= max(spare, 1))
 
         return self.source.read_reduced(index, shrink)

@@ -74,8 +74,7 @@ class Bench(Pretrain):
 
         def work() -> None:
             epoch = next(epochs)
-            for v in (0, 1):
-                drawn = self.views.draw(np.arange(n), epoch, v, self.seed, tuple(images.shape[1:3]))
+            for drawn in self.views.draw_all(np.arange(n), epoch, 2, self.seed, tuple(images.shape[1:3])):
                 self.views.apply(images, drawn)
 
         return work

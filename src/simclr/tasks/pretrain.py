@@ -27,6 +27,8 @@ from simclr.run import Run, plain
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
 
+RANK_ROWS = 256  # images whose rank a line of the log gives: all of a batch of thousands would take seconds
+
 
 class Outputs(NamedTuple):
     """What a step computed, without gradients; (b, ...) of this process."""
@@ -155,8 +157,8 @@ class Pretrain:
                 "contrastive_top1": statistics.top1.item(),
                 "positive_cosine": statistics.positive_cosine.item(),
                 "negative_cosine": statistics.negative_cosine.item(),
-                "embedding_std": embedding_std(outputs.z_a),
-                "rankme": rankme(outputs.h[: len(outputs.z_a)].float()),
+                "embedding_std": embedding_std(outputs.z_a.cpu()),
+                "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)].float().cpu()),
             }
 
         check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
@@ -175,9 +177,7 @@ class Pretrain:
             save_every=self.save_every,
             evaluate_every=max(1, round(self.knn_every * per_epoch)) if well else 0,
         )
-        last = fit(
-            run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate
-        )  # fmt: skip
+        last = fit(run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate)
 
         found = evaluate() if well else {}
         result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(batches.bad)}

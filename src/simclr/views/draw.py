@@ -144,11 +144,12 @@ def crops(
     attempts: Sampler,
     fallback: Int[np.ndarray, "b 4"],
     tries: int,
-    name: tuple[int, int, Int[np.ndarray, " b"], int],
+    name: tuple[int, int, Int[np.ndarray, " b"], int | Int[np.ndarray, " b"]],
     sizes: Int[np.ndarray, "b 2"],
 ) -> Int[np.ndarray, "b 4"]:
     """The first accepted attempt of each image, or its fallback; `name` is (seed, epoch, indices, view)."""
     seed, epoch, indices, view = name
+    view = np.broadcast_to(view, len(indices))
     chosen = fallback.astype(np.int64)
     left, start = np.arange(len(indices)), 0
     # most images accept the first attempt; ever longer rounds bound the number of passes for the others
@@ -156,7 +157,7 @@ def crops(
         if not len(left):
             break
         slots = np.arange(CROP + 4 * start, CROP + 4 * stop)
-        u = uniforms(seed, epoch, indices[left], view, slots).reshape(len(left), stop - start, 4)
+        u = uniforms(seed, epoch, indices[left], view[left], slots).reshape(len(left), stop - start, 4)
         crop, accepted = attempts(u, sizes[left])
         first, found = accepted.argmax(1), accepted.any(1)
         chosen[left[found]] = crop[found, first[found]]

@@ -99,6 +99,8 @@ def _planes(n: int, size: int) -> Float[np.ndarray, "n 3 s s"]:
 
 def _owned(array: np.ndarray, dtype: type) -> np.ndarray:
     """The array in the one layout the kernels are compiled for: numba compiles anew for any other."""
+    if array.dtype == dtype and array.flags.carray:  # np.require takes a hundred times as long to find that out
+        return array
     return np.require(array, dtype, ["C", "W"])
 
 

@@ -6,38 +6,113 @@ Planes are (3, S, S) float32 with x first and y second: see `resample`.
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from simclr.views.compiled import FOUR, HALF, ONE, TWO, ZERO, F, exact, fast
 
 BYTE, WHITE = F(1 / 255), F(255)
 LANES = 32  # rows resampled together
-BLOCK = 8  # rows transposed together, values of one vector register
+BLOCK = 8  # values of one vector register
+
+# Inner loops as vector instructions, which the compiler does not find, or guards against overlaps at great cost.
+_FLOAT, _WORD = ir.FloatType(), ir.IntType(64)
+_FAST = ("fast",)
+
+
+def _pointer(context, builder, kind, array, indices, lanes: int):
+    """To `lanes` values from array[indices] on; the last axis is contiguous."""
+    array = context.make_array(kind)(context, builder, array)
+    strides = cgutils.unpack_tuple(builder, array.strides, kind.ndim)
+    address = builder.ptrtoint(array.data, _WORD)
+    for index, stride in zip(indices, strides, strict=True):
+        address = builder.add(address, builder.mul(index, stride))
+    return builder.inttoptr(address, ir.VectorType(_FLOAT, lanes).as_pointer())
+
+
+def _transposed(builder, rows: list) -> list:
+    """BLOCK vectors of BLOCK values each, exchanged: three perfect shuffles of the 64 values do it."""
+    index = ir.VectorType(ir.IntType(32), BLOCK)
+    halves = [index([start + x for m in range(4) for x in (m, m + BLOCK)]) for start in (0, 4)]
+    for _ in range(3):
+        rows = [builder.shuffle_vector(rows[m // 2], rows[m // 2 + 4], halves[m % 2]) for m in range(BLOCK)]
+    return rows
+
+
+def _splat(builder, value, lanes: int):
+    vector = builder.insert_element(ir.Constant(ir.VectorType(_FLOAT, lanes), ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+def _limited(builder, value, bound: float, keep: str):
+    """The value, or `bound` where the value is not `keep` than it."""
+    limit = ir.Constant(value.type, [bound] * value.type.count)
+    return builder.select(builder.fcmp_ordered(keep, value, limit, flags=_FAST), value, limit)
 
 
 @intrinsic
 def transpose_block(typing, source, i, j, target, k, l):
-    """target[k + n, l + m] = source[i + m, j + n] for m, n < 8, in registers; the compiler does not find it itself."""
-    vector, word = ir.VectorType(ir.FloatType(), BLOCK), ir.IntType(64)
+    """target[k + n, l + m] = source[i + m, j + n] for m, n < BLOCK."""
 
     def generate(context, builder, signature, arguments):
-        def pointers(array, kind, row, column):
-            array = context.make_array(kind)(context, builder, array)
-            stride = builder.extract_value(array.strides, 0)
-            start = builder.add(builder.mul(row, stride), builder.mul(column, word(4)))
-            start = builder.add(builder.ptrtoint(array.data, word), start)
-            for m in range(BLOCK):
-                yield builder.inttoptr(builder.add(start, builder.mul(stride, word(m))), vector.as_pointer())
+        source_array, i, j, target_array, k, l = arguments
 
-        rows = [builder.load(p, align=4) for p in pointers(arguments[0], source, *arguments[1:3])]
-        lanes = ir.VectorType(ir.IntType(32), BLOCK)
-        halves = [lanes([start + x for m in range(4) for x in (m, m + BLOCK)]) for start in (0, 4)]
-        for _ in range(3):  # a perfect shuffle of the 64 values, of which three transpose them
-            rows = [builder.shuffle_vector(rows[m // 2], rows[m // 2 + 4], halves[m % 2]) for m in range(BLOCK)]
-        for row, p in zip(rows, pointers(arguments[3], target, *arguments[4:6]), strict=True):
+        def pointers(kind, array, row, column):
+            for m in range(BLOCK):
+                yield _pointer(context, builder, kind, array, (builder.add(row, _WORD(m)), column), BLOCK)
+
+        rows = [builder.load(p, align=4) for p in pointers(source, source_array, i, j)]
+        for row, p in zip(_transposed(builder, rows), pointers(target, target_array, k, l), strict=True):
             builder.store(row, p, align=4)
 
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def interleave_block(typing, planes, x, y, out):
+    """out[y + m, 3 (x + n) + c] = planes[c, x + n, y + m] within [0, 1], for m, n < BLOCK and c < 3."""
+
+    def generate(context, builder, signature, arguments):
+        planes_array, x, y, out_array = arguments
+        for part in range(3):
+            places = [divmod(BLOCK * part + m, 3) for m in range(BLOCK)]
+            rows = [
+                builder.load(
+                    _pointer(context, builder, planes, planes_array, (_WORD(c), builder.add(x, _WORD(n)), y), BLOCK),
+                    align=4,
+                )
+                for n, c in places
+            ]
+            column = builder.add(builder.mul(x, _WORD(3)), _WORD(BLOCK * part))
+            for m, row in enumerate(_transposed(builder, rows)):
+                clipped = _limited(builder, _limited(builder, row, 0.0, ">"), 1.0, "<")
+                place = builder.add(y, _WORD(m)), column
+                builder.store(clipped, _pointer(context, builder, out, out_array, place, BLOCK), align=4)
+
+    return types.void(planes, types.intp, types.intp, out), generate
+
+
+@intrinsic
+def combine_block(typing, lanes, pixels, weights, add, planes, i, j):
+    """planes[c, i, j + n] = sum over k < 4 of weights[k] lanes[3 pixels[k] + c, n] for n < LANES and c < 3, added to
+    what is there if `add`."""
+
+    def generate(context, builder, signature, arguments):
+        lanes_array, pixels, weights, add, planes_array, i, j = arguments
+        zero = ir.Constant(ir.VectorType(_FLOAT, LANES), [0.0] * LANES)
+        pixels = [builder.mul(pixel, _WORD(3)) for pixel in cgutils.unpack_tuple(builder, pixels, 4)]
+        weights = [_splat(builder, weight, LANES) for weight in cgutils.unpack_tuple(builder, weights, 4)]
+        for c in range(3):
+            out = _pointer(context, builder, planes, planes_array, (_WORD(c), i, j), LANES)
+            total = builder.select(add, builder.load(out, align=4), zero)
+            for pixel, weight in zip(pixels, weights, strict=True):
+                row = builder.add(pixel, _WORD(c)), _WORD(0)
+                values = builder.load(_pointer(context, builder, lanes, lanes_array, row, LANES), align=4)
+                total = builder.fadd(total, builder.fmul(values, weight, flags=_FAST), flags=_FAST)
+            builder.store(total, out, align=4)
+
+    index, value = types.UniTuple(types.intp, 4), types.UniTuple(types.float32, 4)
+    return types.void(lanes, index, value, types.boolean, planes, types.intp, types.intp), generate
 
 
 @exact
@@ -135,9 +210,13 @@ def combine_columns(lanes, count, source, weight, taps, flip, first, planes):
         place = size - 1 - i if flip else i
         for k in range(0, taps, 4):
             w0, w1, w2, w3 = weight[k, i], weight[k + 1, i], weight[k + 2, i], weight[k + 3, i]
+            p, q, r, s = source[k, i], source[k + 1, i], source[k + 2, i], source[k + 3, i]
+            if count == LANES:
+                combine_block(lanes, (p, q, r, s), (w0, w1, w2, w3), k > 0, planes, place, first)
+                continue
             for channel in range(3):
-                a, b = lanes[3 * source[k, i] + channel], lanes[3 * source[k + 1, i] + channel]
-                c, d = lanes[3 * source[k + 2, i] + channel], lanes[3 * source[k + 3, i] + channel]
+                a, b = lanes[3 * p + channel], lanes[3 * q + channel]
+                c, d = lanes[3 * r + channel], lanes[3 * s + channel]
                 out = planes[channel, place, first : first + count]
                 if k == 0:
                     for j in range(out.size):
@@ -198,13 +277,12 @@ def store_views(planes, out):
     size = planes.shape[2]
     whole = size // BLOCK * BLOCK
     for i in range(len(planes)):
-        for first in range(0, whole, BLOCK):
-            for x in range(size):
-                for c in range(3):
-                    for y in range(BLOCK):
-                        out[i, first + y, x, c] = min(max(planes[i, c, x, first + y], ZERO), ONE)
-        for y in range(whole, size):
-            for x in range(size):
+        rows = out[i].reshape(size, 3 * size)
+        for y in range(0, whole, BLOCK):
+            for x in range(0, whole, BLOCK):
+                interleave_block(planes[i], x, y, rows)
+        for y in range(size):
+            for x in range(whole if y < whole else 0, size):
                 for c in range(3):
                     out[i, y, x, c] = min(max(planes[i, c, x, y], ZERO), ONE)
 

@@ -119,12 +119,13 @@ class Views:
         self,
         indices: Int[np.ndarray, " b"],
         epoch: int,
-        view: int,
+        view: int | Int[np.ndarray, " b"],
         seed: int,
         sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
     ) -> ViewParameters:
         """The decisions for images `indices`: a pure function of seed, epoch, index and view.
 
+        view: its number, one for all images or one for each.
         sizes: (height, width) of each source image, or one pair for all; default `size` square.
         """
         b = len(indices)
@@ -161,6 +162,21 @@ class Views:
             blur=u[:, draw.BLUR] < self.blur,
             sigma=(least + (largest - least) * u[:, draw.SIGMA]).astype(np.float32),
         )
+
+    def draw_all(
+        self,
+        indices: Int[np.ndarray, " b"],
+        epoch: int,
+        count: int,
+        seed: int,
+        sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
+    ) -> list[ViewParameters]:
+        """What `draw` gives for views 0 to `count` - 1, in one pass: for few images that is much faster."""
+        b = len(indices)
+        if not (sizes is None or isinstance(sizes, tuple)):
+            sizes = np.tile(sizes, (count, 1))
+        drawn = self.draw(np.tile(indices, count), epoch, np.repeat(np.arange(count), b), seed, sizes)
+        return [drawn[v * b : (v + 1) * b] for v in range(count)]
 
     def apply(
         self,
