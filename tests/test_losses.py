@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from simclr import losses
 from simclr.losses import contrast_statistics, nt_xent, official_contrast_statistics, similarities
 
 
@@ -173,7 +174,9 @@ def test_shares_of_the_anchors_find_themselves_and_their_positives(world):
     torch.testing.assert_close(torch.stack(losses).mean(), nt_xent(a, b, 0.2))
 
 
-def test_statistics_of_a_batch_by_hand():
+@pytest.mark.parametrize("cells", [1, 40, 1 << 24])
+def test_statistics_of_a_batch_by_hand(cells, monkeypatch):
+    monkeypatch.setattr(losses, "CELLS", cells)
     a, b = pair(6, 5)
     z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
     cosine = z @ z.T

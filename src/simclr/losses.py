@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from simclr.blockwise import blockwise_nt_xent
 
+CELLS = 1 << 24  # of the matrix of similarities that `contrast_statistics` holds at a time
 NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
 
 
@@ -135,16 +136,24 @@ def contrast_statistics(
     The official code reports accuracy and entropy over the n candidates of the other view only: see
     `official_contrast_statistics`.
     """
-    logits, positives = similarities(z_a, z_b, temperature)
-    log_p = logits.log_softmax(1).nan_to_num(neginf=0.0)
-    positive = logits.gather(1, positives[:, None])
-    candidates = logits.shape[1] - 1
-    negatives = (logits.masked_fill(logits.isneginf(), 0.0).sum(1, keepdim=True) - positive) / max(candidates - 1, 1)
+    n = len(z_a)
+    with torch.autocast(z_a.device.type, enabled=False):
+        z = unit_rows(_full_precision(torch.cat([z_a, z_b])))
+        top1, entropy, positive, negative = z.new_zeros(4).unbind()
+        for rows in torch.arange(2 * n, device=z.device).split(max(1, CELLS // (2 * n))):
+            own, other = rows[:, None], (rows[:, None] + n) % (2 * n)
+            logits = z[rows] @ z.T / temperature
+            found = logits.gather(1, other).sum()
+            positive += found
+            negative += logits.scatter_(1, own, 0.0).sum() - found
+            log_p = logits.scatter_(1, own, -torch.inf).log_softmax(1)
+            top1 += (logits.argmax(1) == other[:, 0]).sum()
+            entropy -= (log_p.exp() * log_p.scatter_(1, own, 0.0)).sum()
     return ContrastStatistics(
-        top1=(logits.argmax(1) == positives).float().mean(),
-        entropy=-(log_p.exp().masked_fill(logits.isneginf(), 0.0) * log_p).sum(1).mean(),
-        positive_cosine=positive.mean() * temperature,
-        negative_cosine=negatives.mean() * temperature,
+        top1=top1 / (2 * n),
+        entropy=entropy / (2 * n),
+        positive_cosine=positive / (2 * n) * temperature,
+        negative_cosine=negative / (2 * n * max(2 * n - 2, 1)) * temperature,
     )
 
 

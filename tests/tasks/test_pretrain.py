@@ -263,3 +263,30 @@ def test_a_timm_encoder_by_name(folder, tmp_path):
     result = small(data=str(folder), out=tmp_path / "run", encoder="resnet10t", encoder_options={},
                    views=Views(size=32), batch=8)()  # fmt: skip
     assert math.isfinite(result["loss"])
+
+
+COMPILED_CHEAPLY = """
+import functools, sys
+from torch.nn import Module
+Module.compile = functools.partialmethod(Module.compile, backend="eager")
+from simclr.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(folder, tmp_path):
+    plain, compiled = (
+        command(folder, tmp_path / name, "--machine.precision", "bf16", "--knn_every", "0", "--machine.compile", value)[
+            2:
+        ]
+        for name, value in (("plain", "false"), ("compiled", "true"))
+    )
+    for words in (["-m", *plain], ["-c", COMPILED_CHEAPLY, *compiled[1:]]):
+        done = run([sys.executable, *words])
+        assert done.returncode == 0, done.stderr[-1000:]
+    one, other = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "compiled")
+    )
+    assert len(one) == 6
+    assert one == pytest.approx(other, rel=1e-3)

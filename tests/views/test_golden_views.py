@@ -111,9 +111,7 @@ def test_blur(golden, case, backend):
             part[:] = np.nan
         pixels.blur(x, np.float32(sigma), radius, False, memory)
     else:
-        matrix = tensor.blur_matrix(
-            torch.tensor([sigma], dtype=torch.float32), torch.tensor([True]), x.shape[1], radius, False
-        )
+        matrix = tensor.blur_matrix(torch.tensor([sigma], dtype=torch.float32), x.shape[1], radius, False)
         x = tensor.blur(torch.from_numpy(x)[None], matrix)[0].numpy()
     result = x.transpose(1, 2, 0)[: image.shape[0], : image.shape[1]]
     np.testing.assert_allclose(result, arrays[f"blur_{case}"], atol=2e-6)

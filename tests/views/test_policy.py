@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.views import Views, tensor
+from simclr.views import Views, policy, tensor
 from simclr.views.draw import plain
 
 BACKENDS = ("numba", "torch")
@@ -183,6 +183,16 @@ def test_autocast_does_not_reach_the_pixels():
     expected = views.apply(images, parameters, "torch")
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(views.apply(images, parameters, "torch"), expected)
+
+
+def test_a_batch_taken_in_parts_gives_the_same_views(monkeypatch):
+    views, images = Views(size=32), noise(7, 40, 40)
+    parameters = views.draw(np.arange(7), 0, 0, 0, (40, 40))
+    expected = views.apply(images, parameters, "torch")
+    monkeypatch.setattr(policy, "PART", 3 * 3 * 32**2)
+    out = torch.full((7, 32, 32, 3), torch.nan)
+    assert (views.apply(images, parameters, "torch", out=out) - expected).abs().max() < 1e-6
+    assert torch.equal(out.permute(0, 3, 1, 2), views.apply(images, parameters, "torch"))
 
 
 @pytest.mark.parametrize("torchvision", [False, True])

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from simclr.views import ViewParameters, Views
+from simclr.views.tensor import send
 
 from .ahead import ahead
 from .loading import MAX_BYTES, Loaded, cores, load_images
@@ -79,7 +80,7 @@ class Resident:
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in ahead(self._drawn(steps)):
-            images = self._images[torch.from_numpy(indices).to(self._images.device)]
+            images = self._images[send(indices, self._images.device)]
             memory = _memory(len(parameters), len(indices), self.views.size, images.device)
             for one, out in zip(parameters, memory, strict=True):
                 self.views.apply(images, one, out=out)

@@ -199,9 +199,10 @@ class Pretrain:
         groups = parameter_groups(model, self.weight_decay)
         peak = peak_lr(self.lr, self.batch, self.scaling)
         optimizer = create_optimizer(self.optimizer, groups, lr=peak, momentum=self.momentum)
-        network, optimizer = fabric.setup(Both(encoder, head), optimizer)
+        both = Both(encoder, head)
         if self.machine.compile:
-            network.compile()
+            both.compile()  # before it is wrapped: what is wrapped would call itself for ever
+        network, optimizer = fabric.setup(both, optimizer)
 
         batches = open_batches(
             source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,

@@ -13,6 +13,8 @@ from simclr.randomness import uniforms
 from simclr.views import draw, tensor
 from simclr.views.draw import ViewParameters
 
+PART = 1 << 25  # values of the views that the batched operations make at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
@@ -254,13 +256,19 @@ class Views:
             fused.render(arrays, parameters, self.size, cropped, torchvision, additive, self.blur_radius, views.numpy())
             views = views.permute(0, 3, 1, 2)
             return _into(out, views.to(device)) if own else views
-        with torch.autocast(images.device.type, enabled=False):
-            p = tensor.Decisions.of(parameters, images.device)
-            if cropped:
-                x = images.permute(0, 3, 1, 2).float() / 255
-            else:
-                x = tensor.crop_resize(images, p.crop, p.flip, self.size, antialias=torchvision)
-            return _into(out, tensor.colour(x, p, additive, torchvision, self.blur_radius))
+        if out is None:
+            out = torch.empty(len(images), self.size, self.size, 3, device=device)
+        # some six times the memory of the images worked on is needed, so a large batch is taken in parts
+        part = max(1, PART // (3 * self.size**2))
+        with torch.autocast(device.type, enabled=False):
+            for s in (slice(k, k + part) for k in range(0, len(images), part)):
+                p = tensor.Decisions.of(parameters[s], device)
+                if cropped:
+                    x = images[s].permute(0, 3, 1, 2).float() / 255
+                else:
+                    x = tensor.crop_resize(images[s], p.crop, p.flip, self.size, antialias=torchvision)
+                _into(out[s], tensor.colour(x, p, additive, torchvision, self.blur_radius))
+        return out.permute(0, 3, 1, 2)
 
 
 def _into(out: Float[Tensor, "b s s 3"] | None, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:

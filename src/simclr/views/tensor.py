@@ -25,35 +25,38 @@ class Decisions:
     flip: Bool[Tensor, " b"]
     factors: Float[Tensor, "b 4"]
     grey: Bool[Tensor, " b"]
-    blur: Bool[Tensor, " b"]
     sigma: Float[Tensor, " b"]
+    blurred: Int[Tensor, " _"]
+    """the images that are blurred"""
     turns: list[list[Int[Tensor, " _"]]]
     """turns[j][k]: the images whose j-th operation of the jitter is k."""
 
     @classmethod
     def of(cls, p: ViewParameters, device: torch.device | str) -> "Decisions":
         """Two copies to the device; which images share an operation is worked out here, where it is known."""
-
-        def send(array: np.ndarray) -> Tensor:
-            tensor = torch.from_numpy(array)
-            if torch.device(device).type == "cuda" and len(array):
-                tensor = tensor.pin_memory()  # else the copy would wait for the device
-            return tensor.to(device, non_blocking=True)
-
-        columns = [p.crop, p.flip[:, None], p.factors, p.grey[:, None], p.blur[:, None], p.sigma[:, None]]
-        turns = [np.flatnonzero(p.jitter & (p.order[:, j] == k)) for j in range(4) for k in range(4)]
-        rows = send(np.concatenate(columns, 1).astype(np.float32))
-        crop, flip, factors, grey, blur, sigma = rows.split([4, 1, 4, 1, 1, 1], 1)
-        split = send(np.concatenate(turns)).split([len(turn) for turn in turns])
+        columns = [p.crop, p.flip[:, None], p.factors, p.grey[:, None], p.sigma[:, None]]
+        groups = [np.flatnonzero(p.jitter & (p.order[:, j] == k)) for j in range(4) for k in range(4)]
+        groups.append(np.flatnonzero(p.blur))
+        rows = send(np.concatenate(columns, 1).astype(np.float32), device)
+        crop, flip, factors, grey, sigma = rows.split([4, 1, 4, 1, 1], 1)
+        *turns, blurred = send(np.concatenate(groups), device).split([len(group) for group in groups])
         return cls(
             crop=crop.long(),
             flip=flip[:, 0] > 0,
             factors=factors,
             grey=grey[:, 0] > 0,
-            blur=blur[:, 0] > 0,
             sigma=sigma[:, 0],
-            turns=[list(split[4 * j : 4 * j + 4]) for j in range(4)],
+            blurred=blurred,
+            turns=[turns[4 * j : 4 * j + 4] for j in range(4)],
         )
+
+
+def send(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """The array on the device, without waiting for what the device is doing."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda" and tensor.numel():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def resampling(
@@ -151,6 +154,8 @@ def jitter(
     """
     for turn in turns:
         for operation, images in enumerate(turn):
+            if not len(images):
+                continue
             part, factor = x[images], factors[images, operation, None, None, None]
             if operation == 0:
                 part = part + factor if additive else part * factor
@@ -165,10 +170,8 @@ def jitter(
             x.index_copy_(0, images, part.clamp_(0, 1))
 
 
-def blur_matrix(
-    sigma: Float[Tensor, " b"], chosen: Bool[Tensor, " b"], size: int, radius: int, reflect: bool
-) -> Float[Tensor, "b s s"]:
-    """Per image, the matrix of a Gaussian of 2 radius + 1 taps; the identity where not chosen."""
+def blur_matrix(sigma: Float[Tensor, " b"], size: int, radius: int, reflect: bool) -> Float[Tensor, "b s s"]:
+    """Per image, the matrix of a Gaussian of 2 radius + 1 taps."""
     i = torch.arange(size, device=sigma.device, dtype=torch.float32)
     taps = torch.arange(-radius, radius + 1, device=sigma.device) / sigma[:, None]
     total = torch.exp(-0.5 * taps**2).sum(1)[:, None, None]
@@ -183,7 +186,7 @@ def blur_matrix(
         matrix = matrix + torch.where(source > 0, weight(source + target), 0.0)
         beyond = 2 * (size - 1) - source - target
         matrix = matrix + torch.where(source < size - 1, weight(beyond), 0.0)
-    return torch.where(chosen[:, None, None], matrix, torch.eye(size, device=sigma.device))
+    return matrix
 
 
 def blur(x: Float[Tensor, "b 3 s s"], matrix: Float[Tensor, "b s s"]) -> Float[Tensor, "b 3 s s"]:
@@ -198,6 +201,7 @@ def colour(
     """Jitter (in place), grey, clip, blur, clip: what follows the crop."""
     jitter(x, p.turns, p.factors, additive, torchvision)
     x = torch.where(p.grey[:, None, None, None], greyscale(x), x).clamp_(0, 1)
-    if radius:
-        x = blur(x, blur_matrix(p.sigma, p.blur, x.shape[-1], radius, reflect=torchvision)).clamp_(0, 1)
+    if radius and len(p.blurred):
+        matrix = blur_matrix(p.sigma[p.blurred], x.shape[-1], radius, reflect=torchvision)
+        x.index_copy_(0, p.blurred, blur(x[p.blurred], matrix).clamp_(0, 1))
     return x
