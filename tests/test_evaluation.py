@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mps import OnMps
 
 from simclr.evaluation import (
     accuracy,
@@ -125,3 +126,15 @@ def test_alignment_of_equal_and_opposite_pairs():
     x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
     assert alignment(x, 3 * x) == pytest.approx(0.0, abs=1e-12)
     assert alignment(x, -x) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("measure", [rankme, embedding_std, uniformity, lambda x: alignment(x, x + 1)])
+def test_health_needs_no_float64_of_the_device(measure):
+    x, _ = blobs(40, 8, 3, 1.0)
+    assert measure(x.as_subclass(OnMps)) == measure(x)
+
+
+@pytest.mark.parametrize("metric", [accuracy, mean_per_class])
+def test_accuracies_need_no_float64_of_the_device(metric):
+    scores, labels = blobs(40, 3, 3, 1.0)
+    assert metric(scores.as_subclass(OnMps), labels.as_subclass(OnMps)) == metric(scores, labels)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from mps import OnMps
 
 from simclr import losses
 from simclr.losses import contrast_statistics, nt_xent, official_contrast_statistics, similarities
@@ -128,6 +129,14 @@ def test_blocks_change_nothing(n, block, temperature):
     single = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=block), a.float(), b.float())
     assert abs(single[0] - whole[0]) <= 1e-5 * max(1.0, whole[0].item())
     assert (single[1] - whole[1]).norm() <= 1e-5 * whole[1].norm() + 1e-12
+
+
+def test_low_temperatures_need_no_float64_of_the_device(monkeypatch):
+    a, b = (x.float() for x in pair(33, 16, noise=0.5))
+    expected = nt_xent(a, b, 0.01, block=8)
+    whole = lambda a, b, *settings, **named: similarities(a.cpu(), b.cpu(), *settings, **named)
+    monkeypatch.setattr(losses, "similarities", whole)  # no tensor can be made on a device that is not there
+    torch.testing.assert_close(nt_xent(a.as_subclass(OnMps), b.as_subclass(OnMps), 0.01, block=8), expected)
 
 
 def test_blocks_change_nothing_in_a_share_of_the_anchors():

@@ -28,9 +28,14 @@ def blockwise_nt_xent(
 
     `offset` is the place of the first anchor's image among the keys' images; None says that the keys are the anchors.
     """
-    exact = torch.float64 if 2 / temperature >= 80 else anchors.dtype
+    exact = torch.float64 if needs_float64(temperature) else anchors.dtype
     loss = _Blockwise.apply(anchors.to(exact), keys.to(exact), temperature, block, offset)
     return loss.to(anchors.dtype)
+
+
+def needs_float64(temperature: float) -> bool:
+    """Whether exp(-2 / temperature) is too small for float32."""
+    return 2 / temperature >= 80
 
 
 class _Blockwise(torch.autograd.Function):

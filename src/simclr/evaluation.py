@@ -1,7 +1,7 @@
 """Numbers from features: nearest neighbours, accuracy and precision, and health without labels.
 
 All functions are pure: (N, D) features in, numbers out. Logistic regression and the intervals of
-all figures have files of their own.
+all figures have files of their own. What needs float64 is computed on the CPU: MPS has none.
 """
 
 import numpy as np
@@ -62,12 +62,13 @@ def neighbours(
 
 def accuracy(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
     """Share of rows whose highest score is at the label."""
-    return (scores.argmax(1) == labels).double().mean().item()
+    return (scores.argmax(1) == labels).cpu().double().mean().item()
 
 
 def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
     """Accuracy within each class that occurs, averaged over classes."""
-    hits = (scores.argmax(1) == labels).double()
+    hits = (scores.argmax(1) == labels).cpu().double()
+    labels = labels.cpu()
     return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
 
 
@@ -84,7 +85,7 @@ def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
 
 def map11(scores: Float[Tensor, "n c"], present: Bool[Tensor, "n c"]) -> float:
     """Mean over classes that occur of the 11-point average precision; images may show several classes or none."""
-    columns = zip(scores.double().cpu().numpy().T, present.cpu().numpy().T, strict=True)
+    columns = zip(scores.cpu().double().numpy().T, present.cpu().numpy().T, strict=True)
     return float(np.nanmean([average_precision(*column) for column in columns]))
 
 
@@ -94,7 +95,7 @@ METRICS = {"top1": accuracy, "mean_per_class": mean_per_class, "map11": map11}
 @torch.no_grad()
 def rankme(features: Float[Tensor, "n d"]) -> float:
     """Effective rank exp(entropy of the normalised singular values) (Garrido et al. 2023); at most min(n, d)."""
-    x = features.double()
+    x = features.cpu().double()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     p = singular / singular.sum().clamp_min(1e-30) + 1e-7
@@ -105,17 +106,17 @@ def rankme(features: Float[Tensor, "n d"]) -> float:
 def embedding_std(features: Float[Tensor, "n d"]) -> float:
     """Mean over dimensions of the standard deviation of unit rows, times sqrt(d): 1 for isotropic features, 0 once
     they have collapsed to a point (Chen and He 2021)."""
-    unit = unit_rows(features.double())
+    unit = unit_rows(features.cpu().double())
     return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
 
 
 @torch.no_grad()
 def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
     """Mean squared distance of the unit rows of two views (Wang and Isola 2020); 0 is perfect."""
-    return (unit_rows(a.double()) - unit_rows(b.double())).square().sum(1).mean().item()
+    return (unit_rows(a.cpu().double()) - unit_rows(b.cpu().double())).square().sum(1).mean().item()
 
 
 @torch.no_grad()
 def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
     """Log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform."""
-    return torch.pdist(unit_rows(features.double())).square().mul(-t).exp().mean().log().item()
+    return torch.pdist(unit_rows(features.cpu().double())).square().mul(-t).exp().mean().log().item()

@@ -25,7 +25,7 @@ def health(
     More of the first is not better: at low temperatures it rises while linear accuracy falls (paper, Table 5).
     """
     statistics = contrast_statistics(z_a.float(), z_b.float(), temperature)
-    deviations = unit_rows(z_a.double()).std(0) * z_a.shape[1] ** 0.5
+    deviations = unit_rows(z_a.cpu().double()).std(0) * z_a.shape[1] ** 0.5
     return {
         "alignment": alignment(z_a, z_b),
         "uniformity": uniformity(z_a),

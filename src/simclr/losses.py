@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simclr.blockwise import blockwise_nt_xent
+from simclr.blockwise import blockwise_nt_xent, needs_float64
 
 CELLS = 1 << 24  # of the matrix of similarities that `contrast_statistics` holds at a time
 NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
@@ -48,6 +48,8 @@ def nt_xent(
         block = _fastest_block(z_a, candidates) if normalize else 0
     if block and not normalize:
         raise ValueError("block needs normalize=True: its exponentials are scaled by the largest cosine there can be")
+    if z_a.device.type == "mps" and needs_float64(temperature):
+        block = 0  # MPS has no float64; the whole matrix is exact without
     with torch.autocast(z_a.device.type, enabled=False):
         if block and candidates > 2:
             anchors = _frugal_unit_rows(_full_precision(torch.cat([z_a, z_b])))

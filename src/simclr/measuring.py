@@ -163,7 +163,7 @@ class Result:
 
 def hits(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> np.ndarray:
     """1.0 where the highest score is at the label, else 0.0."""
-    return (scores.argmax(1) == labels).double().cpu().numpy()
+    return (scores.argmax(1) == labels).cpu().double().numpy()
 
 
 def interval(metric: str, scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."]) -> tuple[float, float]:

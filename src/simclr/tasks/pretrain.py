@@ -157,8 +157,8 @@ class Pretrain:
                 "contrastive_top1": statistics.top1.item(),
                 "positive_cosine": statistics.positive_cosine.item(),
                 "negative_cosine": statistics.negative_cosine.item(),
-                "embedding_std": embedding_std(outputs.z_a.cpu()),
-                "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)].float().cpu()),
+                "embedding_std": embedding_std(outputs.z_a),
+                "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)]),
             }
 
         check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
