@@ -16,6 +16,8 @@ _NAMES = {
     "FineTune": "simclr.tasks.finetune",
     "Transfer": "simclr.tasks.transfer",
     "Information": "simclr.tasks.information",
+    "Embed": "simclr.tasks.embed",
+    "Neighbours": "simclr.tasks.neighbours",
     "Health": "simclr.tasks.health",
     "Robustness": "simclr.tasks.robustness",
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simclr.data import decode
 from simclr.data.decoding import as_rgb
+from simclr.layers import read_layer
 from simclr.models.card import Card, load_encoder
 from simclr.models.head import ProjectionHead
 from simclr.views.evaluation import Preprocess
@@ -32,18 +33,29 @@ class Encoder:
         self,
         images: Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray,
         *,
+        layer: str = "h",
         batch: int = 256,
     ) -> Float[np.ndarray, "n d"]:
-        """Representations h of paths, PIL images or uint8 arrays (H, W, 3), in their order -> (N, D) float32.
+        """Representations of paths, PIL images or uint8 arrays (H, W, 3), in their order -> (N, D) float32.
 
-        Raises UnreadableImage for a file that cannot be decoded.
+        `layer` is h, z, head.1 and on, or block_group1 to 4. Raises UnreadableImage for a file that cannot be
+        decoded. For a whole data set see the command `simclr embed`.
         """
+        if isinstance(images, (str, Path)):
+            raise TypeError(f"embed takes a list of images; for one, [{str(images)!r}]")
         device = next(self.network.parameters()).device
+        network = read_layer(self.network, self.head, layer)
         rows = []
         for start in range(0, len(images), batch):
             stack = [self.preprocess(_pixels(image)) for image in images[start : start + batch]]
-            rows.append(self.network(torch.stack(stack).to(device)).float().cpu().numpy())
-        return np.concatenate(rows) if rows else np.zeros((0, self.card.features), np.float32)
+            rows.append(network(torch.stack(stack).to(device)).float().cpu().numpy())
+        if not rows:
+            rows = [self.embed([np.zeros((1, 1, 3), np.uint8)], layer=layer)[:0]]
+        return np.concatenate(rows)
+
+    def __repr__(self) -> str:
+        name, size = self.card.encoder["name"], self.preprocess.size
+        return f"Encoder({name}, {self.card.features} features, images of {size} px{', with head' * bool(self.head)})"
 
     def to(self, device: torch.device | str) -> "Encoder":
         """Move the network and the head."""

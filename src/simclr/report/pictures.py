@@ -40,12 +40,17 @@ def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k:
     """Each row: an image, and the k other images nearest to it in feature space, nearest first."""
     chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:queries])
     nearest = neighbours(features.features, features.features[chosen], k, exclude=chosen)
-    width = TILE * (k + 1) + GAP * (k + 4)
-    sheet = Image.new("RGB", (width, len(chosen) * (TILE + GAP) + GAP), "white")
-    for row, (query, found) in enumerate(zip(chosen.tolist(), nearest.tolist(), strict=True)):
-        for column, i in enumerate([query, *found]):
-            x = GAP + column * (TILE + GAP) + (2 * GAP if column else 0)
-            sheet.paste(tile(source.read(int(features.indices[i]))), (x, GAP + row * (TILE + GAP)))
+    rows = torch.cat([chosen[:, None], nearest], 1)
+    return rows_of_images([[source.read(i) for i in row] for row in features.indices[rows].tolist()])
+
+
+def rows_of_images(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """A sheet of images (H, W, 3), the first of each row set apart from what belongs to it."""
+    longest = max(map(len, rows))
+    sheet = Image.new("RGB", (longest * (TILE + GAP) + 3 * GAP, len(rows) * (TILE + GAP) + GAP), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet.paste(tile(image), (GAP + x * (TILE + GAP) + (2 * GAP if x else 0), GAP + y * (TILE + GAP)))
     return sheet
 
 
