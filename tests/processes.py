@@ -1,4 +1,4 @@
-"""Runs a function in two processes connected by gloo."""
+"""Runs a function in two processes connected by gloo, and the program with compiling made cheap."""
 
 import os
 import socket
@@ -29,3 +29,12 @@ def in_processes(function: Callable, *arguments, world: int = 2) -> list:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_entry, (world, port, folder, function, arguments), nprocs=world)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+COMPILED_CHEAPLY = """
+import functools, sys
+from torch.nn import Module
+Module.compile = functools.partialmethod(Module.compile, backend="eager")
+from simclr.cli import main
+sys.exit(main(sys.argv[1:]))
+"""

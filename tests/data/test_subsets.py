@@ -44,12 +44,19 @@ def test_the_choice_depends_on_names_alone(source):
 def test_a_list_names_images_by_path_or_by_file_name(source, tmp_path):
     table = tmp_path / "few.txt"
     table.write_text("a/3.png\nb/29.png\n\n49.png\n")
-    assert names(listed(source, table)) == {"a/3.png", "b/29.png", "a/49.png"}
+    assert [source.path(i) for i in listed(source, table)] == ["a/3.png", "a/49.png", "b/29.png"]
     table.write_text("a/3.png\nd/1.png\n")
     with pytest.raises(ValueError, match=r"1 of the 2 names .* such as 'd/1.png'; its own look like 'a/0.png'"):
         listed(source, table)
     with pytest.raises(ValueError, match="does not exist"):
         listed(source, tmp_path / "nowhere.txt")
+
+
+def test_a_file_name_of_several_images_names_none_of_them(source, tmp_path):
+    table = tmp_path / "few.txt"
+    table.write_text("49.png\n3.png\n")
+    with pytest.raises(ValueError, match=r"several images of images\S* have the file name '3.png'.* such as 'a/3.png'"):
+        listed(source, table)
 
 
 def test_a_tenth_is_held_out_whatever_else_is_there():

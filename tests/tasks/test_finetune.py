@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from evaluated import fingerprint, write_arrays, write_encoder, write_folder
+from processes import COMPILED_CHEAPLY
 from safetensors.torch import load_file
 
 from simclr.cli import main
@@ -41,6 +42,11 @@ def data(tmp_path_factory):
 def task(encoder, data, out, **settings):
     common = {"run": encoder, "data": str(data), "out": out, "machine": HERE}
     return FineTune(**{**common, "batch": 24, "steps": 3, **settings})
+
+
+def command(words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("freeze", FROZEN)
@@ -107,8 +113,7 @@ def test_two_processes_do_what_one_does(encoder, data, tmp_path):
             "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
             "--lr", "1", "--freeze", "block_group1", "--machine.devices", devices, "--machine.precision", "64",
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run([sys.executable, "-m", "simclr", *words], env=environment, capture_output=True, text=True)
+        done = command(["-m", "simclr", *words])
         assert done.returncode == 0, done.stderr
     for name in ("encoder", "supervised"):
         one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
@@ -144,13 +149,54 @@ def test_views_are_crops_and_flips_only(encoder, data, tmp_path):
 def test_recipes_of_the_papers(encoder, data):
     words = [str(encoder), str(data)]
     v1 = parse(FineTune, "finetune", ("run", "data"), words)
-    assert (v1.optimizer, v1.lr, v1.scaling, v1.weight_decay, v1.warmup_epochs, v1.passes) == (
+    assert (v1.optimizer, v1.lr, v1.scaling, v1.weight_decay, v1.warmup_epochs, v1.passes(1.0)) == (
         "sgd", 0.05, "linear", 0, 0, 30,
     )  # fmt: skip
     v2 = parse(FineTune, "finetune", ("run", "data"), [*words, "--config", "finetune-v2", "--fraction", "0.01"])
-    assert (v2.optimizer, v2.lr, v2.scaling, v2.weight_decay, v2.warmup_epochs, v2.head_layers, v2.passes) == (
+    assert (v2.optimizer, v2.lr, v2.scaling, v2.weight_decay, v2.warmup_epochs, v2.head_layers, v2.passes(0.01)) == (
         "lars", 0.005, "sqrt", 0, 0, 1, 60,
     )  # fmt: skip
+
+
+def test_a_list_leaves_the_held_out_images_out_and_sets_the_epochs_by_its_share(encoder, tmp_path):
+    folder = write_folder(tmp_path / "data", train=150)
+    train = open_source(str(folder), "train")
+    paths = [train.path(i) for i in range(len(train))]
+    (tmp_path / "all.txt").write_text("\n".join(paths))
+    (tmp_path / "few.txt").write_text("\n".join(paths[:3]))
+    whole, few = (task(encoder, folder, tmp_path, labelled=tmp_path / f"{name}.txt") for name in ("all", "few"))
+    known, _, share = whole.images()
+    assert (len(known), share, whole.passes(share)) == (150, 1, 30)
+    known, _, share = few.images()
+    assert ([known.path(i) for i in range(3)], share, few.passes(share)) == (paths[:3], 0.02, 60)
+    choosing = task(encoder, folder, tmp_path, labelled=tmp_path / "all.txt", measure="held-out")
+    known, held_out, share = choosing.images()
+    assert share == 1
+    assert 0 < len(held_out) < 50
+    kept, aside = ({part.path(i) for i in range(len(part))} for part in (known, held_out))
+    assert not kept & aside
+    assert kept | aside == set(paths)
+
+
+def test_a_batch_is_cut_to_what_all_processes_can_share(encoder, data, tmp_path):
+    few = task(encoder, data, tmp_path, batch=256)
+    assert [few.whole_batch(images, processes) for images, processes in ((13, 1), (13, 2), (13, 4), (999, 2))] == [
+        13, 12, 12, 256,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="3 labelled images are too few for 4 processes"):
+        few.whole_batch(3, 4)
+
+
+def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(encoder, data, tmp_path):
+    task(encoder, data, tmp_path / "plain", log_every=1, machine=Machine(workers=0, precision="bf16"))()
+    done = command([
+        "-c", COMPILED_CHEAPLY, "finetune", str(encoder), str(data), "--out", str(tmp_path / "compiled"),
+        "--batch", "24", "--steps", "3", "--log_every", "1", "--machine.precision", "bf16", "--machine.compile", "true",
+    ])  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1000:]
+    plain, compiled = ([line["loss"] for line in Run(tmp_path / name).metrics()] for name in ("plain", "compiled"))
+    assert len(plain) == 3
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 def test_the_test_part_is_read_once_and_nothing_of_it_before_the_end(encoder, tmp_path, monkeypatch):

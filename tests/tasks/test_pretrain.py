@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import COMPILED_CHEAPLY
 from safetensors.torch import load_file
 
 from simclr.data import open_source
@@ -263,15 +264,6 @@ def test_a_timm_encoder_by_name(folder, tmp_path):
     result = small(data=str(folder), out=tmp_path / "run", encoder="resnet10t", encoder_options={},
                    views=Views(size=32), batch=8)()  # fmt: skip
     assert math.isfinite(result["loss"])
-
-
-COMPILED_CHEAPLY = """
-import functools, sys
-from torch.nn import Module
-Module.compile = functools.partialmethod(Module.compile, backend="eager")
-from simclr.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(folder, tmp_path):

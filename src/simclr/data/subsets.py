@@ -40,19 +40,27 @@ def balanced(source: Source, fraction: float, seed: int = 0) -> Source:
     return source.select(np.sort(np.concatenate(kept)), source.split)
 
 
-def listed(source: Source, table: Path) -> Source:
-    """The images that a text file names, one a line: their paths within the source, or their file names alone, as the
-    official 1 % and 10 % lists of ImageNet do. Raises ValueError unless each is found."""
+def listed(source: Source, table: Path) -> Int64[np.ndarray, " m"]:
+    """Which images a text file names, one a line: their paths within the source, or their file names alone, as the
+    official 1 % and 10 % lists of ImageNet do. Raises ValueError unless each line names one image."""
     if not table.is_file():
         raise ValueError(f"labelled: {str(table)!r} does not exist; a text file with one image name a line is needed")
     wanted = [line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-    places: dict[str, int] = {}
-    for i, name in enumerate(source.paths.encoded()):
-        text = os.fsdecode(name)
-        places[text] = places[text.rpartition("/")[2]] = i
+    paths = {os.fsdecode(name): i for i, name in enumerate(source.paths.encoded())}
+    places: dict[str, int | None] = {}  # None: several images have this file name
+    for path, i in paths.items():
+        name = path.rpartition("/")[2]
+        places[name] = None if name in places else i
+    places |= paths
     missing = [name for name in wanted if name not in places]
     if missing or not wanted:
         what = f"{len(missing)} of the {len(wanted)} names in {table} are not in" if wanted else f"{table} is empty for"
         example = f", such as {missing[0]!r}; its own look like {source.path(0)!r}" if missing else ""
         raise ValueError(f"{what} the training part of {source.name}{example}")
-    return source.select(np.unique([places[name] for name in wanted]), source.split)
+    for name in wanted:
+        if places[name] is None:
+            raise ValueError(
+                f"{table}: several images of {source.name} have the file name {name!r}; name it by its path, such as "
+                f"{next(path for path in paths if path.endswith('/' + name))!r}"
+            )
+    return np.unique([places[name] for name in wanted])

@@ -72,7 +72,7 @@ class FineTune:
     weight_decay: float = 0.0
     """of weights, not of biases and norms; both papers 0"""
     batch: int = 256
-    """images in a step, over all processes; v1 4096, v2 1024; cut to the number of labelled images"""
+    """images in a step, over all processes; v1 4096, v2 1024; cut to what there is of labelled images"""
     epochs: float | None = None
     """passes over the labelled images; if not given, 60 for up to 2 % of the labels and 30 for more (both papers)"""
     steps: int | None = None
@@ -114,15 +114,13 @@ class FineTune:
             raise ValueError(f"norm_decay must be at least 0 and below 1, got {self.norm_decay}")
 
     def __call__(self) -> dict[str, Any]:
-        known, measured = self.images()
+        known, measured, share = self.images()
         names = class_names(known)
-        batch = min(self.batch, len(known))
-        epochs = self.passes
-        steps = self.steps or total_steps(len(known), batch, epochs)
+        fabric = self.machine.launch()
+        batch = self.whole_batch(len(known), fabric.world_size)
+        steps = self.steps or total_steps(len(known), batch, self.passes(share))
         warmup = warmup_steps(len(known), batch, self.warmup_epochs)
         peak = peak_lr(self.lr, batch, self.scaling)
-
-        fabric = self.machine.launch()
         run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
         fabric.barrier()
         if run.result is not None:
@@ -133,9 +131,9 @@ class FineTune:
         torch.manual_seed(self.seed)
         model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(names)))
         optimizer = create_optimizer(self.optimizer, self.groups(model), lr=peak)
-        network, optimizer = fabric.setup(model, optimizer)
         if self.machine.compile:
-            network.compile()
+            model.compile()  # before it is wrapped: what is wrapped would call itself for ever
+        network, optimizer = fabric.setup(model, optimizer)
         batches = open_batches(
             known, self.views(start.card.image_size), batch=batch, seed=self.seed, device=fabric.device,
             rank=fabric.global_rank, world=fabric.world_size, mode=self.machine.storage,
@@ -187,22 +185,32 @@ class FineTune:
         """Where the run is kept."""
         return self.out or self.run / ("scratch" if self.from_scratch else "finetune")
 
-    @property
-    def passes(self) -> float | int:
-        """Epochs, where they are not given as the papers have them."""
+    def passes(self, share: float | int) -> float | int:
+        """Epochs over a share of the labels, as the papers have them where they are not given."""
         if self.epochs is not None:
             return self.epochs
-        return 60 if self.fraction <= 0.02 else 30
+        return 60 if share <= 0.02 else 30
 
-    def images(self) -> tuple[Source, Source]:
-        """The images to learn from and those to measure, which are read once."""
+    def whole_batch(self, images: int, processes: int) -> int:
+        """The batch, cut to what the images give all processes alike."""
+        if images < processes:
+            raise ValueError(
+                f"{images} labelled images are too few for {processes} processes; each needs one of a batch"
+            )
+        return self.batch if self.batch <= images else images // processes * processes
+
+    def images(self) -> tuple[Source, Source, float]:
+        """The images to learn from, those to measure, which are read once, and the share of the labels in use."""
         train, test = labelled(self.data, several=True)
+        rows = np.arange(len(train)) if self.labelled is None else listed(train, self.labelled)
+        share = self.fraction * len(rows) / len(train)
         if self.measure == "held-out":
-            rows = held_out_rows(np.arange(len(train)), self.seed)
-            train, test = (train.select(np.flatnonzero(kept), train.split) for kept in (~rows, rows))
-        if self.labelled is not None:
-            train = listed(train, self.labelled)
-        return balanced(train, self.fraction, self.seed), test
+            held_out = held_out_rows(np.arange(len(train)), self.seed)
+            test, rows = train.select(np.flatnonzero(held_out), train.split), rows[~held_out[rows]]
+            if not len(rows):
+                raise ValueError(f"measure: all of the few labelled images of {train.name} are held out; give more")
+        known = train.select(rows, train.split) if len(rows) < len(train) else train
+        return balanced(known, self.fraction, self.seed), test, share
 
     def views(self, size: int) -> Views:
         """Crops and flips only (official code; paper, App. B.5)."""
