@@ -155,6 +155,28 @@ def test_a_torchvision_data_set_that_is_there_is_not_downloaded(tmp_path, monkey
     assert train.has_own_split
 
 
+@pytest.mark.parametrize("name", ["DTD", "Flowers102", "FGVCAircraft"])
+def test_the_official_validation_part_is_learned_from(name, tmp_path, monkeypatch):
+    class Fake:
+        """One image of each of two classes in each official part."""
+
+        def __init__(self, folder, split):
+            self.images = {"train": [1, 2], "val": [3, 4], "trainval": [1, 2, 3, 4], "test": [5, 6]}[split]
+            self._labels = [k % 2 for k in self.images]
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return np.full((2, 2, 3), self.images[i], np.uint8), self._labels[i]
+
+    monkeypatch.setattr(f"torchvision.datasets.{name}", Fake)
+    for split, expected in (("train", [1, 2, 3, 4]), ("test", [5, 6]), ("all", [1, 2, 3, 4, 5, 6])):
+        source = open_source(f"torchvision:{name}:{tmp_path}", split)
+        assert [int(source.read(i)[0, 0, 0]) for i in range(len(source))] == expected
+        assert source.labels.tolist() == [k % 2 for k in expected]
+
+
 def test_a_torchvision_data_set_that_cannot_be_had(tmp_path, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise RuntimeError("Error downloading")

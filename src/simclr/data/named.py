@@ -104,33 +104,39 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_TRAIN_FLAG = ({"train": True}, {"train": False})
-_SPLIT_NAME = ({"split": "train"}, {"split": "test"})
-_TORCHVISION: dict[str, tuple[dict[str, Any], ...]] = {
+_Parts = tuple[list[dict[str, Any]], ...]  # sets that are the training part, test part and, as a third, "pretrain"
+
+_TRAIN_FLAG: _Parts = ([{"train": True}], [{"train": False}])
+_SPLIT_NAME: _Parts = ([{"split": "train"}], [{"split": "test"}])
+_TRAIN_AND_VAL: _Parts = ([{"split": "train"}, {"split": "val"}], [{"split": "test"}])  # as the paper fits, App. B.8
+_TRAINVAL: _Parts = ([{"split": "trainval"}], [{"split": "test"}])
+_TORCHVISION: dict[str, _Parts] = {
     **dict.fromkeys(["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"], _TRAIN_FLAG),
-    **dict.fromkeys(["Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "SVHN"], _SPLIT_NAME),
-    "Imagenette": ({"split": "train"}, {"split": "val"}),
-    "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
-    "STL10": (*_SPLIT_NAME, {"split": "train+unlabeled"}),
-    **dict.fromkeys(["Caltech101", "Caltech256", "EuroSAT"], ({},)),
+    **dict.fromkeys(["Country211", "Food101", "GTSRB", "SVHN"], _SPLIT_NAME),
+    **dict.fromkeys(["DTD", "Flowers102"], _TRAIN_AND_VAL),
+    **dict.fromkeys(["FGVCAircraft", "OxfordIIITPet"], _TRAINVAL),
+    "Imagenette": ([{"split": "train"}], [{"split": "val"}]),
+    "STL10": (*_SPLIT_NAME, [{"split": "train+unlabeled"}]),
+    **dict.fromkeys(["Caltech101", "Caltech256", "EuroSAT"], ([{}],)),
 }
 
 
 def torchvision_set(name: str, folder: Path, split: str) -> Source:
-    """A data set of torchvision by the name of its class, with its official parts.
+    """A data set of torchvision by the name of its class, with its official parts; an official validation part
+    belongs to the training part.
 
     It is downloaded to `folder` if it is not there: the user named it. The split "pretrain" of STL10 has
     its unlabelled images too.
     """
     if name not in _TORCHVISION:
         raise ValueError(f"torchvision:{name}: allowed are {', '.join(sorted(_TORCHVISION))}")
-    options = _TORCHVISION[name]
-    if len(options) == 1:
-        return select_part(_whole(name, [_obtain(name, folder, options[0])]), None, split)
-    if split == "pretrain" and len(options) == 3:
-        chosen = [options[2]]
+    parts = _TORCHVISION[name]
+    if len(parts) == 1:
+        return select_part(_whole(name, [_obtain(name, folder, option) for option in parts[0]]), None, split)
+    if split == "pretrain" and len(parts) == 3:
+        chosen = parts[2]
     else:
-        chosen = [options[part == "test"] for part in parts_of(split)]
+        chosen = [option for part in parts_of(split) for option in parts[part == "test"]]
     source = _whole(name, [_obtain(name, folder, option) for option in chosen])
     return replace(source, split="all" if split == "all" else parts_of(split)[0], has_own_split=True)
 

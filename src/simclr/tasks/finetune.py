@@ -130,7 +130,7 @@ class FineTune:
         start = load(self.run)
         torch.manual_seed(self.seed)
         model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(names)))
-        optimizer = create_optimizer(self.optimizer, self.groups(model), lr=peak)
+        optimizer = create_optimizer(self.optimizer, classifier_groups(model, self.weight_decay), lr=peak)
         if self.machine.compile:
             model.compile()  # before it is wrapped: what is wrapped would call itself for ever
         network, optimizer = fabric.setup(model, optimizer)
@@ -194,9 +194,7 @@ class FineTune:
     def whole_batch(self, images: int, processes: int) -> int:
         """The batch, cut to what the images give all processes alike."""
         if images < processes:
-            raise ValueError(
-                f"{images} labelled images are too few for {processes} processes; each needs one of a batch"
-            )
+            raise ValueError(f"{images} labelled images are too few for {processes} processes")
         return self.batch if self.batch <= images else images // processes * processes
 
     def images(self) -> tuple[Source, Source, float]:
@@ -228,16 +226,6 @@ class FineTune:
             if isinstance(module, _BatchNorm):
                 module.momentum = 1 - self.norm_decay
         return Classifier(encoder, head, classes, self.freeze, zero=self.zero_logits)
-
-    def groups(self, model: "Classifier") -> list[dict]:
-        """Parameter groups; the classifier is neither adapted by LARS nor, for its bias, decayed (official code)."""
-        body = parameter_groups(nn.ModuleList([model.encoder, model.head]), self.weight_decay)
-        weight, bias = model.classifier.weight, model.classifier.bias
-        return [
-            *body,
-            {"params": [weight], "weight_decay": self.weight_decay, "adapt": False},
-            {"params": [bias], "weight_decay": 0.0, "adapt": False},
-        ]
 
     def figures(
         self, scores: Float[Tensor, "n c"], answers: Truth, preprocess: Preprocess, images: int
@@ -277,6 +265,16 @@ def loss_of(scores: Float[Tensor, "b c"], wanted: Truth) -> Float[Tensor, ""]:
     if wanted.ndim == 1:
         return F.cross_entropy(scores, wanted)
     return F.binary_cross_entropy_with_logits(scores, wanted.to(scores))
+
+
+def classifier_groups(model: "Classifier", weight_decay: float) -> list[dict]:
+    """Parameter groups; the classifier is neither adapted by LARS nor, for its bias, decayed (official code)."""
+    weight, bias = model.classifier.weight, model.classifier.bias
+    return [
+        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay),
+        {"params": [weight], "weight_decay": weight_decay, "adapt": False},
+        {"params": [bias], "weight_decay": 0.0, "adapt": False},
+    ]
 
 
 class Classifier(nn.Module):
