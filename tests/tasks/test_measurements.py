@@ -8,6 +8,7 @@ import torch
 from evaluated import CLASSES, fingerprint, write_arrays, write_encoder, write_folder
 
 from simclr.cli import main
+from simclr.data import open_source
 from simclr.data.sources import Files
 from simclr.layers import layer_names, read_layer
 from simclr.machine import Machine
@@ -16,6 +17,7 @@ from simclr.tasks.health import Health
 from simclr.tasks.information import TASKS, Information
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
+from simclr.tasks.pretrain import unlabelled
 from simclr.tasks.robustness import Robustness
 from simclr.tasks.transfer import Transfer
 
@@ -136,6 +138,17 @@ def test_layers_are_the_activations_of_the_network(encoder):
     for name, value in expected.items():
         torch.testing.assert_close(read_layer(start.network, start.head, name).eval()(x), value)
     assert layer_names(start.network, None)[-1] == "h"
+
+
+def test_health_says_whether_pretraining_has_seen_its_images(encoder, data, tmp_path):
+    images = np.load(data)["train_images"]
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(len(images)) % 3)
+    np.savez(tmp_path / "plain.npz", images=images)
+    for path in (data, tmp_path / "labelled.npz", tmp_path / "plain.npz"):
+        content = Health(run=encoder, data=str(path), images=8, neighbours=0, out=tmp_path / "h.json")()
+        seen, measured = unlabelled(str(path)), open_source(str(path), "test")
+        seen, measured = ({part.path(i) for i in range(len(part))} for part in (seen, measured))
+        assert ("has seen" in content["results"][0]["split"]) == bool(seen & measured)
 
 
 def test_information_knows_its_outcomes_apart(encoder, data, tmp_path):

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from simclr.data import open_source
+from simclr.data import Source, open_source
 from simclr.embed import Encoder, load, untrained
 from simclr.features import extract
 from simclr.health import HealthCheck
@@ -21,7 +21,11 @@ from simclr.views import Views
 @dataclass(frozen=True, kw_only=True)
 class Health:
     """Alignment, uniformity, effective rank, deviations, contrastive accuracy and entropy of an encoder, and a sheet
-    of nearest neighbours; on held-out images, without any label, beside the untrained network."""
+    of nearest neighbours; without any label, beside the untrained network.
+
+    Pretraining has seen the images of a source without labels and without a test part: of such a source `--held_out`
+    of `simclr pretrain` keeps some aside, which are measured during the run. Each result says which images it is of.
+    """
 
     run: Path
     """run folder of the encoder"""
@@ -65,7 +69,7 @@ class Health:
                 Result(
                     name=name, protocol="health", metric=metric, value=value, interval=None, interval_of="none",
                     n=check.views.shape[1], layer=layers.get(metric, "z" if one.head else "h"),
-                    transform="two views as in training", split="held-out images, no labels",
+                    transform="two views as in training", split=images_of(source),
                     detail={"temperature": temperature},
                 )
                 for metric, value in found.items()
@@ -90,3 +94,12 @@ class Health:
         if views.size != encoder.card.image_size:
             raise ValueError(f"views.size is {views.size}; the card of {self.run} says {encoder.card.image_size} px")
         return views, self.temperature or trained.get("temperature", 0.1)
+
+
+def images_of(source: Source) -> str:
+    """What a result says of the images: whether pretraining on the same data leaves them out."""
+    if source.has_own_split:
+        return "the test part, no labels"
+    if source.labels is not None:
+        return "a fifth of the images, which pretraining leaves out, no labels"
+    return "a fifth of the images, which pretraining on the same data has seen, no labels"
