@@ -14,6 +14,7 @@ _NAMES = {
     "Knn": "simclr.tasks.knn",
     "Linear": "simclr.tasks.linear",
     "FineTune": "simclr.tasks.finetune",
+    "Distill": "simclr.tasks.distill",
     "Transfer": "simclr.tasks.transfer",
     "Information": "simclr.tasks.information",
     "Embed": "simclr.tasks.embed",

@@ -11,6 +11,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
     "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
     "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
+    "distill": ("simclr.tasks.distill:Distill", ("teacher", "data"), "teach a network what a fine-tuned one knows"),
     "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
     "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of the views"),
     "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),

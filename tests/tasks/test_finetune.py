@@ -23,7 +23,7 @@ from simclr.models import load_supervised
 from simclr.models.freezing import FROZEN
 from simclr.parsing import parse
 from simclr.run import Run
-from simclr.tasks.finetune import Classifier, FineTune
+from simclr.tasks.finetune import Classifier, FineTune, classifier_groups
 
 HERE = Machine(workers=0)  # no process but this one, where reads are counted
 ORDER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
@@ -129,10 +129,10 @@ def test_from_scratch_owes_nothing_to_the_pretrained_weights(data, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_each_parameter_is_in_one_group_and_lars_leaves_the_classifier_unadapted(encoder, data, tmp_path):
+def test_each_parameter_is_in_one_group_and_lars_leaves_the_classifier_unadapted(encoder):
     start = load(encoder)
     model = Classifier(start.network, start.head.first(1), 3)
-    groups = task(encoder, data, tmp_path, weight_decay=0.1).groups(model)
+    groups = classifier_groups(model, weight_decay=0.1)
     members = [p for group in groups for p in group["params"]]
     assert sorted(map(id, members)) == sorted(map(id, model.parameters()))
     adapted = {id(p) for group in groups if group.get("adapt", True) for p in group["params"]}

@@ -23,21 +23,24 @@ def held_out_rows(indices: Int64[np.ndarray, " n"], seed: int) -> Bool[np.ndarra
 
 
 def balanced(source: Source, fraction: float, seed: int = 0) -> Source:
+    """The images of `balanced_rows`, as a source."""
+    return source if fraction == 1 else source.select(balanced_rows(source, fraction, seed), source.split)
+
+
+def balanced_rows(source: Source, fraction: float, seed: int = 0) -> Int64[np.ndarray, " m"]:
     """The share `fraction` of each class of a labelled source, rounded, and at least one image of each.
 
     The images are those whose names' hashes, mixed with `seed`, come first.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-    if fraction == 1:
-        return source
     order = np.argsort(bits(seed, (source.paths.hashes() * 2**48).astype(np.uint64)), kind="stable")
     labels = source.labels[order]
     kept = []
     for c in np.unique(labels[labels >= 0]):
         members = order[labels == c]
         kept.append(members[: max(1, round(fraction * len(members)))])
-    return source.select(np.sort(np.concatenate(kept)), source.split)
+    return np.sort(np.concatenate(kept))
 
 
 def listed(source: Source, table: Path) -> Int64[np.ndarray, " m"]:
