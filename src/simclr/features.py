@@ -12,12 +12,17 @@ from simclr.views.evaluation import Preprocess
 
 
 class Features(NamedTuple):
-    """One row an image that could be read, in the order of the source; on the CPU."""
+    """One row an image that could be read, in the order of the source; as `extract` gives them, on the CPU."""
 
     features: Float[Tensor, "n d"]
     labels: Int64[Tensor, " n"] | None
     indices: Int64[Tensor, " n"]
     bad: dict[str, str]  # path -> reason of the images left out
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same with features and labels on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return self._replace(features=self.features.to(device), labels=labels)
 
 
 @torch.inference_mode()

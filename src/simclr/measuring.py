@@ -26,6 +26,7 @@ from simclr.views.evaluation import Preprocess
 
 __all__ = ["Candidate", "Measured", "Result", "candidates", "labelled", "report"]
 
+COPIES = 6  # of the features, for which there must be room on the device that fits a classifier on them
 SPLIT = "fitted on train, chosen on held-out train, read once on test"
 FROZEN = "the whole encoder, batch statistics included"
 
@@ -50,6 +51,16 @@ class Candidate:
     def facts(self) -> dict[str, str]:
         """What a result records of where its features come from."""
         return {"layer": self.layer, "transform": describe(self.preprocess)}
+
+
+def workplace(features: Float[Tensor, "n d"], machine: Machine) -> str:
+    """Where features are compared and classifiers fitted: on the GPU, if it is CUDA and has room, else on the CPU.
+
+    Fits need float64, which MPS lacks.
+    """
+    if machine.kind == "cuda" and COPIES * features.nbytes < torch.cuda.mem_get_info()[0]:
+        return "cuda"
+    return "cpu"
 
 
 class _Pixels(nn.Module):

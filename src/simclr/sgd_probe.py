@@ -57,7 +57,7 @@ def sgd_probes(
         rows = order[k * batch : (k + 1) * batch]
         x, y = features[rows], labels[rows]
         residual = Probes(weight, bias)(x).softmax(2)
-        residual[:, torch.arange(len(y)), y] -= 1
+        residual[:, torch.arange(len(y), device=y.device), y] -= 1
         rate = peaks * lr_factor(step, steps, 0)
         gradient = (residual.transpose(1, 2).reshape(-1, len(y)) @ x).view_as(weight) / len(y) + decay * weight
         _nesterov(weight, velocity, gradient, rate[:, None, None])

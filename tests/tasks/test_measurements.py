@@ -1,6 +1,10 @@
 """What holds for every measurement of a frozen encoder: nothing moves, chance is chance, errors take one line."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ from simclr.data import open_source
 from simclr.data.sources import Files
 from simclr.layers import layer_names, read_layer
 from simclr.machine import Machine
-from simclr.measuring import candidates, labelled
+from simclr.measuring import candidates, labelled, workplace
+from simclr.tasks.finetune import FineTune
 from simclr.tasks.health import Health
 from simclr.tasks.information import TASKS, Information
 from simclr.tasks.knn import Knn
@@ -100,6 +105,26 @@ def test_labels_that_tell_nothing_give_chance_and_labels_that_do_give_more(encod
     assert something["value"] > 0.6
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["knn", "lbfgs", "sgd", "bank", "robustness", "information", "transfer"])
+def test_a_gpu_finds_what_the_cpu_finds(encoder, data, tmp_path, name):
+    found = []
+    for kind in ("cpu", "cuda"):
+        task = {**tasks(encoder, data, tmp_path), **others(encoder, data, tmp_path)}[name]
+        rows = replace(task, machine=Machine(accelerator=kind, workers=0))()["results"]
+        found.append([row["value"] for row in rows])
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
+def test_classifiers_are_fitted_on_cuda_where_there_is_room_and_never_on_mps(monkeypatch):
+    features = torch.zeros(1000, 256)  # 1 MB
+    places = {}
+    for free in (1 << 30, 2 << 20):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+        places[free] = [workplace(features, Machine(accelerator=kind)) for kind in ("cuda", "mps", "cpu")]
+    assert list(places.values()) == [["cuda", "cpu", "cpu"], ["cpu", "cpu", "cpu"]]
+
+
 def test_a_result_says_how_it_was_come_by(encoder, data, tmp_path):
     tasks(encoder, data, tmp_path)["lbfgs"]()
     content = json.loads((tmp_path / "linear.json").read_text())
@@ -176,6 +201,18 @@ def test_transfer_compares_networks_and_fine_tunes_the_chosen_setting(encoder, d
     assert "held out" not in tuned["split"]
 
 
+def test_transfer_on_two_processes_reports_once(encoder, data, tmp_path):
+    words = [
+        "transfer", str(encoder), str(data), "--protocols", "[linear,finetune]", "--lrs", "[0.1]", "--decays", "[0.0]",
+        "--steps", "1", "--batch", "24", "--out", str(tmp_path / "out"), "--machine.devices", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-m", "simclr", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["transfer.json"]
+    assert done.stdout.count("linear, L-BFGS") == 2  # top-1 and mean per-class accuracy
+
+
 def test_transfer_measures_several_classes_by_precision(encoder, tmp_path):
     rng = np.random.default_rng(0)
     parts = {}
@@ -199,6 +236,19 @@ def test_a_fine_tuned_run_is_measured_with_its_own_classifier(encoder, data, tmp
     assert rows["clean"]["name"] == "its own classifier"
     assert rows["clean"]["value"] > 0.8
     assert rows["calibration, clean, scaled"]["detail"]["temperature"] > 0
+
+
+def test_a_classifier_without_a_recipe_is_measured_unscaled_and_other_classes_are_refused(encoder, data, tmp_path):
+    tuned = tmp_path / "run"
+    FineTune(run=encoder, data=str(data), out=tuned, batch=24, steps=1, machine=HERE)()
+    (tuned / "recipe.yaml").unlink()
+    rows = Robustness(run=tuned, data=str(data), images=10, machine=HERE)()["results"]
+    assert not any("scaled" in row["protocol"] for row in rows)
+    card = json.loads((tuned / "card.json").read_text())
+    card["supervised"]["names"] = ["0", "2", "1"]
+    (tuned / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"class 1 of .* is '2', that of squares is '1'"):
+        Robustness(run=tuned, data=str(data), machine=HERE)()
 
 
 def test_mistakes_take_one_line(encoder, data, tmp_path, capsys):

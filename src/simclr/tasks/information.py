@@ -14,7 +14,7 @@ from simclr.data.ordered import eval_batches
 from simclr.embed import load
 from simclr.layers import layer_names, read_layer
 from simclr.machine import Machine
-from simclr.measuring import Result, describe, report
+from simclr.measuring import Result, describe, report, workplace
 from simclr.mlp_probe import mlp_probe
 from simclr.randomness import bits, uniforms
 
@@ -73,12 +73,15 @@ class Information:
         for task, (shares, outcomes) in TASKS.items():
             for name in names:
                 x = known[task, name]
+                place = workplace(x, self.machine)
                 probe = mlp_probe(
-                    x, answers[task], len(outcomes), hidden=self.hidden, epochs=self.epochs, seed=self.seed
-                )
+                    x.to(place), answers[task].to(place), len(outcomes), hidden=self.hidden, epochs=self.epochs,
+                    seed=self.seed,
+                )  # fmt: skip
+                scores = probe(unseen[task, name].to(place)).cpu()
                 results.append(
                     Result.of(
-                        task, "information, small network", probe(unseen[task, name]), truth[task], layer=name,
+                        task, "information, small network", scores, truth[task], layer=name,
                         transform=describe(encoder.preprocess), split="fitted on train, read once on test, no labels",
                         guess=max(shares), width=x.shape[1],
                     )

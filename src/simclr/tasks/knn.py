@@ -6,7 +6,7 @@ from typing import Any
 
 from simclr.evaluation import knn_votes
 from simclr.machine import Machine
-from simclr.measuring import Candidate, Measured, Result, candidates, labelled, report
+from simclr.measuring import Candidate, Measured, Result, candidates, labelled, report, workplace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +53,6 @@ class Knn:
 
     def measure(self, candidate: Candidate, bank: Measured, queries: Measured, classes: int) -> Result:
         """The figure for one set of features."""
-        votes = knn_votes(bank.features, bank.labels, queries.features, classes, k=self.k, temperature=self.temperature)
+        asked = queries.features.to(workplace(queries.features, self.machine))  # the bank follows block by block
+        votes = knn_votes(bank.features, bank.labels, asked, classes, k=self.k, temperature=self.temperature).cpu()
         return Result.of(candidate.name, f"kNN, k={self.k}", votes, queries.labels, **candidate.facts)

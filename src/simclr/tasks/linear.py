@@ -14,7 +14,7 @@ from simclr.evaluation import accuracy
 from simclr.layers import layer_names
 from simclr.logistic import PENALTIES, choose_and_refit
 from simclr.machine import Machine
-from simclr.measuring import Measured, Result, candidates, labelled, report
+from simclr.measuring import Measured, Result, candidates, labelled, report, workplace
 from simclr.sgd_probe import Probes, sgd_probes
 
 NAMES = {"lbfgs": "linear, L-BFGS", "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
@@ -74,12 +74,12 @@ class Linear:
         for layer in self.layers():
             for candidate in candidates(self.run, self.baselines, layer):
                 known = candidate.features(train, self.machine)
-                classifier, detail = self.classifier(known, len(train.classes))
+                place = workplace(known.features, self.machine)
+                classifier, detail = self.classifier(known.to(place), len(train.classes))
                 unseen = candidate.features(test, self.machine)
+                scores = classifier(unseen.features.to(place)).cpu()
                 facts = {**candidate.facts, **detail, "width": known.features.shape[1]}
-                results.append(
-                    Result.of(candidate.name, NAMES[self.protocol], classifier(unseen.features), unseen.labels, **facts)
-                )
+                results.append(Result.of(candidate.name, NAMES[self.protocol], scores, unseen.labels, **facts))
         return report(results, self, self.out or self.run / "linear.json")
 
     def layers(self) -> list[str]:
@@ -104,7 +104,7 @@ class Linear:
         return lambda x: inner(x / size), detail
 
     def _best_of_bank(self, known: Measured, classes: int) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-        chosen_on = torch.from_numpy(held_out_rows(known.indices.numpy(), self.seed))
+        chosen_on = torch.from_numpy(held_out_rows(known.indices.numpy(), self.seed)).to(known.features.device)
         if not 0 < int(chosen_on.sum()) < len(chosen_on):
             raise ValueError(f"{len(chosen_on)} training images are too few to hold out some for choosing a probe")
         pairs = [(lr, decay) for lr in self.lrs for decay in self.decays]

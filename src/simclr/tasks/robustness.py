@@ -19,7 +19,7 @@ from simclr.embed import Encoder, load
 from simclr.features import extract
 from simclr.logistic import choose_and_refit, fit_path
 from simclr.machine import Machine
-from simclr.measuring import FROZEN, Result, describe, labelled, report
+from simclr.measuring import FROZEN, Result, describe, labelled, report, workplace
 from simclr.models.card import load_supervised
 from simclr.models.head import ProjectionHead
 from simclr.significance import bootstrap_interval
@@ -70,14 +70,16 @@ class Robustness:
         known = extract(
             encoder.network, train, encoder.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
         )
+        place = workplace(known.features, self.machine)
+        known, classes = known.to(place), len(train.classes)
         size = known.features.std(0).square().mean().sqrt()
-        features, classes = known.features / size, len(train.classes)
+        features = known.features / size
         held_out = held_out_rows(known.indices.numpy(), self.seed)
         classifier, _ = choose_and_refit(features, known.labels, held_out, classes)
-        aside = torch.from_numpy(held_out)
+        aside = torch.from_numpy(held_out).to(place)
         partial = fit_path(features[~aside], known.labels[~aside], classes, [classifier.penalty])[0]
         temperature = fit_temperature(partial(features[aside]), known.labels[aside])
-        return lambda images: classifier(encoder.network(images).float().cpu() / size), temperature
+        return lambda images: classifier(encoder.network(images).float().to(place) / size).cpu(), temperature
 
     def _own(self, encoder: Encoder, train: Source) -> tuple[Callable[[Tensor], Tensor], float | None]:
         supervised = load_supervised(self.run)
@@ -85,11 +87,16 @@ class Robustness:
             raise ValueError(
                 f"{self.run} tells {supervised.out_features} classes apart, {train.name} has {len(train.classes)}"
             )
+        names = encoder.card.supervised.get("names", train.classes)  # official checkpoints hold none
+        for k, (own, theirs) in enumerate(zip(names, train.classes, strict=True)):
+            if own != theirs:
+                raise ValueError(f"class {k} of {self.run} is {own!r}, that of {train.name} is {theirs!r}")
         head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
         network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), len(train.classes))
         network.classifier = supervised
         network.to(self.machine.kind).eval()
-        recipe = yaml.safe_load((self.run / "recipe.yaml").read_text("utf-8"))
+        recipe = self.run / "recipe.yaml"
+        recipe = yaml.safe_load(recipe.read_text("utf-8")) if recipe.is_file() else {}  # a converted run has none
         if recipe.get("measure") != "held-out":
             return lambda images: network(images).float().cpu(), None
         rows = np.flatnonzero(held_out_rows(np.arange(len(train)), recipe["seed"]))

@@ -16,7 +16,7 @@ from simclr.data.subsets import held_out_rows
 from simclr.evaluation import METRICS
 from simclr.logistic import PENALTIES, choose_and_refit
 from simclr.machine import Machine
-from simclr.measuring import Candidate, Result, candidates, hits, labelled, report
+from simclr.measuring import Candidate, Result, candidates, hits, labelled, report, workplace
 from simclr.significance import SAMPLES, permutation_test, permutation_test_of
 from simclr.tasks.finetune import FineTune
 
@@ -85,13 +85,17 @@ class Transfer:
                 raise ValueError(f"{name} must hold at least one value")
 
     def __call__(self) -> dict[str, Any]:
-        parts = {spec: labelled(spec, several=True) for spec in self.data}  # complains before anything is computed
-        results: list[Result] = []
-        for spec, (train, test) in parts.items():
-            for protocol in self.protocols:
-                found = self.linear(train, test) if protocol == "linear" else self.tuned(spec, train, protocol)
-                results += found
-        return report(results, self, self.folder / "transfer.json")
+        # both complain before anything is computed
+        parts = {spec: labelled(spec, several=True) for spec in self.data}
+        for run in filter(None, (self.run, self.against)):
+            candidates(run, False, self.layer)
+        fabric = self.machine.launch()
+        pairs = [(spec, protocol) for spec in parts for protocol in self.protocols]
+        tuned = {pair: self.tuned(pair[0], parts[pair[0]][0], pair[1]) for pair in pairs if pair[1] != "linear"}
+        if not fabric.is_global_zero:  # all processes train together; the rest is the work of one
+            return {}
+        rows = [tuned[pair] if pair in tuned else self.linear(*parts[pair[0]]) for pair in pairs]
+        return report([result for several in rows for result in several], self, self.folder / "transfer.json")
 
     @property
     def folder(self) -> Path:
@@ -125,16 +129,17 @@ class Transfer:
         self, candidate: Candidate, train: Source, test: Source, metric: str
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         known = candidate.features(train, self.machine)
-        size = known.features.std(0).square().mean().sqrt()
-        wanted = torch.from_numpy(truth(train))[known.indices]
+        place = workplace(known.features, self.machine)
+        features, wanted = known.features.to(place), torch.from_numpy(truth(train))[known.indices].to(place)
+        size = features.std(0).square().mean().sqrt()
         held_out = held_out_rows(known.indices.numpy(), self.seed)
         classifier, scores = choose_and_refit(
-            known.features / size, wanted, held_out, len(class_names(train)), PENALTIES, METRICS[metric]
+            features / size, wanted, held_out, len(class_names(train)), PENALTIES, METRICS[metric]
         )
         unseen = candidate.features(test, self.machine)
         detail = {"penalty": classifier.penalty, f"held_out_{metric}": scores[classifier.penalty]}
         answers = torch.from_numpy(truth(test))[unseen.indices]
-        return classifier(unseen.features / size), answers, {**candidate.facts, **detail}
+        return classifier(unseen.features.to(place) / size).cpu(), answers, {**candidate.facts, **detail}
 
     def tuned(self, spec: str, train: Source, protocol: str) -> list[Result]:
         """The grid on nine tenths of the training images, the chosen setting on all of them."""
