@@ -40,13 +40,13 @@ def to_timm(
 def _named(
     library: str, names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool
 ) -> tuple[str, dict[str, Tensor]]:
-    reason = _obstacle(library, names, encoder, allow_pad, allow_stem)
+    reason = _obstacle(names, encoder, allow_pad, allow_stem)
     if reason is not None:
         raise ValueError(f"cannot be exported to {library}: {reason}")
     return names[encoder.depth], {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
 
 
-def _obstacle(library: str, names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool) -> str | None:
+def _obstacle(names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool) -> str | None:
     if not isinstance(encoder, ResNet):
         return f"{type(encoder).__name__} is not one of SimCLR's ResNets"
     if encoder.sk_ratio > 0 or encoder.se_ratio > 0:

@@ -69,20 +69,21 @@ def cached_backward(
                 _, again = network(part.flatten(0, 1))
                 # its gradient with respect to z is `gradient`, and the scaler of float16 can act on it
                 fabric.backward((again * gradient.flatten(0, 1)).sum())
-    buffers.settle(len(parts))
+    if bn == "micro":
+        buffers.settle(len(parts))
     return value.detach(), torch.cat(h, dim=1).flatten(0, 1), torch.cat(z, dim=1).flatten(0, 1)
 
 
 def recompute_blocks(module: nn.Module) -> nn.Module:
     """`module` with activations kept at the ends of its blocks only, and computed again in the backward pass.
 
-    Blocks are what its lists and sequences of modules hold. Values, gradients and buffers stay as they are; memory
-    falls to that of the ends and one block, for another forward pass.
+    Blocks are what its lists and sequences of modules hold, but for single layers, such as those of a stem. Values,
+    gradients and buffers stay as they are; memory falls to that of the ends and one block, for another forward pass.
     """
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
             for block in child:
-                if next(block.parameters(), None) is not None:
+                if next(block.children(), None) is not None and next(block.parameters(), None) is not None:
                     _recompute(block)
         else:
             recompute_blocks(child)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -17,8 +18,7 @@ class LARS(torch.optim.Optimizer):
     Tensors of fewer than two dimensions (biases, norm gains) are neither adapted nor decayed: they see plain
     momentum at the full rate. A group with `adapt=False` is momentum SGD throughout, decayed as the group says.
 
-    `nesterov` steps by momentum * v + lr * r * g. `classic=False` is the official alternative that keeps the rate
-    outside: v = momentum * v + g, and the ratio is taken from the direction stepped along.
+    `nesterov` steps by momentum * v + lr * r * g.
     """
 
     def __init__(
@@ -30,13 +30,12 @@ class LARS(torch.optim.Optimizer):
         eta: float = 1e-3,
         *,
         nesterov: bool = False,
-        classic: bool = True,
     ) -> None:
         for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}.items():
             if not value >= 0:
                 raise ValueError(f"{name} of LARS must be at least 0, got {value}")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
-        super().__init__(params, {**defaults, "nesterov": nesterov, "classic": classic})
+        super().__init__(params, {**defaults, "nesterov": nesterov})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -64,21 +63,14 @@ class LARS(torch.optim.Optimizer):
             grads = torch._foreach_add(grads, params, alpha=weight_decay)
         velocity = [self._velocity(p) for p in params]
 
-        if group["classic"]:
-            scale = [r * lr for r in _ratios(params, grads, group["eta"])] if adapt else lr
-            if weight_decay:  # fresh memory, which may be written to
-                torch._foreach_mul_(scaled := grads, scale)
-            else:
-                scaled = torch._foreach_mul(grads, scale)
-            torch._foreach_mul_(velocity, momentum)
-            torch._foreach_add_(velocity, scaled)
-            direction = torch._foreach_add(scaled, velocity, alpha=momentum) if group["nesterov"] else velocity
+        scale = (lr * _ratios(params, grads, group["eta"])).unbind() if adapt else lr
+        if weight_decay:  # fresh memory, which may be written to
+            torch._foreach_mul_(scaled := grads, scale)
         else:
-            torch._foreach_mul_(velocity, momentum)
-            torch._foreach_add_(velocity, grads)
-            direction = torch._foreach_add(grads, velocity, alpha=momentum) if group["nesterov"] else velocity
-            scale = [r * lr for r in _ratios(params, direction, group["eta"])] if adapt else lr
-            direction = torch._foreach_mul(direction, scale)
+            scaled = torch._foreach_mul(grads, scale)
+        torch._foreach_mul_(velocity, momentum)
+        torch._foreach_add_(velocity, scaled)
+        direction = torch._foreach_add(scaled, velocity, alpha=momentum) if group["nesterov"] else velocity
         torch._foreach_sub_(params, direction)
 
     def _velocity(self, p: Tensor) -> Tensor:
@@ -88,10 +80,10 @@ class LARS(torch.optim.Optimizer):
         return state["velocity"]
 
 
-def _ratios(params: Sequence[Tensor], grads: Sequence[Tensor], eta: float) -> list[Tensor]:
-    """eta * |w| / |g| for each pair, 1 where a norm is 0; scalars that never leave the device."""
+def _ratios(params: Sequence[Tensor], grads: Sequence[Tensor], eta: float) -> Float[Tensor, " pairs"]:
+    """eta * |w| / |g| for each pair, 1 where a norm is 0; they never leave the device."""
     w, g = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(grads))
-    return list(torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w)).unbind())
+    return torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

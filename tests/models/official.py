@@ -49,6 +49,12 @@ def tf_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape[a] for a in axes)
 
 
+def from_torch(value: torch.Tensor) -> np.ndarray:
+    """The inverse of `to_torch`."""
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.dim(), tuple(range(value.dim())))
+    return np.ascontiguousarray(value.detach().cpu().numpy().transpose(axes))
+
+
 @torch.no_grad()
 def fill(module: nn.Module) -> None:
     """Give a network the golden weights, at its own precision."""

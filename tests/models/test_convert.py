@@ -6,12 +6,12 @@ import bundle
 import numpy as np
 import pytest
 import torch
-from official import fill, keys_of, rule, tf_shape
+from official import fill, from_torch, keys_of, rule, tf_shape
 from torch import nn
 
 from simclr.models import ProjectionHead, load_encoder, load_supervised, resnet
 from simclr.models.convert import convert
-from simclr.models.official_names import encoder_layers, from_torch, head_layers, official_names, supervised_layers
+from simclr.models.official_names import encoder_layers, head_layers, official_names, supervised_layers
 from simclr.models.tf_checkpoint import OBJECT_GRAPH
 from simclr.tasks.convert import Convert
 

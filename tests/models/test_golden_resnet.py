@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from official import CASES, WHOLE, fill, images, keys_of, nchw, tf_shape
+from official import CASES, WHOLE, fill, from_torch, images, keys_of, nchw, tf_shape
 from torch import nn
 
 from simclr.losses import nt_xent
 from simclr.models import ProjectionHead, resnet
 from simclr.models.official_names import (
     encoder_layers,
-    from_torch,
     head_layers,
     official_names,
     supervised_layers,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from official import fill, keys_of, nchw
+from official import fill, from_torch, keys_of, nchw
 from processes import in_processes
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from simclr.gathering import gather
 from simclr.losses import nt_xent, official_contrast_statistics
 from simclr.models import ProjectionHead, resnet, synchronise
-from simclr.models.official_names import from_torch
 from simclr.optim import LARS, lr_factor, peak_lr, total_steps, warmup_steps
 
 BATCH, IMAGES, EPOCHS, DECAY, TEMPERATURE = 16, 48, 3.0, 1e-4, 0.5

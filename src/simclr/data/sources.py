@@ -79,6 +79,7 @@ class Source:
         return digest.hexdigest()
 
     def _content(self, i: np.integer) -> bytes:
+        """What tells the content of image i; nothing where reading it is the only way to know."""
         return b""
 
     def select(self, indices: Int[np.ndarray, " m"], split: str) -> "Source":

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from simclr.run import write_atomically
+
 from .encoder import create_encoder
 from .head import ProjectionHead
 
@@ -127,9 +129,7 @@ def save_encoder(
         partial = path.with_suffix(".partial")
         save_file(_plain_state(module), partial)
         os.replace(partial, path)
-    partial = folder / "card.partial"
-    partial.write_text(card.to_json(), encoding="utf-8")
-    os.replace(partial, folder / "card.json")
+    write_atomically(folder / "card.json", card.to_json())
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:

@@ -81,12 +81,6 @@ def to_torch(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(value.transpose(axes), order="C"))  # a copy: files are mapped read-only
 
 
-def from_torch(value: Tensor) -> np.ndarray:
-    """The inverse of `to_torch`."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.dim(), tuple(range(value.dim())))
-    return np.ascontiguousarray(value.detach().cpu().numpy().transpose(axes))
-
-
 def _stem(three_convolutions: bool) -> Iterator[tuple[str, str, Kind]]:
     path = "initial_conv_relu_max_pool"
     if three_convolutions:
