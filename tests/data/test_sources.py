@@ -178,15 +178,6 @@ def test_a_table_with_labels_and_a_split(tmp_path):
     assert plain.labels.tolist() == [0, 1]
 
 
-def test_labels_from_a_table_of_their_own(tmp_path):
-    root = write(tmp_path / "images", NAMES)
-    (tmp_path / "labels.csv").write_text(f"path,label\n{NAMES[0]},7\n{NAMES[2]},11\n", encoding="utf-8")
-    source = open_source(root, "all", labels=tmp_path / "labels.csv")
-    assert source.classes == ["7", "11"]
-    labels = dict(zip(all_paths(source), source.labels.tolist(), strict=True))
-    assert labels == {name: {NAMES[0]: 0, NAMES[2]: 1}.get(name, -1) for name in NAMES}
-
-
 def test_arrays_in_a_file(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), np.uint8)
     np.savez(tmp_path / "rgb.npz", images=images, labels=np.arange(30) % 3 + 4)

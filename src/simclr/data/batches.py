@@ -1,7 +1,7 @@
 """Batches of views for training, from images that lie on the device or from worker processes."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +29,7 @@ __all__ = [
     "eval_batches",
     "open_batches",
     "write_bad_files",
+    "write_table",
 ]
 
 Device = torch.device | str
@@ -215,10 +216,15 @@ def open_batches(
 
 def write_bad_files(path: Path, bad: dict[str, str]) -> None:
     """A table of unreadable images, sorted by path: columns path, reason."""
+    write_table(path, ("path", "reason"), sorted(bad.items()))
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
+    """A CSV file with a header; names of files that are no text keep their bytes."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(("path", "reason"))
-        table.writerows(sorted(bad.items()))
+        table.writerow(columns)
+        table.writerows(rows)
 
 
 def _memory(count: int, images: int, size: int, device: torch.device) -> Float[Tensor, "v b s s 3"]:

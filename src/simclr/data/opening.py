@@ -2,7 +2,6 @@
 
 import csv
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ GRAMMAR = (
 )
 
 
-def open_source(spec: Any, split: str = "train", *, labels: str | Path | None = None) -> Source:
+def open_source(spec: Any, split: str = "train") -> Source:
     """The images that `spec` names, as the part `split`.
 
     ====================  ======================================================================================
@@ -46,18 +45,12 @@ def open_source(spec: Any, split: str = "train", *, labels: str | Path | None = 
 
     `split` is "train" or "test": the parts the source itself has, or else 80 % and 20 % by a hash of each
     image's name; "all": every image; "pretrain": what may be learnt from without labels, which is the
-    training part of a source with its own split, else every image. `labels` is a table FILE.csv
-    (columns `path`, `label`) that replaces the source's own labels.
+    training part of a source with its own split, else every image.
 
     Raises ValueError, in one line, for anything that cannot be opened.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
-    source = _open(spec, split)
-    return source if labels is None else _relabelled(source, Path(labels))
-
-
-def _open(spec: Any, split: str) -> Source:
     if isinstance(spec, Source):
         return reopen(spec, split)
     if not isinstance(spec, str | os.PathLike):
@@ -219,16 +212,3 @@ def _object(items: Any, split: str) -> Source:
     if all(isinstance(one, UnreadableImage) for one in first):
         raise ValueError(f"the {source.name} gives no images: item {first[0]}")
     return select_part(source, None, split)
-
-
-def _relabelled(source: Source, table: Path) -> Source:
-    if not table.is_file():
-        raise ValueError(f"labels: {str(table)!r} does not exist; a table FILE.csv with columns path, label is needed")
-    columns = _columns(table, ("path", "label"), ())
-    label = dict(zip(columns["path"], columns["label"], strict=True))
-    known, classes = encode_labels(list(label.values()))
-    position = {name: i for i, name in enumerate(label)}
-    rows = np.array([position.get(os.fsdecode(name), -1) for name in source.paths.encoded()])
-    if known is None or (rows < 0).all():
-        raise ValueError(f"{table}: labels none of the images of {source.name}, such as {source.path(0)!r}")
-    return replace(source, annotation=(np.where(rows < 0, -1, known[rows]), classes))

@@ -1,6 +1,5 @@
 """What a data set holds, before anything is learnt from it."""
 
-import csv
 import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.batches import write_bad_files
+from simclr.data.batches import write_bad_files, write_table
 from simclr.data.decoding import file_form
 from simclr.data.loading import cores
 
@@ -74,14 +73,10 @@ class Scan:
     def _write(self, pictures: list[Picture], report: dict[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         write_bad_files(self.out / "bad_files.csv", report["bad"])
-        groups = enumerate(report["duplicates"])
-        _table(
-            self.out / "duplicates.csv",
-            ("group", "path"),
-            [(k, path) for k, paths in groups for path in paths],
-        )
+        same = [(group, path) for group, paths in enumerate(report["duplicates"]) for path in paths]
+        write_table(self.out / "duplicates.csv", ("group", "path"), same)
         columns = ("path", "height", "width", "form")
-        _table(self.out / "images.csv", columns, [one[: len(columns)] for one in pictures])
+        write_table(self.out / "images.csv", columns, [one[: len(columns)] for one in pictures])
 
 
 def _look(source: Source, i: int) -> Picture | UnreadableImage:
@@ -141,10 +136,3 @@ def _text(report: dict[str, Any], shown: int = 10) -> str:
 
 def _shortened(lines: list[str], most: int) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"    and {len(lines) - most} more"]
-
-
-def _table(path: Path, columns: tuple[str, ...], rows: list[tuple]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows(rows)
