@@ -73,7 +73,7 @@ class FineTune:
     """of weights, not of biases and norms; both papers 0"""
     batch: int = 256
     """images in a step, over all processes; v1 4096, v2 1024; cut to what there is of labelled images"""
-    epochs: float | None = None
+    epochs: float | int | None = None
     """passes over the labelled images; if not given, 60 for up to 2 % of the labels and 30 for more (both papers)"""
     steps: int | None = None
     """number of steps, instead of epochs"""

@@ -1,0 +1,125 @@
+"""Distillation: its loss in closed form, a teacher that stands still, labels unseen, a student that learns."""
+
+import numpy as np
+import pytest
+import torch
+from evaluated import fingerprint, write_arrays, write_encoder, write_folder
+from safetensors.torch import load_file
+
+import simclr
+from simclr import Distill, FineTune, Machine
+from simclr.data import open_source
+from simclr.losses import distillation
+from simclr.models import load_supervised
+
+MACHINE = Machine(accelerator="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_arrays(tmp_path_factory.mktemp("data") / "squares.npz")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("runs")
+    run = write_encoder(folder / "encoder")
+    FineTune(run=run, data=str(data), out=folder / "teacher", head_layers=1, epochs=20.0, lr=1.0, batch=40,
+             log_every=50, machine=MACHINE)()  # fmt: skip
+    return folder / "teacher"
+
+
+def task(teacher, data, out, **settings):
+    options = dict(encoder="simclr_resnet10", encoder_options={"width": 0.125}, batch=40, epochs=12, warmup_epochs=1,
+                   crop_area=(0.5, 1.0), optimizer="sgd", lr=0.1, scaling="none", log_every=50)  # fmt: skip
+    return Distill(teacher=teacher, data=str(data), out=out, machine=MACHINE, **{**options, **settings})
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+def test_the_loss_and_its_gradient_in_closed_form(temperature):
+    rng = np.random.default_rng(0)
+    student, teacher = (torch.tensor(rng.normal(size=(7, 5)), requires_grad=True) for _ in range(2))
+    loss = distillation(student, teacher, temperature)
+    p, q = ((x.detach() / temperature).softmax(1) for x in (teacher, student))
+    entropy, divergence = torch.special.entr(p).sum(1).mean(), (p * (p / q).log()).sum(1).mean()
+    assert loss.item() == pytest.approx((entropy + divergence).item(), rel=1e-12)
+    loss.backward()
+    torch.testing.assert_close(student.grad, (q - p) / temperature / 7, rtol=1e-10, atol=1e-14)
+    assert teacher.grad is None
+
+
+def test_a_student_learns_without_labels_what_the_teacher_knows(teacher, data, tmp_path):
+    before = fingerprint(simclr.load(teacher).network)
+    found = task(teacher, data, tmp_path / "student")()
+    assert found["teacher_top1"] > 0.8
+    assert found["student_top1"] > 0.8
+    assert found["student_agreement_top1"] > 0.8
+    assert fingerprint(simclr.load(teacher).network) == before
+    student = simclr.load(tmp_path / "student")
+    scores = load_supervised(tmp_path / "student")(torch.from_numpy(student.embed(open_source(data, "test").images)))
+    hits = scores.argmax(1).numpy() == open_source(data, "test").labels
+    assert hits.mean() == pytest.approx(found["student_top1"])
+
+
+def test_labels_are_not_used_unless_they_have_a_weight(teacher, data, tmp_path):
+    with np.load(data) as arrays:
+        other = dict(arrays) | {"train_labels": np.roll(arrays["train_labels"], 1)}
+    np.savez(tmp_path / "shifted.npz", **other)
+    weights = {}
+    for name, spec in (("true", data), ("shifted", tmp_path / "shifted.npz")):
+        for weight in (0.0, 0.5):
+            task(teacher, spec, tmp_path / f"{name}{weight}", epochs=1, label_weight=weight)()
+            weights[name, weight] = load_file(tmp_path / f"{name}{weight}" / "encoder.safetensors")
+
+    def same(weight):
+        return all(torch.equal(x, weights["shifted", weight][k]) for k, x in weights["true", weight].items())
+
+    assert same(0.0)
+    assert not same(0.5)
+
+
+def test_images_without_labels_suffice_and_a_run_goes_on_where_it_stopped(teacher, data, tmp_path, monkeypatch):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "images.npz", images=arrays["train_images"])
+    settings = dict(epochs=2, save_every=3, test=str(data))
+    whole = task(teacher, tmp_path / "images.npz", tmp_path / "whole", **settings)()
+    assert whole["images"] == 120
+
+    from simclr.run import Run
+
+    save = Run.save
+
+    def save_and_fail(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        task(teacher, tmp_path / "images.npz", tmp_path / "parts", **settings)()
+    monkeypatch.undo()
+    task(teacher, tmp_path / "images.npz", tmp_path / "parts", **settings)()
+    one, two = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_student_of_the_teachers_kind_and_one_that_starts_pretrained(teacher, data, tmp_path):
+    found = task(teacher, data, tmp_path / "self", encoder=None, encoder_options={}, epochs=1)
+    assert found.student(simclr.load(teacher).card)[0].encoder == simclr.load(teacher).card.encoder
+    found()
+    pretrained = write_encoder(tmp_path / "pretrained", seed=3)
+    started = task(teacher, data, tmp_path / "started", encoder=None, encoder_options={}, start=pretrained)
+    _, network = started.student(simclr.load(teacher).card)
+    assert fingerprint(network) == fingerprint(simclr.load(pretrained).network)
+
+
+def test_mistakes_are_told_in_a_line(teacher, data, tmp_path):
+    with pytest.raises(ValueError, match="has no classifier to learn from"):
+        task(write_encoder(tmp_path / "bare"), data, tmp_path / "a")()
+    with pytest.raises(ValueError, match="the teacher tells 3 others apart"):
+        task(teacher, write_folder(tmp_path / "folder"), tmp_path / "b")()
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "images.npz", images=arrays["train_images"])
+    with pytest.raises(ValueError, match="has no labels"):
+        task(teacher, tmp_path / "images.npz", tmp_path / "c", label_weight=0.5)()
+    with pytest.raises(ValueError, match="start brings its own encoder"):
+        task(teacher, data, tmp_path / "d", start=tmp_path)
