@@ -20,10 +20,11 @@ from simclr.evaluation import accuracy
 from simclr.features import extract
 from simclr.machine import Machine
 from simclr.models import load_supervised
+from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.freezing import FROZEN
 from simclr.parsing import parse
 from simclr.run import Run
-from simclr.tasks.finetune import Classifier, FineTune, classifier_groups
+from simclr.tasks.finetune import FineTune
 
 HERE = Machine(workers=0)  # no process but this one, where reads are counted
 ORDER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")

@@ -21,9 +21,9 @@ from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
 from simclr.models import ProjectionHead, create_encoder, load_supervised
 from simclr.models.card import Card, save_encoder
+from simclr.models.classifier import Classifier, classifier_groups
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
 from simclr.run import Run
-from simclr.tasks.finetune import Classifier, classifier_groups
 from simclr.tasks.pretrain import unlabelled
 from simclr.views import Views
 

@@ -23,8 +23,9 @@ from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
 from simclr.models import ProjectionHead
 from simclr.models.card import Card, save_encoder
-from simclr.models.freezing import FROZEN, freeze, still
-from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
+from simclr.models.classifier import Classifier, classifier_groups
+from simclr.models.freezing import FROZEN
+from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
 from simclr.run import Run
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
@@ -46,7 +47,8 @@ class FineTune:
     data: str
     """labelled images with a training and a test part"""
     out: Path | None = None
-    """run folder to make; RUN/finetune if not given, RUN/scratch from scratch"""
+    """run folder to make; if not given RUN/finetune or, from scratch, RUN/scratch, with the fraction or list of labels
+    in its name"""
     fresh: bool = False
     """delete what an earlier run left in `out` and start over"""
     from_scratch: bool = False
@@ -183,7 +185,10 @@ class FineTune:
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
-        return self.out or self.run / ("scratch" if self.from_scratch else "finetune")
+        if self.out is not None:
+            return self.out
+        labels = f"-{self.labelled.stem}" if self.labelled else f"-{self.fraction:g}" if self.fraction < 1 else ""
+        return self.run / (("scratch" if self.from_scratch else "finetune") + labels)
 
     def passes(self, share: float | int) -> float | int:
         """Epochs over a share of the labels, as the papers have them where they are not given."""
@@ -214,7 +219,7 @@ class FineTune:
         """Crops and flips only (official code; paper, App. B.5)."""
         return Views(size=size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0)
 
-    def network(self, card: Card, encoder: nn.Module, head: ProjectionHead | None, classes: int) -> "Classifier":
+    def network(self, card: Card, encoder: nn.Module, head: ProjectionHead | None, classes: int) -> Classifier:
         """What is trained: the pretrained network or a fresh one, the head's first layers, a new classifier."""
         kept = 0 if head is None else len(head.layers)
         if self.head_layers > kept:
@@ -265,41 +270,3 @@ def loss_of(scores: Float[Tensor, "b c"], wanted: Truth) -> Float[Tensor, ""]:
     if wanted.ndim == 1:
         return F.cross_entropy(scores, wanted)
     return F.binary_cross_entropy_with_logits(scores, wanted.to(scores))
-
-
-def classifier_groups(model: "Classifier", weight_decay: float) -> list[dict]:
-    """Parameter groups; the classifier is neither adapted by LARS nor, for its bias, decayed (official code)."""
-    weight, bias = model.classifier.weight, model.classifier.bias
-    return [
-        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay),
-        {"params": [weight], "weight_decay": weight_decay, "adapt": False},
-        {"params": [bias], "weight_decay": 0.0, "adapt": False},
-    ]
-
-
-class Classifier(nn.Module):
-    """Encoder, first layers of the head, linear classifier: x (b, 3, S, S) -> scores (b, c).
-
-    The encoder up to `frozen` takes no gradients and stays in inference mode whatever `train` says.
-    """
-
-    def __init__(
-        self, encoder: nn.Module, head: ProjectionHead, classes: int, frozen: str = "nothing", *, zero: bool = True
-    ) -> None:
-        super().__init__()
-        self.encoder, self.head, self.frozen = encoder, head, frozen
-        self.classifier = nn.Linear(head.out_features, classes)
-        nn.init.zeros_(self.classifier.bias)
-        if zero:
-            nn.init.zeros_(self.classifier.weight)
-        else:
-            nn.init.normal_(self.classifier.weight, std=0.01)
-        freeze(encoder, frozen)
-
-    def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
-        return self.classifier(self.head(self.encoder(x)))
-
-    def train(self, mode: bool = True) -> "Classifier":
-        super().train(mode)
-        still(self.encoder, self.frozen)
-        return self

@@ -21,9 +21,9 @@ from simclr.logistic import choose_and_refit, fit_path
 from simclr.machine import Machine
 from simclr.measuring import FROZEN, Result, describe, labelled, report, workplace
 from simclr.models.card import load_supervised
+from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
 from simclr.significance import bootstrap_interval
-from simclr.tasks.finetune import Classifier
 
 CLEAN = ("clean", 0)
 Cell = tuple[str, int]
