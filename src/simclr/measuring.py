@@ -20,11 +20,12 @@ from simclr.features import Features as Measured
 from simclr.features import extract
 from simclr.layers import read_layer
 from simclr.machine import Machine
+from simclr.outputs import keep_older, writable_file
 from simclr.run import code_hash, environment, plain, write_atomically
 from simclr.significance import bootstrap_interval, class_interval, resampled_interval
 from simclr.views.evaluation import Preprocess
 
-__all__ = ["Candidate", "Measured", "Result", "candidates", "labelled", "report"]
+__all__ = ["Candidate", "Measured", "Result", "candidates", "destination", "labelled", "report"]
 
 COPIES = 6  # of the features, for which there must be room on the device that fits a classifier on them
 SPLIT = "fitted on train, chosen on held-out train, read once on test"
@@ -201,12 +202,24 @@ def summary(results: Sequence[Result], task: Any, run: Path | None) -> dict[str,
 def report(results: Sequence[Result], task: Any, path: Path, run: Path | None = None) -> dict[str, Any]:
     """Print the table, write it to `path` as JSON, and return what was written. An older file keeps its name with
     a number added: no measurement is lost. `run` is the folder of the encoder, if it is not `task.run`."""
-    print(table(results))
-    content = summary(results, task, run or getattr(task, "run", None))
+    run = run or getattr(task, "run", None)
+    data = ", ".join(task.data) if isinstance(task.data, list) else task.data
+    print(f"{type(task).__name__.lower()} of {run} on {data}\n{table(results)}")
+    content = summary(results, task, run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _keep_older(path)
+    keep_older(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
+    print(f"wrote {path}")
     return content
+
+
+def destination(task: Any) -> Path:
+    """The file a measurement writes: `task.out`, or one beside the encoder that has the name of the task.
+
+    Asked for before anything is computed: ValueError if nothing can be written there.
+    """
+    folder = task.run.parent if task.run.suffix == ".safetensors" else task.run
+    return writable_file(task.out or folder / f"{type(task).__name__.lower()}.json")
 
 
 def provenance(run: Path) -> dict[str, str]:
@@ -233,12 +246,3 @@ def _shown(r: Result) -> tuple[str, str, str]:
 
 def _chance(r: Result) -> str:
     return f"  p={r.detail['p']:.2g} that chance parts it from the first" if "p" in r.detail else ""
-
-
-def _keep_older(path: Path) -> None:
-    if not path.exists():
-        return
-    number = 1
-    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(older)

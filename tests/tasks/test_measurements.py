@@ -251,6 +251,24 @@ def test_a_classifier_without_a_recipe_is_measured_unscaled_and_other_classes_ar
         Robustness(run=tuned, data=str(data), machine=HERE)()
 
 
+@pytest.mark.parametrize("name", ["knn", "lbfgs", "robustness", "health", "information"])
+def test_a_folder_is_never_renamed_and_refused_before_anything_is_measured(encoder, data, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Files, "read", None)
+    (tmp_path / "photographs").mkdir()
+    files = write_folder(tmp_path / "squares", 3, 3)
+    task = {**tasks(encoder, files, tmp_path), **others(encoder, files, tmp_path)}[name]
+    with pytest.raises(ValueError, match=r"--out is a file; .*photographs is a folder"):
+        replace(task, out=tmp_path / "photographs")()
+    assert {path.name for path in tmp_path.iterdir()} == {"photographs", "squares"}
+
+
+def test_a_table_says_what_it_is_of_and_where_it_was_written(encoder, data, tmp_path, capsys):
+    tasks(encoder, data, tmp_path)["knn"]()
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"knn of {encoder} on {data}"
+    assert last == f"wrote {tmp_path / 'knn.json'}"
+
+
 def test_mistakes_take_one_line(encoder, data, tmp_path, capsys):
     images = np.load(data)["train_images"]
     np.savez(tmp_path / "none.npz", train_images=images, test_images=images[:5])

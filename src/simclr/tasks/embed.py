@@ -12,6 +12,7 @@ from simclr.features import Features, extract
 from simclr.layers import read_layer
 from simclr.machine import Machine
 from simclr.measuring import provenance
+from simclr.outputs import new_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,7 @@ class Embed:
         path = self.out or self.run / f"embeddings-{source.name}.npz"
         if path.suffix != ".npz":
             raise ValueError(f"out: {path} must end with .npz")
-        if path.exists():
-            raise ValueError(f"out: {path} exists already; name another file")
+        new_file(path)
         found = embed_source(self.run, self.data, self.part, self.layer, self.machine)
         content = {
             "features": found.features.numpy(),
@@ -56,11 +56,12 @@ class Embed:
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, **content)
         partial.replace(path)
-        print(f"{len(found.features):,} embeddings of {source.name}, {found.features.shape[1]} values each -> {path}")
+        print(f"{len(found.features):,} embeddings of {source.name}, {found.features.shape[1]} values each")
         for name, reason in sorted(found.bad.items())[:10]:
             print(f"left out: {name}: {reason}")
         if len(found.bad) > 10:
             print(f"left out: {len(found.bad) - 10:,} more")
+        print(f"wrote {path}")
         return {"images": len(found.features), "features": found.features.shape[1], "bad": len(found.bad), "out": path}
 
 

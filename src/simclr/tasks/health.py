@@ -13,7 +13,8 @@ from simclr.embed import Encoder, load, untrained
 from simclr.features import extract
 from simclr.health import HealthCheck
 from simclr.machine import Machine
-from simclr.measuring import Result, report
+from simclr.measuring import Result, destination, report
+from simclr.outputs import keep_older
 from simclr.report.pictures import neighbour_sheet
 from simclr.views import Views
 
@@ -55,7 +56,7 @@ class Health:
             raise ValueError(f"neighbours must be at least 0, got {self.neighbours}")
 
     def __call__(self) -> dict[str, Any]:
-        encoder, source = load(self.run), open_source(self.data, "test")
+        path, encoder, source = destination(self), load(self.run), open_source(self.data, "test")
         views, temperature = self.settings(encoder)
         check = HealthCheck.of(source, views, temperature, most=self.images, seed=self.seed)
         results = []
@@ -74,7 +75,6 @@ class Health:
                 )
                 for metric, value in found.items()
             ]  # fmt: skip
-        path = self.out or self.run / "health.json"
         content = report(results, self, path)
         if self.neighbours:
             few = source.select(torch.arange(min(self.neighbours, len(source))).numpy(), source.split)
@@ -82,7 +82,10 @@ class Health:
                 encoder.network, few, encoder.preprocess, device=self.machine.kind,
                 workers=self.machine.worker_processes,
             )  # fmt: skip
-            neighbour_sheet(features, few, seed=self.seed).save(path.with_suffix(".png"))
+            sheet = path.with_suffix(".png")
+            keep_older(sheet)
+            neighbour_sheet(features, few, seed=self.seed).save(sheet)
+            print(f"wrote {sheet}")
         return content
 
     def settings(self, encoder: Encoder) -> tuple[Views, float]:

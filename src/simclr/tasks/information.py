@@ -14,7 +14,7 @@ from simclr.data.ordered import eval_batches
 from simclr.embed import load
 from simclr.layers import layer_names, read_layer
 from simclr.machine import Machine
-from simclr.measuring import Result, describe, report, workplace
+from simclr.measuring import Result, describe, destination, report, workplace
 from simclr.mlp_probe import mlp_probe
 from simclr.randomness import bits, uniforms
 
@@ -62,7 +62,7 @@ class Information:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def __call__(self) -> dict[str, Any]:
-        encoder = load(self.run)
+        path, encoder = destination(self), load(self.run)
         names = layer_names(encoder.network, encoder.head) if self.layers == "all" else self.layers
         reads = {name: read_layer(encoder.network, encoder.head, name).to(self.machine.kind) for name in names}
         train = self._some(open_source(self.data, "train"), self.images)
@@ -86,7 +86,7 @@ class Information:
                         guess=max(shares), width=x.shape[1],
                     )
                 )  # fmt: skip
-        return report(results, self, self.out or self.run / "information.json")
+        return report(results, self, path)
 
     def _some(self, source: Source, most: int) -> Source:
         order = np.argsort(source.paths.hashes(), kind="stable")

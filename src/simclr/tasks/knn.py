@@ -6,7 +6,7 @@ from typing import Any
 
 from simclr.evaluation import knn_votes
 from simclr.machine import Machine
-from simclr.measuring import Candidate, Measured, Result, candidates, labelled, report, workplace
+from simclr.measuring import Candidate, Measured, Result, candidates, destination, labelled, report, workplace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Knn:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def __call__(self) -> dict[str, Any]:
+        path = destination(self)
         train, test = labelled(self.data)
         if self.k > len(train):
             raise ValueError(
@@ -49,7 +50,7 @@ class Knn:
         for candidate in candidates(self.run, self.baselines, self.layer):
             bank, queries = candidate.features(train, self.machine), candidate.features(test, self.machine)
             results.append(self.measure(candidate, bank, queries, len(train.classes)))
-        return report(results, self, self.out or self.run / "knn.json")
+        return report(results, self, path)
 
     def measure(self, candidate: Candidate, bank: Measured, queries: Measured, classes: int) -> Result:
         """The figure for one set of features."""

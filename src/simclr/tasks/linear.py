@@ -14,7 +14,7 @@ from simclr.evaluation import accuracy
 from simclr.layers import layer_names
 from simclr.logistic import PENALTIES, choose_and_refit
 from simclr.machine import Machine
-from simclr.measuring import Measured, Result, candidates, labelled, report, workplace
+from simclr.measuring import Measured, Result, candidates, destination, labelled, report, workplace
 from simclr.sgd_probe import Probes, sgd_probes
 
 NAMES = {"lbfgs": "linear, L-BFGS", "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
@@ -69,6 +69,7 @@ class Linear:
                 raise ValueError(f"{name} must hold at least one value")
 
     def __call__(self) -> dict[str, Any]:
+        path = destination(self)
         train, test = labelled(self.data)
         results = []
         for layer in self.layers():
@@ -80,7 +81,7 @@ class Linear:
                 scores = classifier(unseen.features.to(place)).cpu()
                 facts = {**candidate.facts, **detail, "width": known.features.shape[1]}
                 results.append(Result.of(candidate.name, NAMES[self.protocol], scores, unseen.labels, **facts))
-        return report(results, self, self.out or self.run / "linear.json")
+        return report(results, self, path)
 
     def layers(self) -> list[str]:
         """The layers to measure, by name."""

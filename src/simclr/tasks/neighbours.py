@@ -13,6 +13,7 @@ from simclr.embed import load
 from simclr.evaluation import neighbours
 from simclr.layers import read_layer
 from simclr.machine import Machine
+from simclr.outputs import new_file
 from simclr.report.pictures import rows_of_images
 from simclr.tasks.embed import embed_source, origin
 
@@ -45,8 +46,8 @@ class Neighbours:
             raise ValueError(f"k must be at least 1, got {self.k}")
         if not self.images:
             raise ValueError("neighbours needs at least one image file")
-        if self.out is not None and self.out.exists():
-            raise ValueError(f"out: {self.out} exists already; name another file")
+        if self.out is not None:
+            new_file(self.out)
 
     def __call__(self) -> dict[str, Any]:
         pixels = [decode(image) for image in self.images]  # complains of a bad file before the long part

@@ -19,7 +19,7 @@ from simclr.embed import Encoder, load
 from simclr.features import extract
 from simclr.logistic import choose_and_refit, fit_path
 from simclr.machine import Machine
-from simclr.measuring import FROZEN, Result, describe, labelled, report, workplace
+from simclr.measuring import FROZEN, Result, describe, destination, labelled, report, workplace
 from simclr.models.card import load_supervised
 from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
@@ -57,6 +57,7 @@ class Robustness:
             raise ValueError(f"images must be at least 1, got {self.images}")
 
     def __call__(self) -> dict[str, Any]:
+        path = destination(self)
         train, test = labelled(self.data)
         order = np.argsort(test.paths.hashes(), kind="stable")
         test = test.select(np.sort(order[: self.images]), test.split)
@@ -64,7 +65,7 @@ class Robustness:
         own = encoder.card.supervised is not None
         network, temperature = (self._own if own else self._linear)(encoder, train)
         found = self.measure(network, test, encoder, temperature or 1.0)
-        return report(self.results(found, encoder, own, temperature), self, self.out or self.run / "robustness.json")
+        return report(self.results(found, encoder, own, temperature), self, path)
 
     def _linear(self, encoder: Encoder, train: Source) -> tuple[Callable[[Tensor], Tensor], float]:
         known = extract(

@@ -17,6 +17,7 @@ from simclr.evaluation import METRICS
 from simclr.logistic import PENALTIES, choose_and_refit
 from simclr.machine import Machine
 from simclr.measuring import Candidate, Result, candidates, hits, labelled, report, workplace
+from simclr.outputs import writable_file, writable_folder
 from simclr.significance import SAMPLES, permutation_test, permutation_test_of
 from simclr.tasks.finetune import FineTune
 
@@ -85,7 +86,8 @@ class Transfer:
                 raise ValueError(f"{name} must hold at least one value")
 
     def __call__(self) -> dict[str, Any]:
-        # both complain before anything is computed
+        # all complain before anything is computed
+        path = writable_file(writable_folder(self.folder) / "transfer.json")
         parts = {spec: labelled(spec, several=True) for spec in self.data}
         for run in filter(None, (self.run, self.against)):
             candidates(run, False, self.layer)
@@ -95,7 +97,7 @@ class Transfer:
         if not fabric.is_global_zero:  # all processes train together; the rest is the work of one
             return {}
         rows = [tuned[pair] if pair in tuned else self.linear(*parts[pair[0]]) for pair in pairs]
-        return report([result for several in rows for result in several], self, self.folder / "transfer.json")
+        return report([result for several in rows for result in several], self, path)
 
     @property
     def folder(self) -> Path:

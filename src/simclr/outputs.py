@@ -1,0 +1,45 @@
+"""Where results go: refused before anything is computed, and nothing that is there is lost."""
+
+import os
+from pathlib import Path
+
+
+def writable_file(path: Path) -> Path:
+    """`path`, if a file can be written there; ValueError, in one line, if not."""
+    if path.is_dir():
+        raise ValueError(f"--out is a file; {path} is a folder")
+    _check_writable(path.parent)
+    return path
+
+
+def new_file(path: Path) -> Path:
+    """`path`, if a file can be written there and none is; ValueError, in one line, if not."""
+    if path.is_file():
+        raise ValueError(f"out: {path} exists already; name another file")
+    return writable_file(path)
+
+
+def writable_folder(path: Path) -> Path:
+    """`path`, if files can be written in a folder of that name; ValueError, in one line, if not."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out is a folder; {path} is a file")
+    _check_writable(path)
+    return path
+
+
+def keep_older(path: Path) -> None:
+    """Add a number to the name of a file, so that another can take its place."""
+    if not path.exists():
+        return
+    number = 1
+    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    writable_file(path).rename(older)
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    if not there.is_dir():
+        raise ValueError(f"out: {there} is a file, so there can be no folder {folder}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out: nothing can be written to {there}, which is read-only or belongs to another user")
