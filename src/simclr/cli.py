@@ -23,7 +23,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
     "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
     "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
-    "export": ("simclr.tasks.export:Export", ("run",), "write an encoder under torchvision's or timm's names"),
+    "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
     "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),
 }
 OK, FAILED, WRONG_USAGE = 0, 1, 2

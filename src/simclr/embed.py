@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from simclr.data import decode
 from simclr.data.decoding import as_rgb
 from simclr.layers import read_layer
-from simclr.models.card import Card, load_encoder
+from simclr.models.card import Card, load_encoder, load_supervised
+from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
 from simclr.views.evaluation import Preprocess
 
@@ -85,6 +86,20 @@ def load(run_or_file: str | Path) -> Encoder:
             f"(image_size); set preprocess.size to {trained}"
         )
     return encoder
+
+
+def load_classifier(run: str | Path) -> Classifier:
+    """The fine-tuned network of a run folder: images (B, 3, S, S) -> scores (B, classes), in evaluation mode.
+
+    Raises ValueError where the run has no classifier.
+    """
+    encoder, supervised = load(run), load_supervised(run)
+    if supervised is None:
+        raise ValueError(f"{run} has no classifier; simclr finetune makes one")
+    head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
+    network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), supervised.out_features)
+    network.classifier = supervised
+    return network.eval()
 
 
 def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:

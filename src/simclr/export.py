@@ -1,14 +1,21 @@
-"""Our encoders as weights of torchvision's and timm's networks, where those can hold them.
+"""Networks as programs that need nothing of this package, and as weights of torchvision's and timm's networks.
 
 Names of tensors agree already, so exporting is a question of architecture alone: bottleneck depths, width 1,
 neither selective kernels nor squeeze-and-excitation. torchvision and timm open the first group of a basic-block
 network (18, 34) without a projection, and widen only the inside of their blocks: those encoders cannot go over.
 """
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
 from simclr.models.resnet import ResNet
 
+CHECKED = 3  # images on which an exported program is compared; another number than it was traced with
 TORCHVISION = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
 TIMM = {**TORCHVISION, 200: "resnet200"}
 
@@ -35,6 +42,66 @@ def to_timm(
 ) -> tuple[str, dict[str, Tensor]]:
     """(name, state dict) for `timm.create_model(name, num_classes=0)`; all else as for `to_torchvision`."""
     return _named("timm", TIMM, encoder, allow_pad_difference, allow_small_stem)
+
+
+def save_pt2(network: nn.Module, size: int, path: Path, card: str) -> float:
+    """Write `network`, images (B, 3, size, size) -> (B, D), as a program of torch.export, with the card inside.
+
+    Returns the largest difference of its output from the network's own. Raises ValueError if it is above 1e-4.
+    """
+    with _beside(path) as partial:
+        program = torch.export.export(
+            network, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: _BATCH},), strict=False
+        )
+        torch.export.save(program, partial, extra_files={"card.json": card})
+        return _difference(network, size, torch.export.load(partial).module())
+
+
+def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
+    """As `save_pt2`, for ONNX: input `images`, output `features`, the card as metadata `card`."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401, used by torch
+    except ImportError as error:
+        raise ValueError(f"onnx needs {error.name}: pip install 'simclr-toolkit[onnx]'") from None
+    with _beside(path) as partial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about its own parts
+            program = torch.onnx.export(
+                network, (torch.rand(2, 3, size, size),), dynamo=True, dynamic_shapes=({0: _BATCH},),
+                input_names=["images"], output_names=["features"], verbose=False,
+            )  # fmt: skip
+        model = program.model_proto
+        onnx.helper.set_model_props(model, {"card": card})
+        partial.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+        return _difference(network, size, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
+
+
+_BATCH = torch.export.Dim("batch")
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file that takes the place of `path` once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _difference(network: nn.Module, size: int, program: Callable[[Tensor], Tensor]) -> float:
+    images = torch.rand(CHECKED, 3, size, size)
+    expected = network(images)
+    difference = ((program(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+    if not difference < 1e-4:
+        raise ValueError(f"the exported program differs from the network by {difference:.1e}; nothing was written")
+    return difference
 
 
 def _named(

@@ -1,10 +1,19 @@
 """The export command writes what the library of that name loads strictly."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import timm
 import torch
+from evaluated import write_arrays, write_encoder
 from safetensors.torch import load_file
 
+import simclr
+from simclr import FineTune, Machine
+from simclr.embed import load_classifier
+from simclr.layers import read_layer
 from simclr.models import Card, create_encoder, save_encoder
 from simclr.tasks.export import Export
 
@@ -30,3 +39,65 @@ def test_the_file_loads_strictly_and_gives_the_same_features(run):
         torch.testing.assert_close(theirs.eval()(x), encoder(x), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="exists already"):
         Export(run=folder, to="timm")()
+
+
+def test_a_timm_model_keeps_its_names(tmp_path):
+    encoder = create_encoder("resnet18", 64, {})
+    card = Card(encoder={"name": "resnet18", "options": {}}, features=512, image_size=64,
+                preprocess={"size": 64, "crop": 0.875})  # fmt: skip
+    save_encoder(tmp_path, encoder, None, card)
+    found = Export(run=tmp_path, to="timm")()
+    timm.create_model("resnet18", num_classes=0).load_state_dict(load_file(found["out"]), strict=True)
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+import torch
+program = torch.export.load(sys.argv[1]).module()
+x = torch.from_numpy(np.load(sys.argv[2]))
+with torch.no_grad():
+    np.save(sys.argv[3], program(x).numpy())
+assert not any(name.partition(".")[0] in ("simclr", "timm") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("layer", ["h", "head.1", "z", "block_group3", "scores"])
+def test_a_program_gives_every_layer_without_this_package(tmp_path, layer):
+    run = write_encoder(tmp_path / "run")
+    if layer == "scores":
+        data = write_arrays(tmp_path / "squares.npz")
+        FineTune(run=run, data=str(data), out=tmp_path / "tuned", steps=2, batch=8, machine=Machine(workers=0))()
+        run = tmp_path / "tuned"
+    out = tmp_path / "program.pt2"
+    Export(run=run, layer=layer, out=out)()
+    x = torch.rand(5, 3, 16, 16)
+    np.save(tmp_path / "x.npy", x.numpy())
+    words = [sys.executable, "-c", ELSEWHERE, *(str(tmp_path / name) for name in ("program.pt2", "x.npy", "y.npy"))]
+    subprocess.run(words, check=True, capture_output=True)
+    encoder = simclr.load(run)
+    network = load_classifier(run) if layer == "scores" else read_layer(encoder.network, encoder.head, layer)
+    with torch.no_grad():
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), network(x).numpy(), rtol=1e-4, atol=1e-5)
+    kept = {"card.json": ""}
+    torch.export.load(out, extra_files=kept)
+    assert Card.from_json(kept["card.json"]) == encoder.card
+
+
+def test_onnx_gives_the_same_features_and_holds_the_card(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = write_encoder(tmp_path / "run")
+    Export(run=run, to="onnx", out=tmp_path / "h.onnx")()
+    session = onnxruntime.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
+    x = torch.rand(5, 3, 16, 16)
+    encoder = simclr.load(run)
+    with torch.no_grad():
+        expected = encoder.network(x).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+    assert Card.from_json(session.get_modelmeta().custom_metadata_map["card"]) == encoder.card
+
+
+def test_a_run_without_a_classifier_has_no_scores(tmp_path):
+    with pytest.raises(ValueError, match="has no classifier"):
+        Export(run=write_encoder(tmp_path / "run"), layer="scores")()

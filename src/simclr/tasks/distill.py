@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from simclr.data import Source
 from simclr.data.batches import Batch, open_batches, write_bad_files
 from simclr.data.subsets import balanced_rows
-from simclr.embed import Encoder, load
+from simclr.embed import Encoder, load, load_classifier
 from simclr.evaluation import accuracy
 from simclr.features import extract
 from simclr.fit import Plan, fit
 from simclr.losses import distillation
 from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
-from simclr.models import ProjectionHead, create_encoder, load_supervised
+from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
@@ -120,7 +120,7 @@ class Distill:
         card, encoder = self.student(given.card)
         student = self.machine.prepare(fabric, Classifier(encoder, ProjectionHead(card.features, layers=0), len(names)))
         dtype = next(student.parameters()).dtype
-        teacher = self.network(given, len(names)).to(fabric.device, dtype)
+        teacher = load_classifier(self.teacher).requires_grad_(False).to(fabric.device, dtype)
         optimizer = create_optimizer(self.optimizer, classifier_groups(student, self.weight_decay), lr=peak)
         if self.machine.compile:
             student.compile()
@@ -214,13 +214,6 @@ class Distill:
             encoder={"name": name, "options": options}, features=encoder.num_features,
             image_size=teacher.image_size, preprocess=teacher.preprocess,
         ), encoder  # fmt: skip
-
-    def network(self, teacher: Encoder, classes: int) -> Classifier:
-        """The teacher as one network, in inference mode."""
-        head = teacher.head or ProjectionHead(teacher.card.features, layers=0)
-        network = Classifier(teacher.network, head.first(teacher.card.supervised["input"]), classes)
-        network.classifier = load_supervised(self.teacher)
-        return network.requires_grad_(False).eval()
 
     def labels(self, source: Source) -> Tensor:
         """The class of each image, -1 where it does not count."""
