@@ -15,14 +15,11 @@ from simclr.corruptions import KINDS, SEVERITIES, corrupt
 from simclr.data import Source
 from simclr.data.ordered import eval_batches
 from simclr.data.subsets import held_out_rows
-from simclr.embed import Encoder, load
+from simclr.embed import Encoder, load, load_classifier
 from simclr.features import extract
 from simclr.logistic import choose_and_refit, fit_path
 from simclr.machine import Machine
 from simclr.measuring import FROZEN, Result, describe, destination, labelled, report, workplace
-from simclr.models.card import load_supervised
-from simclr.models.classifier import Classifier
-from simclr.models.head import ProjectionHead
 from simclr.significance import bootstrap_interval
 
 CLEAN = ("clean", 0)
@@ -83,19 +80,14 @@ class Robustness:
         return lambda images: classifier(encoder.network(images).float().to(place) / size).cpu(), temperature
 
     def _own(self, encoder: Encoder, train: Source) -> tuple[Callable[[Tensor], Tensor], float | None]:
-        supervised = load_supervised(self.run)
-        if supervised.out_features != len(train.classes):
-            raise ValueError(
-                f"{self.run} tells {supervised.out_features} classes apart, {train.name} has {len(train.classes)}"
-            )
+        network = load_classifier(self.run).to(self.machine.kind)
+        classes = network.classifier.out_features
+        if classes != len(train.classes):
+            raise ValueError(f"{self.run} tells {classes} classes apart, {train.name} has {len(train.classes)}")
         names = encoder.card.supervised.get("names", train.classes)  # official checkpoints hold none
         for k, (own, theirs) in enumerate(zip(names, train.classes, strict=True)):
             if own != theirs:
                 raise ValueError(f"class {k} of {self.run} is {own!r}, that of {train.name} is {theirs!r}")
-        head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
-        network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), len(train.classes))
-        network.classifier = supervised
-        network.to(self.machine.kind).eval()
         recipe = self.run / "recipe.yaml"
         recipe = yaml.safe_load(recipe.read_text("utf-8")) if recipe.is_file() else {}  # a converted run has none
         if recipe.get("measure") != "held-out":
