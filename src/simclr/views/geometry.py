@@ -16,8 +16,7 @@ LANES = 32  # rows resampled together
 BLOCK = 8  # values of one vector register
 
 # Inner loops as vector instructions, which the compiler does not find, or guards against overlaps at great cost.
-_FLOAT, _WORD = ir.FloatType(), ir.IntType(64)
-_FAST = ("fast",)
+_FLOAT, _WORD, _FAST = ir.FloatType(), ir.IntType(64), ("fast",)
 
 
 def _pointer(context, builder, kind, array, indices, lanes: int):
@@ -218,12 +217,8 @@ def combine_columns(lanes, count, source, weight, taps, flip, first, planes):
                 a, b = lanes[3 * p + channel], lanes[3 * q + channel]
                 c, d = lanes[3 * r + channel], lanes[3 * s + channel]
                 out = planes[channel, place, first : first + count]
-                if k == 0:
-                    for j in range(out.size):
-                        out[j] = w0 * a[j] + w1 * b[j] + w2 * c[j] + w3 * d[j]
-                else:
-                    for j in range(out.size):
-                        out[j] += w0 * a[j] + w1 * b[j] + w2 * c[j] + w3 * d[j]
+                for j in range(out.size):
+                    out[j] = (out[j] if k > 0 else ZERO) + w0 * a[j] + w1 * b[j] + w2 * c[j] + w3 * d[j]
 
 
 @fast
