@@ -61,12 +61,22 @@ def _plain(name):
         (["pretrain", "sample", "--machine.devces", "2"], "no setting machine.devces; did you mean machine.devices?"),
         (["pretrain", "sample", "--views.sise", "32"], "pretrain has no setting views.sise; did you mean views.size?"),
         (["pretrain", "sample", "extra"], "pretrain does not know what to do with 'extra'"),
-        (["pretrain", "sample", "--batch", "many"], "batch: Expected a <class 'int'>. Got value: many"),
-        (["pretrain", "sample", "--optimizer", "adm"], "optimizer: Expected a Literal['lars', 'sgd', 'adamw']. Got"),
+        (["pretrain", "sample", "--batch", "many"], "batch must be a whole number; got many"),
+        (["pretrain", "sample", "--batch"], "batch needs a value: a whole number"),
+        (["pretrain", "sample", "--epochs", "ten"], "epochs must be a number; got ten"),
+        (["pretrain", "sample", "--optimizer", "adm"], "optimizer must be one of lars, sgd, adamw; got adm"),
+        (["pretrain", "sample", "--views.size", "big"], "views.size must be a whole number; got big"),
+        (["pretrain", "sample", "--views", "3"], "views must be settings of its own, such as size; got 3"),
+        (["pretrain", "sample", "--views.crop_area", "0.5"], "a list of 2 such as [a,b], each a number; got [0.5]"),
+        (["pretrain", "sample", "--encoder_options", "width"], "encoder_options must be a mapping such as '{name: val"),
+        (["health", "runs/x", "sample", "--views.size", "big"], "views.size must be a whole number; got big"),
+        (["transfer", "runs/x", "a", "--protocols", "finetun"], "each one of linear, finetune, scratch; got finetun"),
         (["pretrain"], "pretrain needs data"),
+        (["scan", ""], "data is an empty text; it can be a folder"),
         (["pretrain", "sample", "--batch", "1"], "batch must be at least 2"),
         (["pretrain", "/nowhere/at/all"], "'/nowhere/at/all' does not exist"),
-        (["pretrain", "sample", "--config", "nosuch"], "nosuch"),
+        (["pretrain", "sample", "--config", "smaple"], "no file or recipe 'smaple'; did you mean sample? recipes are"),
+        (["pretrain", "sample", "--config", "gone/sample.yaml"], "no file or recipe 'gone/sample.yaml'"),
         (["recipes", "nosuch"], "there is no recipe 'nosuch'; there are"),
         (["knn", "/nowhere", "sample"], "holds no encoder"),
     ],
@@ -125,6 +135,43 @@ def test_every_command_explains_its_settings(command, capsys):
     code, out, _ = spoken(capsys, command, "--help")
     assert code == 0
     assert f"usage: simclr {command}" in out
+    assert not re.search(r"required, type: [^)]*default", " ".join(out.split()))
+
+
+def test_the_usage_tells_what_can_be_left_out(capsys):
+    assert "usage: simclr recipes [NAME] [--SETTING" in spoken(capsys, "recipes", "--help")[1]
+    assert "usage: simclr knn RUN DATA [--SETTING" in spoken(capsys, "knn", "--help")[1]
+
+
+def test_a_list_needs_no_brackets(capsys):
+    for word, expected in (("linear", "- linear\n"), ("linear,scratch", "- linear\n- scratch\n")):
+        out = spoken(capsys, "transfer", "runs/x", "a", "b", "--protocols", word, "--print_config")[1]
+        assert f"protocols:\n{expected}mean_per_class" in out
+    assert "layers: all" in spoken(capsys, "information", "runs/x", "a", "--layers", "all", "--print_config")[1]
+
+
+INTERRUPTED = """
+import sys
+from simclr.cli import main
+class Interrupting:
+    def find_spec(name, *rest):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting)
+sys.exit(main(["knn", "runs/x", "sample"]))
+"""
+
+
+def test_an_interruption_while_torch_is_loaded_takes_one_line():
+    told = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (130, "simclr: stopped\n")
+
+
+def test_of_several_processes_the_first_tells_a_mistake_and_each_its_own_failure(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert spoken(capsys, "pretrain", "sample", "--batch", "1") == (2, "", "")
+    monkeypatch.setattr("simclr.parsing.parse", lambda *words: lambda: open("/nowhere/at/all"))
+    assert spoken(capsys, "pretrain") == (1, "", "simclr: process 1: /nowhere/at/all: no such file or directory\n")
 
 
 def test_debug_shows_where_a_failure_comes_from():

@@ -26,11 +26,11 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
     "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),
 }
-OK, FAILED, WRONG_USAGE = 0, 1, 2
+OK, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0 when it went well, 1 when it failed, 2 for wrong usage."""
+    """Run one command. Returns 0 when it went well, 1 when it failed, 2 for wrong usage, 130 for Ctrl-C."""
     # Threads that wait by spinning take a shared core from the ones they wait for: measured, 6 times slower and more
     # on a machine with other work, no slower on a free one. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,7 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         meant = f"did you mean {close[0]}?" if close else "simclr --help lists them"
         return _complain(f"there is no command {words[0]}; {meant}", WRONG_USAGE)
-    return _guarded(words[0], words[1:], debug)
+    try:
+        return _guarded(words[0], words[1:], debug)
+    except KeyboardInterrupt:  # also while torch is loaded, which takes seconds
+        if debug:
+            raise
+        return _complain("stopped", STOPPED)
 
 
 def _guarded(command: str, words: list[str], debug: bool) -> int:
@@ -68,11 +73,12 @@ def _guarded(command: str, words: list[str], debug: bool) -> int:
     except (UsageError, ValueError) as error:
         if debug:
             raise
-        return _complain(error, WRONG_USAGE)
-    except (Interrupted, KeyboardInterrupt, Exception) as error:
+        return _complain(error, WRONG_USAGE, met_by_all=True)
+    except Exception as error:
         if debug:
             raise
-        return _complain(error, FAILED)
+        met_by_all = isinstance(error, (Interrupted, FloatingPointError))
+        return _complain(error, FAILED, met_by_all)
     return OK
 
 
@@ -95,11 +101,15 @@ def overview() -> str:
 
 
 def recipe_path(name: str) -> str:
-    """A file as it is; the name of a bundled recipe as its file."""
-    if Path(name).exists():
+    """A file as it is; the name of a bundled recipe as its file; ValueError for anything else."""
+    if Path(name).exists() and not Path(name).is_dir():
         return name
-    bundled = recipe_folder() / f"{Path(name).stem}.yaml"
-    return str(bundled) if bundled.is_file() else name
+    bundled = {path.stem: str(path) for path in sorted(recipe_folder().glob("*.yaml"))}
+    if name.removesuffix(".yaml") in bundled:
+        return bundled[name.removesuffix(".yaml")]
+    close = difflib.get_close_matches(name, bundled, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise ValueError(f"config: there is no file or recipe {name!r}; {meant}recipes are {', '.join(bundled)}")
 
 
 def recipe_folder() -> Path:
@@ -108,7 +118,21 @@ def recipe_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
-def _complain(error: BaseException | str, code: int) -> int:
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"simclr: {text}", file=sys.stderr)
+def _complain(error: BaseException | str, code: int, met_by_all: bool = False) -> int:
+    """One line on stderr; of an error that all processes of a run meet, the first one speaks."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror.lower()}"
+    rank = _rank()
+    if not (met_by_all and rank):
+        where = f"process {rank}: " if rank else ""
+        print(f"simclr: {where}{' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
     return code
+
+
+def _rank() -> int:
+    """The number of this process among those of its run."""
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("LOCAL_RANK", 0))

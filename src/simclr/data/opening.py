@@ -56,6 +56,8 @@ def open_source(spec: Any, split: str = "train") -> Source:
     if not isinstance(spec, str | os.PathLike):
         return _object(spec, split)
     text = os.fspath(spec)
+    if not text:
+        raise ValueError(f"data is an empty text; it can be {GRAMMAR}")
     kind, _, rest = text.partition(":")
     if text == "sample":
         return sample(split)
