@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,7 @@ def _plain(name):
         (["pretrain", "sample", "--config", "smaple"], "no file or recipe 'smaple'; did you mean sample? recipes are"),
         (["pretrain", "sample", "--config", "gone/sample.yaml"], "no file or recipe 'gone/sample.yaml'"),
         (["recipes", "nosuch"], "there is no recipe 'nosuch'; there are"),
-        (["knn", "/nowhere", "sample"], "holds no encoder"),
+        (["knn", "/nowhere", "sample"], "/nowhere does not exist; name the folder of a finished run"),
     ],
 )  # fmt: skip
 def test_mistakes_are_answered_in_one_line(words, message, capsys):
@@ -170,7 +171,7 @@ def test_an_interruption_while_torch_is_loaded_takes_one_line():
 def test_of_several_processes_the_first_tells_a_mistake_and_each_its_own_failure(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert spoken(capsys, "pretrain", "sample", "--batch", "1") == (2, "", "")
-    monkeypatch.setattr("simclr.parsing.parse", lambda *words: lambda: open("/nowhere/at/all"))
+    monkeypatch.setattr("simclr.parsing.parse", lambda *words: Path("/nowhere/at/all").read_text)
     assert spoken(capsys, "pretrain") == (1, "", "simclr: process 1: /nowhere/at/all: no such file or directory\n")
 
 

@@ -79,7 +79,9 @@ def test_extracting_changes_neither_parameters_nor_buffers(run):
 def test_a_folder_without_an_encoder_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"no card\.json"):
         simclr.load(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="nope does not exist"):
+        simclr.load(tmp_path / "nope")
+    (tmp_path / "recipe.yaml").touch()
     with pytest.raises(ValueError, match="not finished"):
         simclr.load(tmp_path)
 

@@ -75,9 +75,7 @@ def load(run_or_file: str | Path) -> Encoder:
     path = Path(run_or_file)
     folder = path.parent if path.suffix == ".safetensors" else path
     if not (folder / "card.json").is_file():
-        unfinished = (folder / "checkpoints").is_dir()
-        what = "its run is not finished: the command that began it goes on" if unfinished else "no card.json is in it"
-        raise ValueError(f"{run_or_file} holds no encoder: {what}")
+        raise ValueError(_without_encoder(path, folder))
     encoder = Encoder(*load_encoder(folder))
     size, trained = encoder.preprocess.size, encoder.card.image_size
     if size != trained:
@@ -86,6 +84,14 @@ def load(run_or_file: str | Path) -> Encoder:
             f"(image_size); set preprocess.size to {trained}"
         )
     return encoder
+
+
+def _without_encoder(path: Path, folder: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist; name the folder of a finished run"
+    if (folder / "recipe.yaml").is_file():
+        return f"{path} holds no encoder: its run is not finished: the command that began it goes on"
+    return f"{path} holds no encoder: no card.json is in it"
 
 
 def load_classifier(run: str | Path) -> Classifier:

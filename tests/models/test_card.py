@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -39,6 +40,17 @@ def test_networks_come_back_bit_for_bit(encoder, tmp_path):
     assert card == card_for(encoder, head)
     assert {p.name for p in tmp_path.iterdir()} == {"encoder.safetensors", "head.safetensors", "card.json"}
     assert not any("layers" in name for name in load_file(tmp_path / "encoder.safetensors"))  # no head in it
+
+
+def test_files_can_be_read_by_whom_other_files_can(encoder, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_encoder(tmp_path, encoder, None, card_for(encoder))
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        "encoder.safetensors": "0o640", "card.json": "0o640",
+    }  # fmt: skip
 
 
 def test_a_classifier_reads_the_layer_the_card_names(encoder, tmp_path):

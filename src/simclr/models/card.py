@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from simclr.run import write_atomically
@@ -126,10 +126,15 @@ def save_encoder(
         if module is None:
             path.unlink(missing_ok=True)
             continue
-        partial = path.with_suffix(".partial")
-        save_file(_plain_state(module), partial)
-        os.replace(partial, path)
+        write_tensors(path, _plain_state(module))
     write_atomically(folder / "card.json", card.to_json())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, replaced whole; readable for whom other new files are, as the library's own are not."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(save(tensors))
+    os.replace(partial, path)
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:

@@ -1,6 +1,8 @@
 """Any encoder by name: SimCLR's own ResNets and every model of timm go through one function."""
 
 import difflib
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from .resnet import DEPTHS
+from .resnet import DEPTHS, resnet
 
 
 def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -32,10 +34,19 @@ def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] 
     try:
         encoder = timm.create_model(name, num_classes=0, **options)
     except TypeError as error:
-        raise ValueError(f"encoder {name} does not take these options: {error}") from error
+        raise ValueError(f"encoder {name} does not take these options: {_refusal(str(error), own)}") from error
     if not own:
         encoder.num_features = _measured_features(name, encoder, image_size)
     return encoder
+
+
+def _refusal(message: str, own: bool) -> str:
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if not unknown:
+        return message
+    options = [name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels")]
+    allowed = f"; allowed are {', '.join(options)}" if own else ""
+    return f"it has no {unknown[1]}{allowed}; --encoder_options '{{}}' clears what a recipe sets"
 
 
 def _fixed_size(name: str) -> bool:

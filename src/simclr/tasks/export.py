@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import nn
 
 from simclr.embed import Encoder, load, load_classifier
 from simclr.export import save_onnx, save_pt2, to_timm, to_torchvision
 from simclr.layers import read_layer
+from simclr.models.card import write_tensors
+from simclr.outputs import new_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,12 @@ class Export:
     def program(self, encoder: Encoder) -> dict[str, Any]:
         """The network up to `layer`, checked against itself before it is kept."""
         network = self.network(encoder)
-        path = self.free(self.out or self.run / f"{self.layer}.{self.to}")
+        path = new_file(self.out or self.run / f"{self.layer}.{self.to}")
         size = encoder.card.image_size
         difference = {"pt2": save_pt2, "onnx": save_onnx}[self.to](network, size, path, encoder.card.to_json())
-        print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}: {path}; differs by {difference:.1e} at most")
+        print(
+            f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; differs by {difference:.1e} at most\nwrote {path}"
+        )
         return {"layer": self.layer, "difference": difference, "out": str(path)}
 
     def network(self, encoder: Encoder) -> nn.Module:
@@ -66,13 +69,7 @@ class Export:
                 allow_pad_difference=self.allow_pad_difference,
                 allow_small_stem=self.allow_small_stem,
             )
-        path = self.free(self.out or self.run / f"{self.to}-{name}.safetensors")
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
-        print(f"{len(state)} tensors of {self.to}'s {name} -> {path}")
+        path = new_file(self.out or self.run / f"{self.to}-{name}.safetensors")
+        write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
+        print(f"{len(state)} tensors of {self.to}'s {name}\nwrote {path}")
         return {"name": name, "tensors": len(state), "out": str(path)}
-
-    def free(self, path: Path) -> Path:
-        """The path, where nothing is there yet."""
-        if path.exists():
-            raise ValueError(f"out: {path} exists already; name another file")
-        return path
