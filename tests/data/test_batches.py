@@ -30,7 +30,7 @@ def same(one, other) -> bool:
 
 
 def test_batches_that_cannot_be_are_refused(even):
-    with pytest.raises(ValueError, match="batch is 31; with 30 images, 1 to 30 is allowed"):
+    with pytest.raises(ValueError, match="batch is 31; there are 30 images, and at most"):
         open_batches(even, VIEWS, batch=31, seed=0)
     with pytest.raises(ValueError, match="batch is 0"):
         open_batches(even, VIEWS, batch=0, seed=0)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,7 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path, monkeypatch):
         ({"warmup_epochs": 5.0}, "warmup_epochs must not exceed epochs"),
         ({"head_layers": -1}, "head_layers must be at least 0"),
         ({"log_every": 0}, "log_every must be at least 1"),
+        ({"max_bad": 2.0}, "max_bad is a share of the images, at most 1; got 2.0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
@@ -209,6 +211,23 @@ def test_wrong_settings_are_named(settings, message):
 def test_more_than_the_images_in_a_batch_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="batch"):
         small(data=str(folder), out=tmp_path / "run", batch=64)()
+
+
+def test_a_lone_image_is_named_as_the_trouble(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "lone.png")
+    with pytest.raises(ValueError, match="has one image to learn from; at least 2 are needed"):
+        small(data=str(tmp_path), out=tmp_path / "run", batch=2)()
+
+
+def test_unreadable_files_are_told_at_the_end(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "mixed")
+    for i in (3, 7):
+        (tmp_path / "mixed" / f"{i:02d}.png").write_bytes(b"")
+    small(data=str(tmp_path / "mixed"), out=tmp_path / "run", batch=8)()
+    *_, bad, last = capsys.readouterr().out.splitlines()
+    assert bad == f"2 files could not be read: {tmp_path / 'run' / 'bad_files.csv'}"
+    assert last == f"wrote {tmp_path / 'run'}"
+    assert "03.png,empty file" in (tmp_path / "run" / "bad_files.csv").read_text()
 
 
 class Shapes:

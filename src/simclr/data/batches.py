@@ -28,6 +28,7 @@ __all__ = [
     "TooManyBadImages",
     "eval_batches",
     "open_batches",
+    "report_bad_files",
     "write_bad_files",
     "write_table",
 ]
@@ -217,6 +218,14 @@ def open_batches(
 def write_bad_files(path: Path, bad: dict[str, str]) -> None:
     """A table of unreadable images, sorted by path: columns path, reason."""
     write_table(path, ("path", "reason"), sorted(bad.items()))
+
+
+def report_bad_files(folder: Path, bad: dict[str, str]) -> None:
+    """Write `bad_files.csv` and say so, if there are unreadable images."""
+    if bad:
+        path = folder / "bad_files.csv"
+        write_bad_files(path, bad)
+        print(f"{len(bad)} {'files' if len(bad) > 1 else 'file'} could not be read: {path}")
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:

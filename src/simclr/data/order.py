@@ -39,7 +39,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.n:
-            raise ValueError(f"batch is {self.batch}; with {self.n} images, 1 to {self.n} is allowed")
+            raise ValueError(f"batch is {self.batch}; there are {self.n} images, and at most as many are allowed")
         if self.batch % self.world:
             raise ValueError(f"batch is {self.batch}; it must be a multiple of the {self.world} processes")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simclr.data import Source
-from simclr.data.batches import Batch, open_batches, write_bad_files
+from simclr.data.batches import Batch, open_batches, report_bad_files
 from simclr.data.subsets import balanced_rows
 from simclr.embed import Encoder, load, load_classifier
 from simclr.evaluation import accuracy
@@ -76,7 +76,7 @@ class Distill:
     test: str | None = None
     """labelled images to measure student and teacher on; `data` if not given and labelled"""
     max_bad: float = 0.05
-    """share of unreadable images past which the run stops"""
+    """share of unreadable images past which the run stops, though never for fewer than 20 of them"""
     log_every: int = 20
     """steps between lines of the log"""
     save_every: int = 500
@@ -93,6 +93,8 @@ class Distill:
         for name in ("weight_decay", "warmup_epochs", "max_bad"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.max_bad > 1:
+            raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
         if not 0 <= self.label_weight <= 1:
             raise ValueError(f"label_weight must lie between 0 and 1, got {self.label_weight}")
         if not 0 < self.fraction <= 1:
@@ -166,10 +168,10 @@ class Distill:
         content["bad"] = len(batches.bad)
         if fabric.is_global_zero:
             print(table(results))
-            if batches.bad:
-                write_bad_files(run.path / "bad_files.csv", batches.bad)
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             run.finish(content)
+            report_bad_files(run.path, batches.bad)
+            print(f"wrote {run.path}")
         fabric.barrier()
         return content
 

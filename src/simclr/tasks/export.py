@@ -46,9 +46,8 @@ class Export:
         path = new_file(self.out or self.run / f"{self.layer}.{self.to}")
         size = encoder.card.image_size
         difference = {"pt2": save_pt2, "onnx": save_onnx}[self.to](network, size, path, encoder.card.to_json())
-        print(
-            f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; differs by {difference:.1e} at most\nwrote {path}"
-        )
+        print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; differs by {difference:.1e} at most")
+        print(f"wrote {path}")
         return {"layer": self.layer, "difference": difference, "out": str(path)}
 
     def network(self, encoder: Encoder) -> nn.Module:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source
-from simclr.data.batches import Batch, open_batches, write_bad_files
+from simclr.data.batches import Batch, open_batches, report_bad_files
 from simclr.data.several import class_names, truth
 from simclr.data.subsets import balanced, held_out_rows, listed
 from simclr.embed import load
@@ -86,7 +86,7 @@ class FineTune:
     measure: Literal["test", "held-out"] = "test"
     """images measured at the end: the test part, or a tenth of the training images left out, to choose settings by"""
     max_bad: float = 0.05
-    """share of unreadable images past which the run stops"""
+    """share of unreadable images past which the run stops, though never for fewer than 20 of them"""
     log_every: int = 20
     """steps between lines of the log"""
     save_every: int = 500
@@ -112,6 +112,8 @@ class FineTune:
         for name in ("weight_decay", "warmup_epochs", "head_layers", "max_bad"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.max_bad > 1:
+            raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
         if not 0 <= self.norm_decay < 1:
             raise ValueError(f"norm_decay must be at least 0 and below 1, got {self.norm_decay}")
 
@@ -174,11 +176,11 @@ class FineTune:
         content |= {result.metric: result.value for result in results}
         if fabric.is_global_zero:
             print(table(results))
-            if batches.bad:
-                write_bad_files(run.path / "bad_files.csv", batches.bad)
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, known), model.classifier)
             run.finish(content)
+            report_bad_files(run.path, batches.bad)
+            print(f"wrote {run.path}")
         fabric.barrier()
         return content
 

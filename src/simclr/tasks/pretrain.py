@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.batches import Batch, Resident, Streamed, open_batches, write_bad_files
+from simclr.data.batches import Batch, Resident, Streamed, open_batches, report_bad_files
 from simclr.evaluation import embedding_std, rankme
 from simclr.fit import Backward, Plan, fit
 from simclr.gathering import gather
@@ -102,7 +102,7 @@ class Pretrain:
     crops still have a view's pixels, which smooths them a little as an antialiased resize would: for large photographs
     that workers decode"""
     max_bad: float = 0.05
-    """share of unreadable images past which the run stops"""
+    """share of unreadable images past which the run stops, though never for fewer than 20 of them"""
     knn_every: float | int = 10
     """epochs between checks: health without labels, and kNN where labels exist; 0 for none"""
     held_out: int = 0
@@ -129,6 +129,8 @@ class Pretrain:
         for name in ("log_every", "save_every", "head_features"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_bad > 1:
+            raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must not exceed epochs ({self.epochs}), got {self.warmup_epochs}")
 
@@ -182,10 +184,10 @@ class Pretrain:
         found = evaluate() if well else {}
         result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(batches.bad)}
         if fabric.is_global_zero:
-            if batches.bad:
-                write_bad_files(run.path / "bad_files.csv", batches.bad)
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
+            report_bad_files(run.path, batches.bad)
+            print(f"wrote {run.path}")
         fabric.barrier()
         return result
 
@@ -276,4 +278,10 @@ def unlabelled(data: Any) -> Source:
     """What may be pretrained on: every image of an unlabelled source, else its training part, so that the test part
     stays unseen."""
     source = open_source(data, "pretrain")
-    return open_source(data, "train") if source.labels is not None and not source.has_own_split else source
+    if source.labels is not None and not source.has_own_split:
+        source = open_source(data, "train")
+    if len(source) < 2:
+        raise ValueError(
+            f"{source.name} has one image to learn from; at least 2 are needed"
+        )
+    return source
