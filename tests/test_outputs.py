@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from simclr.outputs import keep_older, new_file, writable_file, writable_folder
+from simclr.outputs import keep_older, new_file, picture_file, writable_file, writable_folder
 
 
 def test_a_folder_is_no_file_and_keeps_its_name(tmp_path):
@@ -45,3 +45,9 @@ def test_older_files_get_the_next_number(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "knn.1.json": "0", "knn.2.json": "1", "knn.json": "2",
     }  # fmt: skip
+
+
+def test_a_picture_has_a_form(tmp_path):
+    assert picture_file(tmp_path / "a.PNG") == tmp_path / "a.PNG"
+    with pytest.raises(ValueError, match=r"out: .*sheet must end with \.png, \.jpg, \.jpeg or \.webp"):
+        picture_file(tmp_path / "sheet")

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 def writable_file(path: Path) -> Path:
     """`path`, if a file can be written there; ValueError, in one line, if not."""
@@ -16,6 +18,13 @@ def new_file(path: Path) -> Path:
     """`path`, if a file can be written there and none is; ValueError, in one line, if not."""
     if path.is_file():
         raise ValueError(f"out: {path} exists already; name another file")
+    return writable_file(path)
+
+
+def picture_file(path: Path) -> Path:
+    """`path`, if a picture can be written there; ValueError, in one line, if not."""
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"out: {path} must end with {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
     return writable_file(path)
 
 

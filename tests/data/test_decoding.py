@@ -1,6 +1,9 @@
 """Every kind of picture becomes an upright uint8 (H, W, 3); what cannot be read says so and never half-reads."""
 
 import io
+import os
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -164,7 +167,7 @@ def test_a_bomb_is_refused_and_a_large_picture_is_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
     assert decode(content).shape == (100, 100, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(UnreadableImage, match="decompression bomb"):
+    with pytest.raises(UnreadableImage, match="more than 8,000 pixels; set SIMCLR_MAX_PIXELS"):
         decode(content)
 
 
@@ -225,3 +228,30 @@ def test_a_jpeg_with_stray_bytes_is_read_as_pillow_reads_it():
     start = content.index(b"\xff\xc0")  # before the frame's header
     strange = content[:start] + b"\x00\x00\x00" + content[start:]
     assert np.array_equal(decode(strange), np.asarray(Image.open(io.BytesIO(strange)).convert("RGB")))
+
+
+LARGE = """
+import io, sys
+from PIL import Image
+from simclr.data import UnreadableImage, decode
+file = io.BytesIO()
+Image.new("1", (20_000, 9_000)).save(file, "png")
+try:
+    print(decode(file.getvalue(), "large.png").shape)
+except UnreadableImage as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (None, "large.png: more than 178,956,970 pixels; set SIMCLR_MAX_PIXELS in the environment to allow more"),
+        ("180000000", "(9000, 20000, 3)"),
+        ("many", "SIMCLR_MAX_PIXELS is 'many'; it must be a number of pixels"),
+    ],
+)
+def test_the_largest_image_can_be_told(limit, told):
+    environment = {**os.environ, **({"SIMCLR_MAX_PIXELS": limit} if limit else {})}
+    out = subprocess.run([sys.executable, "-c", LARGE], env=environment, capture_output=True, text=True)
+    assert told in out.stdout + out.stderr

@@ -14,7 +14,7 @@ from simclr.views import Views
 def small(**settings):
     return Bench(
         data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.125}, views=Views(size=16), batch=16,
-        seconds=0.0, machine=Machine(accelerator="cpu"), **settings,
+        seconds=0.001, machine=Machine(accelerator="cpu"), **settings,
     )  # fmt: skip
 
 
@@ -26,6 +26,11 @@ def test_all_parts_are_measured_and_written(tmp_path, capsys):
     assert 0 < found["step"]["share_of_peak"] < 1
     printed = capsys.readouterr().out
     assert "advice: " in printed and "of a large matrix product" in printed
+
+
+def test_no_time_is_refused():
+    with pytest.raises(ValueError, match=r"seconds must be above 0, got 0\.0"):
+        Bench(data="sample", seconds=0.0)
 
 
 def test_one_part_alone():
@@ -68,6 +73,7 @@ def figures(**changed):
         ({"device": "cuda:0", "step": {"share_of_peak": 0.1}}, "machine.compile"),
         ({"all": {"data_wait": 0.4}}, "raise machine.workers from 1 towards 7"),
         ({"all": {"data_wait": 0.4}, "storage": "resident"}, "a GPU for the step"),
+        ({"all": {"data_wait": 0.4}, "loader": {"images_per_s": 300.0}}, "a GPU for the step"),
     ],
 )
 def test_advice(monkeypatch, changed, words):

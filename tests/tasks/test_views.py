@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,22 @@ def test_a_picture_is_not_overwritten_unless_told_to(folder):
         assert picture.size > (1, 1)
 
 
+def test_an_unreadable_file_is_left_out_and_the_next_one_taken(folder, tmp_path_factory, capsys):
+    sheets = tmp_path_factory.mktemp("sheets")
+    (folder / "1.png").write_bytes(b"")
+    found = ShowViews(data=str(folder), out=sheets / "v.png", views=Views(size=32), count=2, pairs=1)()
+    assert found["images"] == 2
+    (folder / "0.png").write_bytes(b"")
+    found = ShowViews(data=str(folder), out=sheets / "w.png", views=Views(size=32), count=2, pairs=1)()
+    assert found["images"] == 1
+    assert "left out: 1.png: empty file" in capsys.readouterr().out
+    (folder / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image can be read"):
+        ShowViews(data=str(folder), out=sheets / "x.png", views=Views(size=32))()
+
+
 def test_wrong_settings():
+    with pytest.raises(ValueError, match=r"views must end with \.png, "):
+        ShowViews(data="sample", out=Path("views"))()
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         ShowViews(data="sample", count=0)

@@ -15,6 +15,7 @@ without Pillow's copies: in 0.8 of the time at 500 x 375 pixels, a quarter at 40
 """
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ import simplejpeg
 import torch
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
+
+if "SIMCLR_MAX_PIXELS" in os.environ:  # of an image, above Pillow's limit; the environment reaches worker processes
+    if not os.environ["SIMCLR_MAX_PIXELS"].isdecimal():
+        raise ValueError(f"SIMCLR_MAX_PIXELS is {os.environ['SIMCLR_MAX_PIXELS']!r}; it must be a number of pixels")
+    Image.MAX_IMAGE_PIXELS = -(-int(os.environ["SIMCLR_MAX_PIXELS"]) // 2)  # Pillow refuses twice that
 
 _ORIENTATION_TAG = 0x0112
 Shrink = Callable[[tuple[int, int]], int]
@@ -48,7 +54,7 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
     """The picture in `file` (its bytes or where it lies) -> uint8 (H, W, 3).
 
     Raises UnreadableImage, which calls the image `path` (default: where it lies). Pictures of more than
-    about 179 million pixels are refused, as Pillow does.
+    about 179 million pixels are refused, as Pillow does, or of more than the environment's SIMCLR_MAX_PIXELS.
     """
     return decode_reduced(file, path, lambda size: 1)[0]
 
@@ -190,6 +196,10 @@ def _orientation(picture: Image.Image) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; set SIMCLR_MAX_PIXELS in the environment to allow more"
+        )
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simclr.data import Source
 from simclr.data.loading import cores
 from simclr.losses import nt_xent
+from simclr.outputs import writable_folder
 from simclr.run import environment, write_atomically
 from simclr.tasks.pretrain import Assembly, Pretrain, unlabelled
 
@@ -31,13 +33,24 @@ class Bench(Pretrain):
     Images are counted once, not once a view.
     """
 
+    out: Path | None = None
+    """folder for bench.json; None writes nothing"""
+    fresh: bool = False
+    """of no effect here: nothing is trained that could be gone on with"""
     stage: Literal["all", "views", "loss", "step", "loader"] = "all"
     """the one part to measure; all measures every part"""
     seconds: float = 5.0
     """time spent on each part"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+
     def __call__(self) -> dict[str, Any]:
         """Print the table and return it; with `out`, also write it there as bench.json."""
+        if self.out is not None:
+            writable_folder(self.out)
         source = unlabelled(self.data)
         fabric = self.machine.launch()
         parts = self.assemble(fabric, source)
@@ -63,6 +76,7 @@ class Bench(Pretrain):
                 self.out.mkdir(parents=True, exist_ok=True)
                 content = json.dumps({**found, "environment": environment()}, indent=2) + "\n"
                 write_atomically(self.out / "bench.json", content)
+                print(f"wrote {self.out / 'bench.json'}")
         return found
 
     def _views(self, source: Source, device: torch.device) -> Callable[[], object]:
@@ -114,7 +128,8 @@ class Bench(Pretrain):
         if together["data_wait"] > WAIT:
             rates = f"the loader gives {found['loader']['images_per_s']:,.0f} images/s, the step takes "
             rates += f"{step['images_per_s']:,.0f}: "
-            if found["storage"] == "resident":
+            enough = found["loader"]["images_per_s"] > step["images_per_s"]  # alone, with all cores
+            if found["storage"] == "resident" or (enough and found["device"] == "cpu"):
                 return rates + "views and step share this processor; a GPU for the step would end the wait"
             if self.machine.worker_processes < cores() - 1:
                 return rates + f"raise machine.workers from {self.machine.worker_processes} towards {cores() - 1}"

@@ -13,7 +13,7 @@ from simclr.embed import load
 from simclr.evaluation import neighbours
 from simclr.layers import read_layer
 from simclr.machine import Machine
-from simclr.outputs import new_file
+from simclr.outputs import new_file, picture_file
 from simclr.report.pictures import rows_of_images
 from simclr.tasks.embed import embed_source, origin
 
@@ -47,7 +47,7 @@ class Neighbours:
         if not self.images:
             raise ValueError("neighbours needs at least one image file")
         if self.out is not None:
-            new_file(self.out)
+            picture_file(new_file(self.out))
 
     def __call__(self) -> dict[str, Any]:
         pixels = [decode(image) for image in self.images]  # complains of a bad file before the long part

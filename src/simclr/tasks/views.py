@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from simclr.data import open_source
+from simclr.data import Source, UnreadableImage, open_source
+from simclr.data.loading import attempt
+from simclr.outputs import picture_file
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
 
@@ -36,13 +38,29 @@ class ShowViews:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
     def __call__(self) -> dict[str, Any]:
-        if self.out.exists() and not self.force:
-            raise FileExistsError(f"{self.out} exists; --force true overwrites it")
+        if picture_file(self.out).exists() and not self.force:
+            raise FileExistsError(f"{self.out} exists; --force overwrites it")
         source = open_source(self.data, "pretrain")
-        chosen = np.unique(np.linspace(0, len(source) - 1, min(self.count, len(source))).astype(int)).tolist()
-        images = [source.read(i) for i in chosen]
+        chosen, images = self.readable(source)
         sheet = contact_sheet(images, self.views, self.seed, indices=chosen, pairs=self.pairs)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(self.out)
-        print(f"wrote {self.out}: {len(images)} images of {source.name}, {self.pairs} pairs of views each")
+        print(f"{len(images)} images of {source.name}, {self.pairs} pairs of views each")
+        print(f"wrote {self.out}")
         return {"out": str(self.out), "images": len(images), "pairs": self.pairs}
+
+    def readable(self, source: Source) -> tuple[list[int], list[np.ndarray]]:
+        """`count` images and their places; where one cannot be read, the next that can."""
+        chosen, images = [], []
+        starts = np.unique(np.linspace(0, len(source) - 1, min(self.count, len(source))).astype(int)).tolist()
+        for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
+            for i in range(start, end):
+                image = attempt(source, i)
+                if not isinstance(image, UnreadableImage):
+                    chosen.append(i)
+                    images.append(image)
+                    break
+                print(f"left out: {image}")
+        if not images:
+            raise ValueError(f"{source.name}: no image can be read")
+        return chosen, images
