@@ -13,7 +13,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.several import class_names, has_several, truth
+from simclr.data.opening import why_unlabelled
+from simclr.data.several import class_names, has_several, occurring
 from simclr.embed import load, raw_pixels, untrained
 from simclr.evaluation import METRICS
 from simclr.features import Features as Measured
@@ -100,15 +101,12 @@ def labelled(data: Any, *, several: bool = False) -> tuple[Source, Source]:
     train, test = open_source(data, "train"), open_source(data, "test")
     for source in (train, test):
         if source.labels is None or (source.labels < 0).all():
-            raise ValueError(
-                f"{source.name} has no labels; measuring needs them: one sub-folder a class, or a table with the "
-                "columns path and label"
-            )
+            raise ValueError(f"{source.name} has no labels, which measuring needs: {why_unlabelled(data)}")
     train, test = _with_labels(train), _with_labels(test)
     if has_several(train) and not several:
         raise ValueError(f"{train.name}: its images show several classes (labels such as a|b); use simclr transfer")
     names = class_names(train)
-    seen, asked = _occurring(train), _occurring(test)
+    seen, asked = occurring(train), occurring(test)
     if len(seen) < 2:
         raise ValueError(f"{train.name} has one class only in its training part; measuring needs at least two")
     strange = [names[c] for c in sorted(asked - seen)]
@@ -118,11 +116,6 @@ def labelled(data: Any, *, several: bool = False) -> tuple[Source, Source]:
             "add some, or take its test images out"
         )
     return train, test
-
-
-def _occurring(source: Source) -> set[int]:
-    found = truth(source)
-    return set((found if found.ndim == 1 else found.any(0).nonzero()[0]).tolist())
 
 
 def _with_labels(source: Source) -> Source:

@@ -282,7 +282,7 @@ def test_mistakes_take_one_line(encoder, data, tmp_path, capsys):
     wrong = write_encoder(tmp_path / "wrong")
     (wrong / "card.json").write_text(json.dumps({**card, "preprocess": {"size": 64, "crop": 0.875}}))
     for run, where, words, expected in (
-        (encoder, tmp_path / "none.npz", [], "no labels; measuring needs them: one sub-folder a class"),
+        (encoder, tmp_path / "none.npz", [], "no labels, which measuring needs: labels stand beside images"),
         (encoder, tmp_path / "one.npz", [], "one class only"),
         (encoder, tmp_path / "absent.npz", [], "no training image of the class '2'; add some"),
         (encoder, data, ["--k", "500"], "300 training images only; give --k 300"),

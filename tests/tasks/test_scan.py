@@ -76,6 +76,41 @@ def test_the_bundled_sample_has_both_parts_and_balanced_classes(capsys):
     assert not report["bad"]
 
 
+def test_the_parts_and_what_the_training_part_lacks(tmp_path, capsys):
+    for path in ("train/cat/1", "train/dog/2", "test/cat/3", "test/eel/4", "test/eel/5"):
+        (tmp_path / "zoo" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "zoo" / f"{path}.png")
+    report = Scan(data=str(tmp_path / "zoo"))()
+    assert report["split"] == {"train": 2, "test": 3, "own": True, "absent": ["eel"]}
+    text = capsys.readouterr().out
+    assert "train 2, test 3: its own split" in text
+    assert "no training image of the class eel" in text
+    report = Scan(data=str(tmp_path / "zoo" / "train"))()
+    assert report["split"] is None or not report["split"]["own"]
+
+
+def test_several_classes_of_an_image_are_counted_one_by_one(tmp_path):
+    rows = ["path,label"]
+    for i in range(12):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{('Leopards|big', 'big|', '')[i % 3]}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    report = Scan(data=str(tmp_path / "table.csv"))()
+    assert report["classes"] == {"Leopards": 4, "big": 8, "(no label)": 4}
+
+
+def test_lists_that_are_there_are_kept_and_the_scan_refused_before_it_looks(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Scan, "_look", None)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "images.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"images\.csv exists already"):
+        Scan(data=str(folder), out=tmp_path / "precious")()
+    assert (tmp_path / "precious" / "images.csv").read_text() == "mine"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--out is a folder; .*file is a file"):
+        Scan(data=str(folder), out=tmp_path / "file")()
+
+
 def test_a_number_of_workers_that_makes_no_sense():
     with pytest.raises(ValueError, match="workers is 0; allowed are -1 and positive"):
         Scan(data="sample", workers=0)

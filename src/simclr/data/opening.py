@@ -23,7 +23,7 @@ GRAMMAR = (
 
 
 def open_source(spec: Any, split: str = "train") -> Source:
-    """The images that `spec` names, as the part `split`.
+    """The images that `spec` names, as the part `split`; `docs/data.md` has examples.
 
     ====================  ======================================================================================
     `spec`                images, labels, split
@@ -79,17 +79,61 @@ def open_source(spec: Any, split: str = "train") -> Source:
     return openers[path.suffix.lower()](path, split)
 
 
-def _folder(root: Path, split: str) -> Source:
-    folders = {entry.name.lower(): entry.name for entry in os.scandir(root) if entry.is_dir()}
+def why_unlabelled(spec: Any) -> str:
+    """What is missing where the source that `spec` names has no labels, in words."""
+    if not isinstance(spec, str | os.PathLike):
+        return "its items are no pairs (image, label)"
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _without_classes(path)
+    match path.suffix.lower():
+        case ".txt":
+            return "a list of paths has none; a table FILE.csv has columns path and label"
+        case ".csv":
+            with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+                header = next(csv.reader(file), [])
+            if "label" in header:
+                return "its column label is empty"
+            return f"its columns are {', '.join(header)}; that of the classes must be called label"
+        case ".npz":
+            return "labels stand beside images, or train_labels and test_labels beside the images of both parts"
+    return "it comes without"
+
+
+def _without_classes(root: Path) -> str:
+    parts, folders = _parts(root), _folders(root)
+    if parts == ("",):
+        for name, others in (("train", ("test", "val")), ("test", ("train",)), ("val", ("train",))):
+            if name in folders and not any(other in folders for other in others):
+                wanted = " or ".join(f"{other}/" for other in others)
+                return f"it has {folders[name]}/ but no {wanted}; add one, or name {root / folders[name]}"
+    depth = int(parts != ("",))
+    names = [name.split(b"/") for name in find_images(root, parts)]
+    if loose := [name for name in names if len(name) < depth + 2]:
+        return f"{os.fsdecode(b'/'.join(loose[0]))} is in no sub-folder of a class"
+    return f"it has only one class, {os.fsdecode(names[0][depth])}; at least two are needed"
+
+
+def _folders(root: Path) -> dict[str, str]:
+    return {entry.name.lower(): entry.name for entry in os.scandir(root) if entry.is_dir()}
+
+
+def _parts(root: Path) -> tuple[str, ...]:
+    """The sub-folders of the training and the test part, or the folder itself."""
+    folders = _folders(root)
     test = folders.get("test", folders.get("val"))
-    own = "train" in folders and test is not None
-    parts = (folders["train"], test) if own else ("",)
+    return (folders["train"], test) if "train" in folders and test is not None else ("",)
+
+
+def _folder(root: Path, split: str) -> Source:
+    parts = _parts(root)
+    own = len(parts) == 2
 
     def build(visited: list[bytes]) -> Index:
         names = find_images(root, parts, visited)
         if not names:
             raise ValueError(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif)")
-        is_test = np.array([name.startswith(os.fsencode(test) + b"/") for name in names]) if own else None
+        is_test = np.array([name.startswith(os.fsencode(parts[1]) + b"/") for name in names]) if own else None
         return Index(Paths.of(names), is_test, *_class_folders(names, int(own)))
 
     index = cached(root, parts, build)

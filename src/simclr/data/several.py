@@ -30,6 +30,13 @@ def class_names(source: Source) -> list[str]:
     return sort_classes({part for name in source.classes for part in name.split(SEPARATOR) if part})
 
 
+def occurring(source: Source) -> set[int]:
+    """Which of `class_names` the images of a labelled source show."""
+    known = np.flatnonzero(source.labels >= 0)
+    found = truth(source.select(known, source.split))
+    return set((found if found.ndim == 1 else found.any(0).nonzero()[0]).tolist())
+
+
 def truth(source: Source) -> Int64[np.ndarray, " n"] | Bool[np.ndarray, "n c"]:
     """Class of each image (N,), or, where images show several, the presence of each of `class_names` (N, C)."""
     if not has_several(source):

@@ -13,6 +13,11 @@ from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.batches import write_bad_files, write_table
 from simclr.data.decoding import file_form
 from simclr.data.loading import cores
+from simclr.data.opening import why_unlabelled
+from simclr.data.several import class_names, occurring, truth
+from simclr.outputs import new_file, writable_folder
+
+LISTS = ("bad_files.csv", "duplicates.csv", "images.csv")
 
 
 class Picture(NamedTuple):
@@ -36,7 +41,8 @@ class Scan:
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: Path | None = None
-    """folder for the lists: bad_files.csv, duplicates.csv and images.csv; None writes nothing"""
+    """folder for the lists: bad_files.csv, duplicates.csv and images.csv, which must not be there; None writes nothing
+    """
     workers: int = -1
     """threads that decode; -1 is one for each CPU core this process may use"""
 
@@ -46,6 +52,9 @@ class Scan:
 
     def __call__(self) -> dict[str, Any]:
         """Print the report and return it: sizes in pixels, duplicates as lists of paths with the same pixels."""
+        if self.out is not None:
+            for name in LISTS:
+                new_file(writable_folder(self.out) / name)
         source = open_source(self.data, "all")
         pictures, bad = self._look(source)
         report = {
@@ -56,12 +65,14 @@ class Scan:
             "width": _spread([one.width for one in pictures]),
             "forms": dict(Counter(one.form for one in pictures).most_common()),
             "classes": _classes(source),
+            "split": _split(self.data, source),
             "duplicates": _duplicates(pictures),
             "bad": bad,
         }
-        print(_text(report))
+        print(_text(report, self.data))
         if self.out is not None:
             self._write(pictures, report)
+            print(f"wrote {', '.join(str(self.out / name) for name in LISTS)}")
         return report
 
     def _look(self, source: Source) -> tuple[list[Picture], dict[str, str]]:
@@ -72,11 +83,12 @@ class Scan:
 
     def _write(self, pictures: list[Picture], report: dict[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        write_bad_files(self.out / "bad_files.csv", report["bad"])
+        bad, duplicates, images = (self.out / name for name in LISTS)
+        write_bad_files(bad, report["bad"])
         same = [(group, path) for group, paths in enumerate(report["duplicates"]) for path in paths]
-        write_table(self.out / "duplicates.csv", ("group", "path"), same)
+        write_table(duplicates, ("group", "path"), same)
         columns = ("path", "height", "width", "form")
-        write_table(self.out / "images.csv", columns, [one[: len(columns)] for one in pictures])
+        write_table(images, columns, [one[: len(columns)] for one in pictures])
 
 
 def _look(source: Source, i: int) -> Picture | UnreadableImage:
@@ -101,9 +113,24 @@ def _spread(values: list[int]) -> dict[str, int | float] | None:
 def _classes(source: Source) -> dict[str, int] | None:
     if source.labels is None:
         return None
-    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes)).tolist()
-    unlabelled = int((source.labels < 0).sum())
-    return dict(zip(source.classes, counts, strict=True)) | ({"(no label)": unlabelled} if unlabelled else {})
+    names, known = class_names(source), source.labels >= 0
+    found = truth(source.select(np.flatnonzero(known), source.split))
+    counts = np.bincount(found, minlength=len(names)) if found.ndim == 1 else found.sum(0)
+    unlabelled = int((~known).sum())
+    return dict(zip(names, counts.tolist(), strict=True)) | ({"(no label)": unlabelled} if unlabelled else {})
+
+
+def _split(spec: str, source: Source) -> dict[str, Any] | None:
+    """Sizes of the parts, whether they are the data set's own, and classes the training part lacks."""
+    try:
+        train, test = open_source(spec, "train"), open_source(spec, "test")
+    except ValueError:  # too few images to hold out some
+        return None
+    absent = occurring(test) - occurring(train) if source.labels is not None else set()
+    return {
+        "train": len(train), "test": len(test), "own": source.has_own_split,
+        "absent": [class_names(source)[c] for c in sorted(absent)],
+    }  # fmt: skip
 
 
 def _duplicates(pictures: list[Picture]) -> list[list[str]]:
@@ -113,7 +140,7 @@ def _duplicates(pictures: list[Picture]) -> list[list[str]]:
     return [paths for paths in groups.values() if len(paths) > 1]
 
 
-def _text(report: dict[str, Any], shown: int = 10) -> str:
+def _text(report: dict[str, Any], spec: str, shown: int = 10) -> str:
     lines = [f"{report['name']}: {report['images']} images (fingerprint {report['fingerprint']})"]
     for side in ("height", "width"):
         if report[side] is not None:
@@ -121,10 +148,18 @@ def _text(report: dict[str, Any], shown: int = 10) -> str:
     lines += [f"  {form:<20}{count}" for form, count in report["forms"].items()]
     classes = report["classes"]
     if classes is None:
-        lines.append("  no labels")
+        lines.append(f"  no labels: {why_unlabelled(spec)}")
     else:
         lines.append(f"  {len(classes)} classes of {min(classes.values())} to {max(classes.values())} images")
         lines += _shortened([f"    {name}: {count}" for name, count in classes.items()], shown)
+    split = report["split"]
+    if split is None:
+        lines.append("  too few images to hold out some for testing")
+    else:
+        whose = "its own split" if split["own"] else "a fifth held out by a hash of the name"
+        lines.append(f"  train {split['train']}, test {split['test']}: {whose}")
+        if split["absent"]:
+            lines.append(f"  no training image of the class {', '.join(_shortened(split['absent'], shown))}")
     groups = report["duplicates"]
     surplus = sum(map(len, groups)) - len(groups)
     lines.append(f"  {surplus} exact duplicates of other images")
