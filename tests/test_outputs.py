@@ -24,7 +24,7 @@ def test_a_file_is_no_folder(tmp_path):
         writable_folder(tmp_path / "afile")
     with pytest.raises(ValueError, match="afile is a file, so there can be no folder"):
         writable_file(tmp_path / "afile" / "knn.json")
-    with pytest.raises(ValueError, match="exists already; name another file"):
+    with pytest.raises(ValueError, match="exists already; choose another --out"):
         new_file(tmp_path / "afile")
 
 

@@ -17,7 +17,7 @@ def writable_file(path: Path) -> Path:
 def new_file(path: Path) -> Path:
     """`path`, if a file can be written there and none is; ValueError, in one line, if not."""
     if path.is_file():
-        raise ValueError(f"out: {path} exists already; name another file")
+        raise ValueError(f"out: {path} exists already; choose another --out")
     return writable_file(path)
 
 
