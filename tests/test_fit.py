@@ -23,7 +23,7 @@ class Task:
     name: str = "toy"
 
 
-def toy(tmp_path, plan, delay=0.0, **hooks):
+def toy(tmp_path, plan, delay=0.0, lost_at=None, **hooks):
     """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
     import time
 
@@ -35,9 +35,9 @@ def toy(tmp_path, plan, delay=0.0, **hooks):
     network, wrapped = fabric.setup(model, optimizer)
 
     def batches(steps):
-        for _ in steps:
+        for step in steps:
             time.sleep(delay)
-            yield Batch(np.zeros(4, np.int64), torch.ones(4, 1))
+            yield Batch(np.zeros(4, np.int64), torch.full((4, 1), torch.nan if step == lost_at else 1.0))
 
     def backward(batch):
         loss = network(batch.x).square().mean() / 2
@@ -72,3 +72,19 @@ def test_reports_the_time_spent_waiting_for_data(tmp_path):
     assert waited >= 20 * 0.02 * 0.9
     assert last["data_wait_percent"] <= 100
     assert last["images_per_s"] == pytest.approx(80 / last["seconds"], rel=0.2)
+
+
+def test_a_state_that_is_lost_replaces_no_checkpoint(tmp_path):
+    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3)
+    with pytest.raises(FloatingPointError, match="at step 6"):
+        toy(tmp_path, plan, lost_at=4)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_a_run_that_died_before_its_result_was_written_keeps_its_figures(tmp_path):
+    plan = Plan(steps=4, lr=lambda s: 0.1, seed=0)
+    _, _, last = toy(tmp_path, plan)
+    _, _, again = toy(tmp_path, plan)
+    assert again == last
+    with pytest.raises(ValueError, match="of step 4, but the run has 3 steps"):
+        toy(tmp_path, Plan(steps=3, lr=lambda s: 0.1, seed=0))

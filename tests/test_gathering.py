@@ -6,7 +6,7 @@ from processes import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr.gathering import gather
+from simclr.gathering import gather, gather_entries
 from simclr.losses import nt_xent
 
 TEMPERATURE = 0.2
@@ -49,3 +49,13 @@ def test_every_gradient_is_that_of_one_process(world, n, block):
 def test_one_process_gathers_its_own_rows():
     z = torch.randn(3, 2)
     assert gather(z) is z
+
+
+def entries(rank, world):
+    return gather_entries({f"{rank}.jpg": "broken", "both.jpg": "empty"})
+
+
+def test_entries_of_all_processes_are_known_to_each():
+    assert entries(0, 1) == {"0.jpg": "broken", "both.jpg": "empty"}
+    everything = {"0.jpg": "broken", "1.jpg": "broken", "both.jpg": "empty"}
+    assert in_processes(entries) == [everything, everything]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ class Task:
     machine: Machine = Machine()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimpleTask:
+    data: Any
+
+
 def test_saved_settings_are_a_recipe(tmp_path):
     Run.start(tmp_path / "run", Task())
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
@@ -27,12 +33,46 @@ def test_saved_settings_are_a_recipe(tmp_path):
 
 
 def test_a_changed_setting_is_refused_by_name_and_where_it_runs_is_not(tmp_path):
-    Run.start(tmp_path, Task())
+    Run.start(tmp_path, Task()).save({"step": 1})
     Run.start(tmp_path, Task(machine=Machine(devices=2, workers=0)))
     with pytest.raises(ValueError, match=r"lr was 0\.1 and is now 0\.2"):
         Run.start(tmp_path, Task(lr=0.2))
     with pytest.raises(ValueError, match=r"machine\.precision"):
         Run.start(tmp_path, Task(machine=Machine(precision="64")))
+
+
+def test_before_its_first_checkpoint_a_run_takes_other_settings(tmp_path):
+    Run.start(tmp_path, Task(lr=4096.0)).log(step=1)
+    Run.start(tmp_path, Task(lr=0.2))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["lr"] == 0.2
+
+
+def test_images_that_have_changed_are_noticed(tmp_path):
+    Run.start(tmp_path, Task(), data={"images": 300, "fingerprint": "a"}).save({"step": 1})
+    Run.start(tmp_path, Task(), data={"images": 300, "fingerprint": "a"})
+    for images, fingerprint in ((150, "a"), (300, "b")):
+        with pytest.raises(ValueError, match=f"have changed since .*: 300 then, {images} now"):
+            Run.start(tmp_path, Task(), data={"images": images, "fingerprint": fingerprint})
+
+
+def test_images_in_memory_are_named_alike_in_every_process(tmp_path):
+    class Photographs:
+        pass
+
+    Run.start(tmp_path, SimpleTask(data=Photographs())).save({"step": 1})
+    Run.start(tmp_path, SimpleTask(data=Photographs()))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["data"] == "Photographs"
+
+
+def test_half_a_line_at_the_end_of_the_log_is_no_obstacle(tmp_path):
+    run = Run.start(tmp_path, Task())
+    run.log(step=1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1}]
+    run.forget_after(1)
+    run.log(step=2)
+    assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
@@ -42,7 +82,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_fresh_deletes_the_run_and_nothing_else(tmp_path):
+def test_fresh_deletes_the_run_and_nothing_else(tmp_path, capsys):
     run = Run.start(tmp_path, Task())
     run.log(step=1, loss=2.0)
     run.save({"step": 1})
@@ -51,6 +91,7 @@ def test_fresh_deletes_the_run_and_nothing_else(tmp_path):
     assert again.metrics() == []
     assert again.restore() is None
     assert (tmp_path / "notes.md").read_text() == "mine"
+    assert "from before: notes.md" in capsys.readouterr().out
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path):

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from simclr.data import Source
 from simclr.progress import Progress
 from simclr.randomness import bits
 from simclr.run import Run
@@ -59,6 +61,8 @@ def fit(
     no longer a number.
     """
     start = _restore(run, fabric, model, optimizer)
+    if start > plan.steps:
+        raise ValueError(f"the checkpoint in {run.path} is of step {start}, but the run has {plan.steps} steps")
     steps = range(start, plan.steps)
     facts: dict[str, Any] = {}
     with Progress(plan.steps, start, shown=run.writes) as progress, _stop_requests() as stop:
@@ -86,11 +90,48 @@ def fit(
             stopping = _agreed(fabric, stop) if fabric.world_size == 1 or done % plan.log_every == 0 else False
             if done % plan.save_every == 0 or last or stopping:
                 with clock.paused():
+                    _finite(fabric, loss, done)  # a state that is lost must not replace a good checkpoint
                     run.save(_state(fabric, model, optimizer, done))
             progress.advance()
             if stopping and not last:
+                fabric.barrier()  # none leaves before the checkpoint is written: its parent would be ended with it
                 raise Interrupted(f"stopped at step {done} of {plan.steps} and saved; the same command goes on")
-    return facts
+    return facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
+
+
+def begin(fabric: Fabric, folder: Path, task: Any, source: Source, fresh: bool) -> Run:
+    """The run folder of a task that learns from `source`, written by the first process, opened by all.
+
+    What one process cannot do, such as going on with other settings, ends all of them.
+    """
+    error = None
+    try:
+        data = {"images": len(source), "fingerprint": source.fingerprint}
+        run = Run.start(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
+    except (ValueError, OSError) as found:
+        error = found
+    failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError(f"another process could not open {folder}")
+    return run
+
+
+def finished(run: Run, fabric: Fabric) -> bool:
+    """Whether the run is complete. Raises ValueError where processes see different folders."""
+    done = run.result is not None
+    if _seen_alike(fabric, float(done)):
+        return done
+    raise ValueError(f"some processes see a finished run in {run.path}, others do not: {_SHARED}")
+
+
+_SHARED = "its folder must lie on storage that all nodes share"
+
+
+def _seen_alike(fabric: Fabric, value: float) -> bool:
+    mine = torch.tensor(value, device=fabric.device)
+    return bool(fabric.all_reduce(mine.clone(), reduce_op="mean") == mine) if fabric.world_size > 1 else True
 
 
 def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
@@ -100,6 +141,8 @@ def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def _restore(run: Run, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     state = run.restore()
+    if not _seen_alike(fabric, -1.0 if state is None else float(state["step"])):
+        raise ValueError(f"processes see different checkpoints in {run.path}: {_SHARED}")
     if state is None:
         run.forget_after(-1)
         return 0
@@ -140,7 +183,7 @@ def _stop_requests() -> Iterator[threading.Event]:
         yield event
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
 
 
 def _agreed(fabric: Fabric, stop: threading.Event) -> bool:

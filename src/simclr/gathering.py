@@ -31,3 +31,12 @@ def gather(z: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return z
     return _Gather.apply(z.contiguous()).flatten(0, 1)
+
+
+def gather_entries(mine: dict[str, str]) -> dict[str, str]:
+    """Entries of all processes in one dictionary."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return mine
+    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return {name: value for part in parts for name, value in part.items()}

@@ -11,6 +11,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
+from simclr.data.loading import cores
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -26,7 +28,8 @@ class Machine:
     nodes: int = 1
     """number of nodes"""
     precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
-    """of the forward and backward pass; auto is bf16 on a GPU that has it, else 32"""
+    """of the forward and backward pass; auto is bf16 on a GPU that has it, else 32, where convolutions on a GPU may
+    round to TF32, as PyTorch has it"""
     workers: int = -1
     """processes that decode images; -1 is one fewer than the CPU cores this process may use, at most 16"""
     storage: Literal["auto", "resident", "streamed"] = "auto"
@@ -40,6 +43,8 @@ class Machine:
         for name in ("devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"machine.{name} must be at least 1, got {getattr(self, name)}")
+        if self.compile and self.recompute:
+            raise ValueError("machine.compile and machine.recompute do not go together; choose one")
         if self.workers < -1:
             raise ValueError(f"machine.workers must be -1 or more, got {self.workers}")
 
@@ -57,8 +62,12 @@ class Machine:
         """Number of decoding processes for each training process."""
         if self.workers >= 0:
             return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(0, min(cores // self.devices - 1, 16))
+        return max(0, min(cores() // self.processes - 1, 16))
+
+    @property
+    def processes(self) -> int:
+        """Training processes on this node: as torchrun says, else `devices`."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
 
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""
@@ -66,14 +75,17 @@ class Machine:
             raise ValueError("machine.accelerator is cuda, but torch finds no CUDA device; allowed here: cpu, auto")
         precision = self.precision
         if precision == "auto":
-            precision = "bf16" if self.kind == "cuda" and torch.cuda.is_bf16_supported() else "32"
+            native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if native else "32"
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
-        many = devices * self.nodes > 1
+        devices, nodes = self.processes, self.nodes
+        if "LOCAL_WORLD_SIZE" in os.environ:  # started by torchrun, which knows
+            nodes = int(os.environ["WORLD_SIZE"]) // devices
+        many = devices * nodes > 1
         fabric = Fabric(
             accelerator=self.kind,
             devices=devices,
-            num_nodes=self.nodes,
+            num_nodes=nodes,
             # buffers hold synchronised statistics, equal on every rank: nothing to broadcast
             strategy=DDPStrategy(broadcast_buffers=False) if many else "auto",
             # a float64 network needs no casting: `prepare` makes it one and the views follow its parameters

@@ -2,6 +2,7 @@
 
 recipe.yaml        the task's fields, enough to start it again
 environment.json   versions, hardware and the command of each start
+data.json          how many images the run learns from, and their fingerprint
 metrics.jsonl      one JSON object a line
 checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
 encoder.safetensors, head.safetensors, card.json, result.json   written at the end
@@ -23,8 +24,10 @@ from typing import Any
 import torch
 import yaml
 
-OWN = ("recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json", "card.json",
-       "encoder.safetensors", "head.safetensors", "pictures")  # fmt: skip
+from simclr.data.loading import cores
+
+OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
+       "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures")  # fmt: skip
 WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
@@ -37,38 +40,52 @@ class Run:
         self.path, self.writes = Path(path), writes
 
     @classmethod
-    def start(cls, path: Path, task: Any, *, fresh: bool = False, writes: bool = True) -> "Run":
+    def start(
+        cls, path: Path, task: Any, *, data: dict[str, Any] | None = None, fresh: bool = False, writes: bool = True
+    ) -> "Run":
         """Begin a run of `task` in `path`, or go on with the one that is there.
 
-        Settings saved there must equal those of `task`, but for those that say where it runs rather than what it
-        computes. `fresh` deletes what an earlier run left in the folder, and nothing else.
+        Once it has a checkpoint or a result, settings saved there must equal those of `task`, but for those that say
+        where it runs rather than what it computes, and so must `data`, what the run learns from. `fresh` deletes what
+        an earlier run left in the folder, and nothing else.
         """
         run = cls(path, writes=writes)
         if writes:
-            run._open(task, fresh)
+            run._open(task, data or {}, fresh)
         return run
 
-    def _open(self, task: Any, fresh: bool) -> None:
+    def _open(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
         recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
+        if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no words of its own
+            recipe["data"] = type(task.data).__name__
         if self.path.is_dir() and any(self.path.iterdir()):
             if not (self.path / "recipe.yaml").is_file():
                 raise ValueError(f"out: {self.path} holds other files and no run; name an empty or new folder")
             if fresh:
                 self._clear()
-            else:
-                self._must_agree(recipe)
+            elif self._begun:
+                self._must_agree(recipe, data)
         self.path.mkdir(parents=True, exist_ok=True)
         header = f"# simclr {type(task).__name__.lower()}: the settings of this run, usable as --config\n"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", header + text)
+        write_atomically(self.path / "data.json", json.dumps(data) + "\n")
         self._note_environment()
+
+    @property
+    def _begun(self) -> bool:
+        """Whether there is something to go on with: a command that was refused leaves a recipe alone."""
+        kept = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
+        return any((self.path / name).exists() for name in kept)
 
     def _clear(self) -> None:
         for name in OWN:
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if kept := sorted(path.name for path in self.path.iterdir()):
+            print(f"kept in {self.path}, from before: {', '.join(kept)}")
 
-    def _must_agree(self, recipe: dict) -> None:
+    def _must_agree(self, recipe: dict, data: dict) -> None:
         saved = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
         before, now = dict(flatten(saved)), dict(flatten(recipe))
         changed = [
@@ -80,6 +97,12 @@ class Run:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {'; '.join(changed)}. "
                 "Repeat its settings to go on, choose another --out, or start over with --fresh"
+            )
+        seen = self.path / "data.json"
+        if seen.is_file() and (then := json.loads(seen.read_text(encoding="utf-8"))) != data:
+            raise ValueError(
+                f"the images have changed since the run in {self.path} began: {then.get('images')} then, "
+                f"{data.get('images')} now. Put them back to go on, choose another --out, or start over with --fresh"
             )
 
     def _note_environment(self) -> None:
@@ -100,7 +123,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All lines written so far."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError:  # a full disk or a crash leaves half a line, at the end
+            return [json.loads(line) for line in lines[:-1]]
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that will be computed again, so that a resumed log reads like one run's."""
@@ -185,7 +212,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -149,6 +150,22 @@ def small(**settings):
     return Pretrain(**{**defaults, **settings})
 
 
+def test_sigterm_to_all_processes_at_once_saves_too(folder, tmp_path):
+    """As SLURM and systemd send it: the decoding workers get it as well."""
+    words = command(folder, tmp_path / "run", "--machine.storage", "streamed", "--machine.workers", "1", "--epochs",
+                    "500", "--save_every", "1000000", "--knn_every", "0")  # fmt: skip
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 2) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "and saved; the same command goes on" in said
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
 def test_each_step_sends_both_views_through_the_encoder_once(folder, tmp_path, monkeypatch):
     shapes = []
     forward = Both.forward
@@ -175,6 +192,17 @@ def test_every_trained_tensor_moves_and_the_encoder_file_holds_no_head(folder, t
         still = [key for key, p in module.named_parameters() if torch.equal(p, trained[key])]
         assert still == []
         assert trained.keys() == module.state_dict().keys()
+
+
+def test_a_test_part_that_is_left_out_is_told(folder, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, tmp_path / "classes" / "ab"[i % 2] / path.name)
+    small(data=str(tmp_path / "classes"), out=tmp_path / "run", batch=8)()
+    assert "images of classes, a fifth left out as its test part" in capsys.readouterr().out
+    small(data=str(folder), out=tmp_path / "flat", batch=8)()
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_finished_and_unfinished_folders_answer_for_themselves(folder, tmp_path, capsys):

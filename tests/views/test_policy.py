@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from simclr.views import Views, policy, tensor
+from simclr.views.compiled import exact, fast
 from simclr.views.draw import plain
 
 BACKENDS = ("numba", "torch")
@@ -259,3 +261,16 @@ def test_views_can_be_written_to_given_memory(backend, contiguous):
     written = views.colour(crops, parameters, backend, out=out)
     assert written.data_ptr() == memory.data_ptr()
     torch.testing.assert_close(written, views.colour(crops, parameters, backend), rtol=0, atol=0)
+
+
+def test_kernels_compile_where_nothing_can_be_kept(monkeypatch):
+    njit = numba.njit
+
+    def without_a_place(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_a_place)
+    for compiled in (exact, fast):
+        assert compiled(lambda x: x + 1)(1) == 2

@@ -1,12 +1,15 @@
 """Worker processes: they decode, cut the crops of an image, and send them as bytes."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -103,7 +106,8 @@ def loader(
     options: dict[str, Any] = {}
     if workers:
         factor = max(2, -(-ahead // workers))
-        fits = int(0.8 * _free_shared() / (item_bytes * workers))
+        sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
+        fits = int(0.8 * _free_shared() / (item_bytes * workers * sharing))
         if fits < 1:
             raise ValueError(
                 f"workers is {workers}; their crops need {workers * item_bytes / 1e6:.0f} MB in {_SHARED}, which has "
@@ -118,8 +122,24 @@ def loader(
         collate_fn=_unchanged,
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader would draw from the global generator
+        worker_init_fn=_heed_parent_alone,
         **options,
     )
+
+
+def _heed_parent_alone(worker: int) -> None:
+    """Leave signals to the whole group, as of SLURM, systemd and Ctrl-C, to the training process: it saves and then ends
+    its workers, where they would have taken it down with them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_end, daemon=True).start()
+
+
+def _await_end() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unchanged(item: Any) -> Any:

@@ -15,7 +15,8 @@ from simclr.data.subsets import balanced_rows
 from simclr.embed import Encoder, load, load_classifier
 from simclr.evaluation import accuracy
 from simclr.features import extract
-from simclr.fit import Plan, fit
+from simclr.fit import Plan, begin, finished, fit
+from simclr.gathering import gather_entries
 from simclr.losses import distillation
 from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
@@ -23,7 +24,6 @@ from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.run import Run
 from simclr.tasks.pretrain import unlabelled
 from simclr.views import Views
 
@@ -112,9 +112,8 @@ class Distill:
         steps = total_steps(len(source), batch, self.epochs)
         warmup = warmup_steps(len(source), batch, self.warmup_epochs)
         peak = peak_lr(self.lr, batch, self.scaling)
-        run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
-        fabric.barrier()
-        if run.result is not None:
+        run = begin(fabric, self.folder, self, source, self.fresh)
+        if finished(run, fabric):
             fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
             return run.result
 
@@ -165,12 +164,13 @@ class Distill:
         results = [] if test is None else self.figures(student, teacher, test, given, len(source))
         content = {**summary(results, self, self.teacher), "images": len(source), "steps": steps, **last}
         content |= {f"{result.name}_{result.metric}": result.value for result in results}
-        content["bad"] = len(batches.bad)
+        bad = gather_entries(batches.bad)
+        content["bad"] = len(bad)
         if fabric.is_global_zero:
             print(table(results))
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             run.finish(content)
-            report_bad_files(run.path, batches.bad)
+            report_bad_files(run.path, bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

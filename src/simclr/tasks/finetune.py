@@ -18,7 +18,8 @@ from simclr.data.subsets import balanced, held_out_rows, listed
 from simclr.embed import load
 from simclr.evaluation import accuracy
 from simclr.features import extract
-from simclr.fit import Plan, fit
+from simclr.fit import Plan, begin, finished, fit
+from simclr.gathering import gather_entries
 from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
 from simclr.models import ProjectionHead
@@ -26,7 +27,6 @@ from simclr.models.card import Card, save_encoder
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.freezing import FROZEN
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.run import Run
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
 
@@ -125,9 +125,8 @@ class FineTune:
         steps = self.steps or total_steps(len(known), batch, self.passes(share))
         warmup = warmup_steps(len(known), batch, self.warmup_epochs)
         peak = peak_lr(self.lr, batch, self.scaling)
-        run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
-        fabric.barrier()
-        if run.result is not None:
+        run = begin(fabric, self.folder, self, known, self.fresh)
+        if finished(run, fabric):
             fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
             return run.result
 
@@ -172,14 +171,15 @@ class FineTune:
         found = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
         answers = torch.from_numpy(truth(measured))[found.indices]
         results = self.figures(found.features, answers, preprocess, len(known))
-        content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(batches.bad)}
+        bad = gather_entries(batches.bad)
+        content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(bad)}
         content |= {result.metric: result.value for result in results}
         if fabric.is_global_zero:
             print(table(results))
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, known), model.classifier)
             run.finish(content)
-            report_bad_files(run.path, batches.bad)
+            report_bad_files(run.path, bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

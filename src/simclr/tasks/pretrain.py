@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from simclr.data import Source, open_source
 from simclr.data.batches import Batch, Resident, Streamed, open_batches, report_bad_files
 from simclr.evaluation import embedding_std, rankme
-from simclr.fit import Backward, Plan, fit
-from simclr.gathering import gather
+from simclr.fit import Backward, Plan, begin, finished, fit
+from simclr.gathering import gather, gather_entries
 from simclr.gradcache import Norms, cached_backward
 from simclr.health import HealthCheck, set_aside
 from simclr.knn_check import KnnCheck
@@ -23,7 +23,7 @@ from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
-from simclr.run import Run, plain
+from simclr.run import plain
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
 
@@ -141,9 +141,8 @@ class Pretrain:
         warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
         peak = peak_lr(self.lr, self.batch, self.scaling)
         fabric = self.machine.launch()
-        run = Run.start(self.folder, self, fresh=self.fresh, writes=fabric.is_global_zero)
-        fabric.barrier()
-        if run.result is not None:
+        run = begin(fabric, self.folder, self, source, self.fresh)
+        if finished(run, fabric):
             fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
             return run.result
 
@@ -182,11 +181,12 @@ class Pretrain:
         last = fit(run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate)
 
         found = evaluate() if well else {}
-        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(batches.bad)}
+        bad = gather_entries(batches.bad)
+        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(bad)}
         if fabric.is_global_zero:
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
-            report_bad_files(run.path, batches.bad)
+            report_bad_files(run.path, bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return result
@@ -242,8 +242,10 @@ class Pretrain:
     def announcement(self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str) -> str:
         """What is about to happen, in the numbers people ask for."""
         share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
+        left_out = source.split == "train" and not source.has_own_split
         return (
-            f"{len(source):,} images of {source.name} -> {self.folder}\n"
+            f"{len(source):,} images of {source.name}{', a fifth left out as its test part' * left_out}"
+            f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {self.views.size} px, on {device}\n"
             f"{steps:,} steps of {self.batch}{share}; {2 * self.batch - 2:,} negatives an anchor; "
             f"peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); "
@@ -281,7 +283,5 @@ def unlabelled(data: Any) -> Source:
     if source.labels is not None and not source.has_own_split:
         source = open_source(data, "train")
     if len(source) < 2:
-        raise ValueError(
-            f"{source.name} has one image to learn from; at least 2 are needed"
-        )
+        raise ValueError(f"{source.name} has one image to learn from; at least 2 are needed")
     return source

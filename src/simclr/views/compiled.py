@@ -16,10 +16,18 @@ ZERO, HALF, ONE, TWO, FOUR, FIVE, SIX = F(0), F(0.5), F(1), F(2), F(4), F(5), F(
 
 def exact(function: Callable) -> Callable:
     """Compile so that every operation rounds as written."""
-    # run-time type checkers wrap each function of the package; numba needs the function itself
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(function))
+    return _compiled(function)
 
 
 def fast(function: Callable) -> Callable:
     """Compile for speed: sums may be reordered, and no NaN is expected."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)(inspect.unwrap(function))
+    return _compiled(function, fastmath=True)
+
+
+def _compiled(function: Callable, **options: bool) -> Callable:
+    function = inspect.unwrap(function)  # run-time type checkers wrap each function of the package
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep what is compiled, as in a read-only container: compiled in each process
+        return numba.njit(**options)(function)
