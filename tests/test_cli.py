@@ -78,6 +78,8 @@ def _plain(name):
         (["pretrain", "/nowhere/at/all"], "'/nowhere/at/all' does not exist"),
         (["pretrain", "sample", "--config", "smaple"], "no file or recipe 'smaple'; did you mean sample? recipes are"),
         (["pretrain", "sample", "--config", "gone/sample.yaml"], "no file or recipe 'gone/sample.yaml'"),
+        (["pretrain", "sample", "--out", __file__], "--out is a folder; "),
+        (["pretrain", "sample", "--machine.accelerator", "cpu", "--machine.precision", "16"], "which needs a GPU; allowed"),
         (["recipes", "nosuch"], "there is no recipe 'nosuch'; there are"),
         (["knn", "/nowhere", "sample"], "/nowhere does not exist; name the folder of a finished run"),
     ],

@@ -77,6 +77,8 @@ class Machine:
         if precision == "auto":
             native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "32"
+        if precision == "16" and self.kind == "cpu":
+            raise ValueError("machine.precision is 16, which needs a GPU; allowed on a CPU are auto, 32, bf16, 64")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         devices, nodes = self.processes, self.nodes
         if "LOCAL_WORLD_SIZE" in os.environ:  # started by torchrun, which knows

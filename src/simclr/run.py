@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from simclr.data.loading import cores
+from simclr.outputs import writable_folder
 
 OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
        "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures")  # fmt: skip
@@ -55,6 +56,7 @@ class Run:
         return run
 
     def _open(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
+        writable_folder(self.path)
         recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
         if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no words of its own
             recipe["data"] = type(task.data).__name__
@@ -145,10 +147,15 @@ class Run:
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         partial, last = folder / "partial.pt", folder / "last.pt"
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(partial, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # on a full disk torch's writer tells of its own lines
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free / 1e6
+            raise OSError(f"{partial} cannot be written; {free:,.0f} MB are free there. Older ones are kept") from error
         if last.exists():
             os.replace(last, folder / "previous.pt")
         os.replace(partial, last)
@@ -163,7 +170,7 @@ class Run:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch reads pickles: half a file can raise nearly anything
-                broken.append(f"{path}: {' '.join(str(error).split()[:12]) or type(error).__name__}")
+                broken.append(f"{path} is damaged: {type(error).__name__}")
         if broken:
             raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); --fresh starts over")
         return None

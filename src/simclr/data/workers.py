@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,9 @@ from simclr.views import Views
 from .decoding import UnreadableImage
 from .order import Order, TooManyBadImages
 from .sources import Source
+
+# more workers than cores are the user's to choose, and torch would say so twice
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 CHUNK = 8  # images a worker decodes at a time, so that eight large photographs at most are held by each
 _SHARED = "/dev/shm"
@@ -128,8 +132,8 @@ def loader(
 
 
 def _heed_parent_alone(worker: int) -> None:
-    """Leave signals to the whole group, as of SLURM, systemd and Ctrl-C, to the training process: it saves and then ends
-    its workers, where they would have taken it down with them."""
+    """Leave signals to the whole group, as of SLURM, systemd and Ctrl-C, to the training process, which saves and then
+    ends its workers: they would have taken it down with them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
