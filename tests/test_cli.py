@@ -79,7 +79,7 @@ def _plain(name):
         (["pretrain", "sample", "--config", "smaple"], "no file or recipe 'smaple'; did you mean sample? recipes are"),
         (["pretrain", "sample", "--config", "gone/sample.yaml"], "no file or recipe 'gone/sample.yaml'"),
         (["pretrain", "sample", "--out", __file__], "--out is a folder; "),
-        (["pretrain", "sample", "--machine.accelerator", "cpu", "--machine.precision", "16"], "which needs a GPU; allowed"),
+        (["pretrain", "sample", "--machine.accelerator", "cpu", "--machine.precision", "16"], "16, which needs a GPU"),
         (["recipes", "nosuch"], "there is no recipe 'nosuch'; there are"),
         (["knn", "/nowhere", "sample"], "/nowhere does not exist; name the folder of a finished run"),
     ],
