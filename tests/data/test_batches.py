@@ -251,3 +251,14 @@ def test_loading_gives_the_images_and_the_unreadable_ones(even, even_pixels):
     assert list(loaded.bad) == [4]
     assert np.array_equal(np.delete(loaded.images, 4, 0), np.delete(even_pixels, 4, 0))
     assert not loaded.images[4].any()
+
+
+def test_images_that_a_gpu_has_no_room_for_are_streamed(even, monkeypatch):
+    free = 2 * load_images(even).images.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 40))
+    monkeypatch.setattr(Resident, "__init__", lambda self, *a, **k: None)  # there is no such device here
+    options = {"batch": 8, "seed": 0, "device": "cuda", "workers": 0}
+    assert isinstance(open_batches(even, VIEWS, **options), Resident)
+    free -= 2
+    assert isinstance(open_batches(even, VIEWS, **options), Streamed)
+    assert isinstance(open_batches(even, VIEWS, mode="resident", **options), Resident)

@@ -196,7 +196,8 @@ def open_batches(
     """Batches of `count` views of `batch` images, all processes together, for process `rank` of `world`.
 
     auto: resident for images in memory already, and for files that all have one size and together take at most
-    `max_bytes` decoded; else streamed. Raises ValueError where `batch` does not fit the images or the processes.
+    `max_bytes` decoded, unless they would fill more than half of what a GPU has free; else streamed. Raises ValueError
+    where `batch` does not fit the images or the processes.
     """
     Order(len(source), batch, seed, rank, world)  # complains before anything is decoded
     common = {
@@ -210,9 +211,16 @@ def open_batches(
     }
     if mode != "streamed":
         loaded = load_images(source, max_bytes)
-        if loaded is not None or mode == "resident":
+        if mode == "resident" or (loaded is not None and loaded.images.nbytes <= _room(device)):
             return Resident(source, views, **common, loaded=loaded)
     return Streamed(source, views, **common, workers=workers, decode=decode)
+
+
+def _room(device: Device) -> float:
+    """Bytes of images that a device takes, with room left for the network."""
+    if torch.device(device).type != "cuda":
+        return float("inf")
+    return torch.cuda.mem_get_info(device)[0] / 2
 
 
 def write_bad_files(path: Path, bad: dict[str, str]) -> None:
