@@ -26,6 +26,13 @@ class FakeFabric(Fabric):
         pass
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_processes_that_would_each_believe_to_be_alone_are_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match="is 1 x 1, but 2 processes were started"):
+        Machine(accelerator="cpu").launch()
+
+
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="do not go together"):
         Machine(compile=True, recompute=True)

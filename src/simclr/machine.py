@@ -1,5 +1,6 @@
 """What a run runs on: devices, processes, precision, worker processes. Lightning Fabric does the work."""
 
+import inspect
 import logging
 import os
 import warnings
@@ -8,10 +9,19 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from simclr.data.loading import cores
+
+# torch 2.14 gave the setting another name and warns of the old one
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +72,15 @@ class Machine:
         """Number of decoding processes for each training process."""
         if self.workers >= 0:
             return self.workers
-        return max(0, min(cores() // self.processes - 1, 16))
+        return max(0, min(cores() // self._layout[0] - 1, 16))
 
     @property
-    def processes(self) -> int:
-        """Training processes on this node: as torchrun says, else `devices`."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+    def _layout(self) -> tuple[int, int]:
+        """Training processes on each node, and nodes: as torchrun started them, else as asked for."""
+        if "LOCAL_WORLD_SIZE" not in os.environ:
+            return self.devices, self.nodes
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ.get("WORLD_SIZE", here)) // here
 
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""
@@ -80,16 +93,19 @@ class Machine:
         if precision == "16" and self.kind == "cpu":
             raise ValueError("machine.precision is 16, which needs a GPU; allowed on a CPU are auto, 32, bf16, 64")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        devices, nodes = self.processes, self.nodes
-        if "LOCAL_WORLD_SIZE" in os.environ:  # started by torchrun, which knows
-            nodes = int(os.environ["WORLD_SIZE"]) // devices
+        devices, nodes = self._layout
         many = devices * nodes > 1
+        if (started := _started()) not in (None, devices * nodes):  # each would believe that it is alone
+            raise ValueError(
+                f"machine.devices x machine.nodes is {devices} x {nodes}, but {started} processes were started "
+                "(WORLD_SIZE or SLURM_NTASKS): say how many run on each node (devices), and on how many nodes"
+            )
         fabric = Fabric(
             accelerator=self.kind,
             devices=devices,
             num_nodes=nodes,
             # buffers hold synchronised statistics, equal on every rank: nothing to broadcast
-            strategy=DDPStrategy(broadcast_buffers=False) if many else "auto",
+            strategy=DDPStrategy(**{_SYNC_BUFFERS: False}) if many else "auto",
             # a float64 network needs no casting: `prepare` makes it one and the views follow its parameters
             precision={"32": "32-true", "64": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
         )
@@ -111,3 +127,10 @@ class Machine:
         if self.precision == "64":
             model = model.double()
         return model.to(fabric.device, memory_format=torch.channels_last)
+
+
+def _started() -> int | None:
+    """Processes that torchrun or SLURM have started for this run; None where that is left to us."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else None
