@@ -1,5 +1,8 @@
 """The training loop on a problem with a known answer."""
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from processes import in_processes
 from torch import nn
 
-from simclr.fit import Plan, fit
+from simclr.fit import Interrupted, Plan, fit
+from simclr.machine import Machine
 from simclr.run import Run
 
 
@@ -23,10 +28,8 @@ class Task:
     name: str = "toy"
 
 
-def toy(tmp_path, plan, delay=0.0, lost_at=None, **hooks):
+def toy(tmp_path, plan, delay=0.0, lost_at=None, broken_at=None, **hooks):
     """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
-    import time
-
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
@@ -42,6 +45,8 @@ def toy(tmp_path, plan, delay=0.0, lost_at=None, **hooks):
     def backward(batch):
         loss = network(batch.x).square().mean() / 2
         fabric.backward(loss)
+        if broken_at is not None and len(run.metrics()) == broken_at:
+            model.weight.grad.fill_(torch.inf)
         return loss.detach(), None
 
     run = Run.start(tmp_path, Task())
@@ -79,6 +84,48 @@ def test_a_state_that_is_lost_replaces_no_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="at step 6"):
         toy(tmp_path, plan, lost_at=4)
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_nor_does_one_whose_last_loss_was_still_finite(tmp_path):
+    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=1, save_every=3)
+    with pytest.raises(FloatingPointError, match="weight is no longer finite at step 6"):
+        toy(tmp_path, plan, broken_at=5)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+
+
+def stopped(rank, world, folder):
+    """One of two processes that are asked to stop, of which the first takes its time to save."""
+    save = Run.save
+
+    def slow(self, state):
+        time.sleep(2.0 * self.writes)
+        save(self, state)
+
+    Run.save = slow
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    fabric = Machine(accelerator="cpu", devices=world).launch()
+    model = nn.Linear(1, 1, bias=False)
+    network, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+    def backward(batch):
+        loss = network(batch.x).square().mean()
+        fabric.backward(loss)
+        if rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return loss.detach(), None
+
+    batches = (lambda steps: (Batch(np.zeros(4, np.int64), torch.ones(4, 1)) for _ in steps))  # fmt: skip
+    plan = Plan(steps=9, lr=lambda s: 0.1, seed=0, log_every=1)
+    run = Run.start(folder, Task(), writes=fabric.is_global_zero)
+    try:
+        fit(run, fabric, model, optimizer, batches, backward, plan, bad={f"{rank}.jpg": "broken"})
+    except Interrupted:
+        return (folder / "checkpoints" / "last.pt").exists()
+
+
+def test_no_process_leaves_before_the_checkpoint_is_written(tmp_path):
+    assert in_processes(stopped, tmp_path) == [True, True]
+    assert Run(tmp_path).bad == {"0.jpg": "broken", "1.jpg": "broken"}
 
 
 def test_a_run_that_died_before_its_result_was_written_keeps_its_figures(tmp_path):

@@ -75,6 +75,14 @@ def test_half_a_line_at_the_end_of_the_log_is_no_obstacle(tmp_path):
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
+def test_unreadable_images_of_an_earlier_start_are_kept(tmp_path):
+    odd = "caf\udce9.jpg"  # a name that is no text
+    Run.start(tmp_path, Task()).note_bad({"a.jpg": "empty", odd: "broken, cut off"})
+    run = Run.start(tmp_path, Task())
+    run.note_bad({"b.jpg": "empty"})
+    assert run.bad == {"a.jpg": "empty", odd: "broken, cut off", "b.jpg": "empty"}
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="holds other files"):

@@ -4,9 +4,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source
+from simclr.gathering import gather_entries
 from simclr.progress import Progress
 from simclr.randomness import bits
 from simclr.run import Run
@@ -52,13 +54,15 @@ def fit(
     *,
     describe: Callable[[Any], dict[str, float]] = lambda outputs: {},
     evaluate: Callable[[], dict[str, float]] = lambda: {},
+    bad: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train `model` to the end of `plan`, from the last checkpoint of `run` where there is one.
 
     `batches(steps)` gives the batches of those steps; as they and all draws are functions of the step, an
-    interrupted run ends bit for bit where an uninterrupted one does. Returns the last line of the log.
+    interrupted run ends bit for bit where an uninterrupted one does. `bad` holds the images that this process found
+    unreadable so far; they are noted with each checkpoint. Returns the last line of the log.
     Raises Interrupted after SIGINT or SIGTERM, once the state is saved, and FloatingPointError where the loss is
-    no longer a number.
+    no longer a number or the network not finite.
     """
     start = _restore(run, fabric, model, optimizer)
     if start > plan.steps:
@@ -90,7 +94,8 @@ def fit(
             stopping = _agreed(fabric, stop) if fabric.world_size == 1 or done % plan.log_every == 0 else False
             if done % plan.save_every == 0 or last or stopping:
                 with clock.paused():
-                    _finite(fabric, loss, done)  # a state that is lost must not replace a good checkpoint
+                    _must_be_finite(model, done)
+                    run.note_bad(gather_entries(dict(bad)))
                     run.save(_state(fabric, model, optimizer, done))
             progress.advance()
             if stopping and not last:
@@ -121,7 +126,7 @@ def begin(fabric: Fabric, folder: Path, task: Any, source: Source, fresh: bool) 
 def finished(run: Run, fabric: Fabric) -> bool:
     """Whether the run is complete. Raises ValueError where processes see different folders."""
     done = run.result is not None
-    if _seen_alike(fabric, float(done)):
+    if _seen_alike(fabric, done):
         return done
     raise ValueError(f"some processes see a finished run in {run.path}, others do not: {_SHARED}")
 
@@ -129,9 +134,10 @@ def finished(run: Run, fabric: Fabric) -> bool:
 _SHARED = "its folder must lie on storage that all nodes share"
 
 
-def _seen_alike(fabric: Fabric, value: float) -> bool:
-    mine = torch.tensor(value, device=fabric.device)
-    return bool(fabric.all_reduce(mine.clone(), reduce_op="mean") == mine) if fabric.world_size > 1 else True
+def _seen_alike(fabric: Fabric, value: int | bool) -> bool:
+    """Whether `value` is the same on every process."""
+    differs = torch.tensor(float(fabric.broadcast(value) != value), device=fabric.device)
+    return not fabric.all_reduce(differs, reduce_op="sum").item()
 
 
 def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def _restore(run: Run, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     state = run.restore()
-    if not _seen_alike(fabric, -1.0 if state is None else float(state["step"])):
+    if not _seen_alike(fabric, -1 if state is None else state["step"]):
         raise ValueError(f"processes see different checkpoints in {run.path}: {_SHARED}")
     if state is None:
         run.forget_after(-1)
@@ -163,6 +169,16 @@ def _finite(fabric: Fabric, loss: Tensor, step: int) -> float:
             "A lower lr or machine.precision 32 may help"
         )
     return value
+
+
+def _must_be_finite(model: nn.Module, step: int) -> None:
+    """A network that is lost must not replace a good checkpoint; it can be before its loss shows it."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FloatingPointError(
+                f"{name} is no longer finite at step {step}; the last checkpoint is kept. "
+                "A lower lr or machine.precision 32 may help"
+            )
 
 
 @contextlib.contextmanager

@@ -4,10 +4,12 @@ recipe.yaml        the task's fields, enough to start it again
 environment.json   versions, hardware and the command of each start
 data.json          how many images the run learns from, and their fingerprint
 metrics.jsonl      one JSON object a line
+bad_files.csv      images that could not be read, if there are any
 checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
 encoder.safetensors, head.safetensors, card.json, result.json   written at the end
 """
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -137,6 +139,27 @@ class Run:
             return
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    # unreadable images
+
+    def note_bad(self, bad: dict[str, str]) -> None:
+        """Add images, path to reason, to bad_files.csv."""
+        if not self.writes or not bad:
+            return
+        from simclr.data.batches import write_bad_files  # with it come the compilers of the views
+
+        partial = self.path / "bad_files.csv.partial"
+        write_bad_files(partial, {**self.bad, **bad})
+        os.replace(partial, self.path / "bad_files.csv")
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Path and reason of every image noted so far, whichever start of the run found it."""
+        path = self.path / "bad_files.csv"
+        if not path.is_file():
+            return {}
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
     # checkpoints
 

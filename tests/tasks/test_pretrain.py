@@ -105,8 +105,11 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_two(folder, tmp_pat
     begun = tmp_path / "begun"
     words = command(folder, begun, *exact)
     # two processes up to the first checkpoint, one from there on
-    killed = run([sys.executable, "-c", KILLED_AT_STEP_3, *words[3:], "--machine.devices", "2"], timeout=120)
+    script = tmp_path / "killed.py"  # a file, which the first process can start again as the second
+    script.write_text(KILLED_AT_STEP_3)
+    killed = run([sys.executable, str(script), *words[3:], "--machine.devices", "2"], timeout=120)
     assert killed.returncode != 0
+    assert [json.loads(line)["step"] for line in (begun / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert run(words).returncode == 0
     ours, expected = (load_file(path / "encoder.safetensors") for path in (begun, one))
     for key in expected:

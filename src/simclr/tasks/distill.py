@@ -16,7 +16,6 @@ from simclr.embed import Encoder, load, load_classifier
 from simclr.evaluation import accuracy
 from simclr.features import extract
 from simclr.fit import Plan, begin, finished, fit
-from simclr.gathering import gather_entries
 from simclr.losses import distillation
 from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
@@ -159,18 +158,18 @@ class Distill:
         last = fit(
             run, fabric, student, optimizer, batches, backward, plan,
             describe=lambda outputs: {"agreement": accuracy(outputs[0], outputs[1].argmax(1))},
+            bad=batches.bad,
         )  # fmt: skip
 
         results = [] if test is None else self.figures(student, teacher, test, given, len(source))
         content = {**summary(results, self, self.teacher), "images": len(source), "steps": steps, **last}
         content |= {f"{result.name}_{result.metric}": result.value for result in results}
-        bad = gather_entries(batches.bad)
-        content["bad"] = len(bad)
+        content["bad"] = len(run.bad)
         if fabric.is_global_zero:
             print(table(results))
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             run.finish(content)
-            report_bad_files(run.path, bad)
+            report_bad_files(run.path, run.bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

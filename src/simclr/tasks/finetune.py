@@ -19,7 +19,6 @@ from simclr.embed import load
 from simclr.evaluation import accuracy
 from simclr.features import extract
 from simclr.fit import Plan, begin, finished, fit
-from simclr.gathering import gather_entries
 from simclr.machine import Machine
 from simclr.measuring import Result, describe, labelled, summary, table
 from simclr.models import ProjectionHead
@@ -165,21 +164,21 @@ class FineTune:
         last = fit(
             run, fabric, model, optimizer, batches, backward, plan,
             describe=lambda outputs: {"train_top1": accuracy(*outputs)} if targets.ndim == 1 else {},
+            bad=batches.bad,
         )  # fmt: skip
 
         preprocess = start.preprocess
         found = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
         answers = torch.from_numpy(truth(measured))[found.indices]
         results = self.figures(found.features, answers, preprocess, len(known))
-        bad = gather_entries(batches.bad)
-        content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(bad)}
+        content = {**summary(results, self, self.run), "steps": steps, **last, "bad": len(run.bad)}
         content |= {result.metric: result.value for result in results}
         if fabric.is_global_zero:
             print(table(results))
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, known), model.classifier)
             run.finish(content)
-            report_bad_files(run.path, bad)
+            report_bad_files(run.path, run.bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

@@ -14,7 +14,7 @@ from simclr.data import Source, open_source
 from simclr.data.batches import Batch, Resident, Streamed, open_batches, report_bad_files
 from simclr.evaluation import embedding_std, rankme
 from simclr.fit import Backward, Plan, begin, finished, fit
-from simclr.gathering import gather, gather_entries
+from simclr.gathering import gather
 from simclr.gradcache import Norms, cached_backward
 from simclr.health import HealthCheck, set_aside
 from simclr.knn_check import KnnCheck
@@ -178,15 +178,17 @@ class Pretrain:
             save_every=self.save_every,
             evaluate_every=max(1, round(self.knn_every * per_epoch)) if well else 0,
         )
-        last = fit(run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate)
+        last = fit(
+            run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate,
+            bad=batches.bad,
+        )  # fmt: skip
 
         found = evaluate() if well else {}
-        bad = gather_entries(batches.bad)
-        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(bad)}
+        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(run.bad)}
         if fabric.is_global_zero:
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
-            report_bad_files(run.path, bad)
+            report_bad_files(run.path, run.bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return result
