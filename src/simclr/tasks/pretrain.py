@@ -238,7 +238,8 @@ class Pretrain:
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
-        name = Path(self.data.rsplit(":", 1)[-1]).name if isinstance(self.data, str) else type(self.data).__name__
+        named = isinstance(self.data, str | Path)
+        name = Path(str(self.data).rsplit(":", 1)[-1]).name if named else type(self.data).__name__
         return self.out or Path("runs") / f"pretrain-{name}"
 
     def announcement(self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str) -> str:
