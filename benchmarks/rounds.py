@@ -22,8 +22,8 @@ import numpy as np
 Work = Callable[[], int]
 Cases = dict[str, dict[str, Callable[[], Work]]]
 PACKAGES = (
-    "torch", "torchvision", "numba", "numpy", "pillow", "simplejpeg", "lightly", "kornia", "albumentations",
-    "opencv-python-headless", "nvidia-dali-cuda120", "ffcv", "pytorch-metric-learning", "timm",
+    "torch", "torchvision", "numba", "numpy", "pillow", "simplejpeg", "turbojpeg", "lightly", "kornia",
+    "albumentations", "opencv-python-headless", "nvidia-dali-cuda120", "ffcv", "pytorch-metric-learning", "timm",
 )  # fmt: skip
 
 
@@ -112,10 +112,14 @@ def _compare(case: str, names: list[str], base: str, unit: str, rounds: int, sec
         process.wait()
     results = {}
     for name, cost in costs.items():
-        low, median, high = np.quantile(np.array(costs[base]) / cost, [0.25, 0.5, 0.75])
-        typical = float(np.median(cost))
-        results[name] = {"cpu_ms": 1000 * typical, "ratio": median, "ratio_q25": low, "ratio_q75": high}
-        print(f"  {name:40s} {1000 * typical:11.3f} ms/{unit}  {median:6.2f} × ({low:.2f} to {high:.2f})", flush=True)
+        results[name] = {"cpu_ms": 1000 * float(np.median(cost))}
+        line = f"  {name:52s} {results[name]['cpu_ms']:9.3f} ms/{unit}"
+        ours = costs[next(iter(costs))]
+        for key, ratio in {"ratio": np.divide(costs[base], cost), "ahead": np.divide(cost, ours)}.items():
+            low, median, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+            results[name] |= {key: median, f"{key}_q25": low, f"{key}_q75": high}
+            line += f"  {key} {median:6.2f} × ({low:.2f} to {high:.2f})"
+        print(line, flush=True)
     return results
 
 

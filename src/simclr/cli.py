@@ -22,6 +22,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
     "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
+    "pack": ("simclr.tasks.pack:Pack", ("data",), "write a data set as a few tar files, large images reduced"),
     "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
     "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
     "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from simclr.data import UnreadableImage, decode
-from simclr.data.decoding import as_rgb, decode_reduced, stretch
+from simclr.data.decoding import Excerpt, Picture, as_rgb, stretch
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -206,11 +206,10 @@ def test_reduced_jpegs_show_the_means_of_the_pixels_they_stand_for(part, orienta
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.fromarray(SMOOTH), "JPEG", quality=98, subsampling=0, exif=exif)
-    asked = []
-    pixels, size = decode_reduced(content, None, lambda size: asked.append(size) or part)
-    whole = decode(content)
-    assert asked == [size] and size == whole.shape[:2]
-    assert pixels.shape[:2] == (-(-size[0] // part), -(-size[1] // part))
+    picture, whole = Picture.open(content), decode(content)
+    size, (pixels, corner, reduced) = picture.size, picture.read(part=part)
+    assert size == whole.shape[:2] and corner == (0, 0)
+    assert reduced == pixels.shape[:2] == (-(-size[0] // part), -(-size[1] // part))
     rows, columns = size[0] // part, size[1] // part
     if orientation > 1:  # where a mirrored side is no multiple of `part`, its remainder comes first
         return
@@ -219,8 +218,24 @@ def test_reduced_jpegs_show_the_means_of_the_pixels_they_stand_for(part, orienta
 
 
 def test_other_formats_are_read_whole():
-    pixels, size = decode_reduced(encoded(Image.fromarray(SMOOTH), "PNG"), None, lambda size: 8)
-    assert np.array_equal(pixels, SMOOTH) and size == SMOOTH.shape[:2]
+    picture = Picture.open(encoded(Image.fromarray(SMOOTH), "PNG"))
+    pixels, corner, whole = picture.read((1, 2, 3, 4), part=8)
+    assert np.array_equal(pixels, SMOOTH) and corner == (0, 0) and whole == picture.size == SMOOTH.shape[:2]
+
+
+def test_boxes_keep_their_edges_to_half_a_pixel_where_the_image_is_reduced():
+    rng = np.random.default_rng(0)
+    for size, part in [((3000, 4001), 8), ((777, 640), 2), ((50, 60), 8)]:
+        whole = (-(-size[0] // part), -(-size[1] // part))
+        extent = rng.integers(1, np.array(size) + 1)
+        start = rng.integers(0, np.array(size) - extent + 1)
+        corner = tuple((start // part).tolist())
+        box = Excerpt(np.empty((0, 0, 3), np.uint8), corner, whole).place(np.concatenate([start, extent]), size)
+        first = box[:2] + corner
+        scale = np.array(whole) / size
+        assert np.abs(first - start * scale).max() <= 0.5
+        assert np.abs(first + box[2:] - (start + extent) * scale).max() <= 0.5 or (box[2:] == 1).any()
+        assert (first + box[2:] <= whole).all() and (box[2:] >= 1).all() and (box[:2] >= 0).all()
 
 
 def test_a_jpeg_with_stray_bytes_is_read_as_pillow_reads_it():

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from simclr.data import index, opening
+from simclr.data import folders, index, opening
 
 DAY = 86_400_000_000_000
 
@@ -32,8 +32,8 @@ def age(root):
 def readings(monkeypatch):
     """How often a folder tree has been read."""
     found = []
-    original = opening.find_images
-    monkeypatch.setattr(opening, "find_images", lambda *a: found.append(1) or original(*a))
+    original = folders.find_images
+    monkeypatch.setattr(folders, "find_images", lambda *a: found.append(1) or original(*a))
     return found
 
 

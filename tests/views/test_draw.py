@@ -153,18 +153,6 @@ def test_subsets_of_parameters(drawn):
     np.testing.assert_array_equal(drawn[drawn.blur].sigma, drawn.sigma[drawn.blur])
 
 
-def test_resized_parameters_keep_their_crops_to_half_a_pixel():
-    sizes = np.array([[3000, 4001], [777, 640], [50, 60]])
-    parameters = Views(size=8).draw(np.arange(3), 0, 0, 0, sizes)
-    smaller = -(-sizes // np.array([[8], [2], [50]]))
-    found = parameters.resized(smaller)
-    scale = smaller / sizes
-    corners = [np.concatenate([p.crop[:, :2], p.crop[:, :2] + p.crop[:, 2:]], 1) for p in (parameters, found)]
-    assert np.abs(corners[1] - corners[0] * np.tile(scale, 2))[:2].max() <= 0.5
-    assert (found.crop[:, 2:] >= 1).all() and (corners[1][:, 2:] <= smaller).all()
-    assert (found.sigma == parameters.sigma).all()
-
-
 @pytest.mark.parametrize("semantics", ["official", "torchvision"])
 def test_all_views_of_an_image_are_drawn_as_each_alone(semantics):
     views, images = Views(size=32, semantics=semantics), np.array([4, 0, 77])

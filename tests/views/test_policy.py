@@ -118,7 +118,7 @@ def test_crops_made_by_workers_agree_with_whole_views(policy, backend):
     for jitter in (False, True):
         parameters = replace(drawn, jitter=drawn.jitter & jitter)
         whole = views.apply(images, parameters, backend)
-        crops = np.stack([views.crop(images[i], parameters, i) for i in range(64)])
+        crops = np.stack([views.crop(images[i], parameters.crop[i], parameters.flip[i]) for i in range(64)])
         assert crops.dtype == np.uint8
         error = (views.colour(crops, parameters, backend) - whole).abs() / LEVEL
         if jitter:  # half a level, times the gain of the jitter
@@ -231,8 +231,9 @@ def test_wrong_images_are_refused():
         views.apply(np.zeros((4, 32, 32, 1), np.uint8), parameters)
     with pytest.raises(ValueError, match="32 × 32 are due"):
         views.colour(noise(4, 31, 32), parameters)
-    with pytest.raises(ValueError, match="the image is"):
-        views.crop(noise(1, 8, 8)[0], parameters, 0)
+    for box in ([0, 0, 9, 8], [1, 0, 8, 8], [0, -1, 8, 8], [3, 3, 0, 2]):
+        with pytest.raises(ValueError, match=r"is not within the image, \(8, 8\)"):
+            views.crop(noise(1, 8, 8)[0], np.array(box), False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

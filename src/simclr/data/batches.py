@@ -139,7 +139,7 @@ class Streamed:
         """Raises TooManyBadImages once more than the fraction `max_bad` of the images seen is unreadable."""
         per_step = -(-self.order.local // CHUNK)
         if self.workers:  # compile the crop once, here, rather than in each worker at the same time
-            self.views.crop(np.zeros((1, 1, 3), np.uint8), self.views.draw(np.zeros(1, int), 0, 0, 0, (1, 1)), 0)
+            self.views.crop(np.zeros((1, 1, 3), np.uint8), np.array([0, 0, 1, 1]), False)
         chunks = iter(
             loader(
                 self._cutter,

@@ -10,23 +10,26 @@ What is decided here, for every format alike:
   Pillow's own conversion clips every value above 255 to white;
 - a truncated file is an error: Pillow can fill the missing part with grey, and a network would learn that.
 
-Pillow reads every format. Usual JPEG files go to the same libjpeg-turbo directly, which gives the very same pixels
-without Pillow's copies: in 0.8 of the time at 500 x 375 pixels, a quarter at 4000 x 3000.
+Pillow reads every format. Usual JPEG files go to the same libjpeg-turbo directly (see `jpeg`), which gives the very
+same pixels without Pillow's copies: in 0.8 of the time at 500 x 375 pixels, a quarter at 4000 x 3000.
 """
 
 import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
+
+from . import jpeg
 
 if "SIMCLR_MAX_PIXELS" in os.environ:  # of an image, above Pillow's limit; the environment reaches worker processes
     if not os.environ["SIMCLR_MAX_PIXELS"].isdecimal():
@@ -34,8 +37,7 @@ if "SIMCLR_MAX_PIXELS" in os.environ:  # of an image, above Pillow's limit; the 
     Image.MAX_IMAGE_PIXELS = -(-int(os.environ["SIMCLR_MAX_PIXELS"]) // 2)  # Pillow refuses twice that
 
 _ORIENTATION_TAG = 0x0112
-Shrink = Callable[[tuple[int, int]], int]
-"""(height, width) of an image -> the part of its side at which it may be decoded: 1, 2 (a half), 4 or 8"""
+_TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 class UnreadableImage(Exception):
@@ -50,53 +52,108 @@ class UnreadableImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
+class Excerpt(NamedTuple):
+    """Pixels of a picture, perhaps reduced, perhaps not all of them."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    corner: tuple[int, int]
+    """(y, x) of the first pixel in the picture, in pixels of the reduced one"""
+    whole: tuple[int, int]
+    """(height, width) of the picture as reduced"""
+
+    def place(self, box: Int[np.ndarray, " 4"], size: tuple[int, int]) -> Int[np.ndarray, " 4"]:
+        """A box (y, x, height, width) of the picture of `size` -> where it is here; edges go to the nearest pixel."""
+        edges = []
+        for start, extent, side, here, corner in zip(box[:2], box[2:], size, self.whole, self.corner, strict=True):
+            first = min(round(start * here / side), here - 1)
+            edges.append((first - corner, max(round((start + extent) * here / side) - first, 1)))
+        return np.array(edges, np.int64).T.reshape(4)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of known size whose pixels are read when it is known which are needed: `of` arrays, or `open` files."""
+
+    name: str
+    size: tuple[int, int]
+    """(height, width), upright"""
+    _pixels: UInt8[np.ndarray, "h w 3"] | None = None
+    _jpeg: bytes | None = None
+    _orientation: int = 1
+
+    @staticmethod
+    def of(pixels: UInt8[np.ndarray, "h w 3"], name: str = "") -> "Picture":
+        return Picture(name, pixels.shape[:2], pixels)
+
+    @staticmethod
+    def open(file: bytes | str | Path, path: str | None = None) -> "Picture":
+        """The picture in `file` (its bytes or where it lies); see `decode`."""
+        name = path or ("<bytes>" if isinstance(file, bytes) else str(file))
+        with _named(name):
+            content = file if isinstance(file, bytes) else Path(file).read_bytes()
+            if not content:
+                raise UnreadableImage(name, "empty file")
+            size = jpeg.header(content)
+            if size is None or size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+                return Picture.of(_by_pillow(content), name)
+            orientation = 1
+            if jpeg.may_be_turned(content):
+                with _quiet(), Image.open(io.BytesIO(content)) as picture:  # Pillow knows where it is said
+                    orientation = _orientation(picture)
+            return Picture(name, size[::-1] if orientation in _TRANSPOSED else size, None, content, orientation)
+
+    @property
+    def _stored_size(self) -> tuple[int, int]:
+        return self.size[::-1] if self._orientation in _TRANSPOSED else self.size
+
+    def read(self, box: jpeg.Box | None = None, part: int = 1) -> Excerpt:
+        """The pixels, or those in the `box` (y, x, height, width) and some beside it, which may not be exact.
+
+        `part` 2, 4 or 8 allows a JPEG file at a half, a quarter or an eighth of its side: libjpeg computes a reduced
+        image from the low frequencies alone, so that each pixel is about the mean of those it stands for, and
+        ceil(side / part) of them are a side. Raises UnreadableImage.
+        """
+        if self._jpeg is None:
+            return Excerpt(self._pixels, (0, 0), self.size)
+        whole = (-(-self.size[0] // part), -(-self.size[1] // part))
+        found = None
+        if box is not None:
+            start = [at // part for at in box[:2]]
+            stop = [min(-(-(at + n) // part), side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)]
+            needed = (*start, stop[0] - start[0], stop[1] - start[1])
+            found = jpeg.region(self._jpeg, _box_as_stored(needed, whole, self._orientation), part)
+        if found is not None:
+            pixels, (y, x) = found
+            corner = _box_upright((y, x, *pixels.shape[:2]), whole, self._orientation)[:2]
+            return Excerpt(_upright(pixels, self._orientation), corner, whole)
+        pixels = jpeg.whole(self._jpeg, self._stored_size, part)
+        if pixels is not None:
+            return Excerpt(_upright(pixels, self._orientation), (0, 0), whole)
+        with _named(self.name):
+            pixels = _by_pillow(self._jpeg)  # which reads or refuses a file with a fault
+        return Excerpt(pixels, (0, 0), pixels.shape[:2])
+
+
 def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The picture in `file` (its bytes or where it lies) -> uint8 (H, W, 3).
 
     Raises UnreadableImage, which calls the image `path` (default: where it lies). Pictures of more than
     about 179 million pixels are refused, as Pillow does, or of more than the environment's SIMCLR_MAX_PIXELS.
     """
-    return decode_reduced(file, path, lambda size: 1)[0]
+    return Picture.open(file, path).read().pixels
 
 
-def decode_reduced(
-    file: bytes | str | Path, path: str | None, shrink: Shrink
-) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """As `decode`, but a JPEG file at the part of its size that `shrink` allows -> pixels, whole (height, width).
-
-    libjpeg computes a reduced image from the low frequencies alone, so that each pixel is about the mean of those it
-    stands for, and ceil(side / part) of them are a side.
-    """
-    name = path or ("<bytes>" if isinstance(file, bytes) else str(file))
-    try:
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
-        if not content:
-            raise UnreadableImage(name, "empty file")
-        found = _usual_jpeg(content, shrink)
-        if found is not None:
-            return found
-        with _quiet(), Image.open(io.BytesIO(content)) as picture:
-            pixels = _rgb(picture)
-            return pixels, pixels.shape[:2]
-    except (UnreadableImage, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage(name, "not an image in a format that Pillow reads") from None
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise UnreadableImage(name, _reason(error)) from error
-
-
-def file_form(path: Path) -> str:
+def file_form(file: bytes | Path) -> str:
     """Format, colour mode and bits a channel of an image file as it is stored, such as "JPEG RGB 8 bit".
 
     Pillow gives the 16-bit channels of a colour image as 8 bits, and says so here.
     """
     try:
-        with _quiet(), Image.open(path) as picture:
+        with _quiet(), Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
             bits = {"1": 1, "I": 32, "F": 32}.get(picture.mode, 16 if picture.mode.startswith("I;16") else 8)
             return f"{picture.format} {picture.mode} {bits} bit"
     except Exception as error:
-        raise UnreadableImage(str(path), _reason(error)) from error
+        raise UnreadableImage("<bytes>" if isinstance(file, bytes) else str(file), _reason(error)) from error
 
 
 def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -140,6 +197,11 @@ def stretch(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     return np.rint(np.clip(grey / ((high - low) or 1.0), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
+def _by_pillow(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    with _quiet(), Image.open(io.BytesIO(content)) as picture:
+        return _rgb(picture)
+
+
 def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     picture.load()
     orientation = _orientation(picture)
@@ -152,38 +214,31 @@ def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return _upright(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")), orientation)
 
 
-def _usual_jpeg(content: bytes, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None:
-    """A colour or grey JPEG without fault; None for all else, which Pillow reads or refuses."""
-    if not content.startswith(b"\xff\xd8\xff"):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError:
-        return None
-    if colours not in ("YCbCr", "Gray") or height * width > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-        return None
-    orientation = 1
-    if b"Exif" in content or b":Orientation" in content:  # in EXIF or XMP; Pillow knows where
-        with _quiet(), Image.open(io.BytesIO(content)) as picture:
-            orientation = _orientation(picture)
-    size = (width, height) if orientation >= 5 else (height, width)
-    part = shrink(size)
-    try:
-        pixels = simplejpeg.decode_jpeg(content, min_height=-(-height // part), min_width=-(-width // part))
-    except ValueError:
-        return None
-    return _upright(pixels, orientation), size
-
-
 def _upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
     """An image as it is stored -> as it is meant, after EXIF 2.3, tag 0x0112; other orientations than 1 to 8 are 1."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TRANSPOSED:
         pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
+    if orientation in _UPSIDE_DOWN:
         pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
+    if orientation in _MIRRORED:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _box_upright(box: jpeg.Box, whole: tuple[int, int], orientation: int) -> jpeg.Box:
+    """Where a box of the stored image is in the upright one, whose (height, width) is `whole`."""
+    y, x, height, width = (*box[1::-1], *box[:1:-1]) if orientation in _TRANSPOSED else box
+    y = whole[0] - y - height if orientation in _UPSIDE_DOWN else y
+    x = whole[1] - x - width if orientation in _MIRRORED else x
+    return y, x, height, width
+
+
+def _box_as_stored(box: jpeg.Box, whole: tuple[int, int], orientation: int) -> jpeg.Box:
+    """The reverse of `_box_upright`."""
+    y, x, height, width = box
+    y = whole[0] - y - height if orientation in _UPSIDE_DOWN else y
+    x = whole[1] - x - width if orientation in _MIRRORED else x
+    return (x, y, width, height) if orientation in _TRANSPOSED else (y, x, height, width)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -191,6 +246,19 @@ def _orientation(picture: Image.Image) -> int:
         return picture.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged metadata do not make the pixels unreadable
         return 1
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever is raised inside, as an UnreadableImage that names the image."""
+    try:
+        yield
+    except (UnreadableImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage(name, "not an image in a format that Pillow reads") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise UnreadableImage(name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""The index of a large folder, kept between starts in the user's cache directory.
+"""The index of a large folder, or of tar files, kept between starts in the user's cache directory.
 
-It is used again while no folder in it has changed: adding, removing or renaming a file or folder changes the time of
-the folder that it lies in. A folder that changed moments before it was read could change again within the resolution
-of its time, so such an index is not kept.
+It is used again while no folder in it (no tar file) has changed: adding, removing or renaming a file or folder changes
+the time of the folder that it lies in. A folder that changed moments before it was read could change again within the
+resolution of its time, so such an index is not kept.
 """
 
 import contextlib
@@ -20,22 +20,23 @@ from .paths import Paths
 
 LEAST = 10_000  # images from which on keeping an index is worth a file
 SETTLED = 2_000_000_000  # nanoseconds; no usual file system keeps times more coarsely than in 2 seconds
-_FORM = b"1"  # of the files
+_FORM = b"2"  # of the files
 
 
 class Index(NamedTuple):
-    """What opening a folder finds out about its n images."""
+    """What opening a folder or tar files finds out about their n images."""
 
     paths: Paths
     is_test: Bool[np.ndarray, " n"] | None
     labels: Int64[np.ndarray, " n"] | None
     classes: list[str] | None
+    places: Int64[np.ndarray, "n 3"] | None = None
+    """of images in tar files"""
 
 
 def cached(root: Path, parts: Sequence[str], build: Callable[[list[bytes]], Index]) -> Index:
-    """The kept index of the sub-folders `parts` of `root`, or the one that `build` makes, which is then kept.
-
-    `build` puts every folder that it reads into its argument.
+    """The kept index of the sub-folders, or tar files, `parts` of `root`, or the one that `build` makes, which is then
+    kept. `build` puts every folder or tar file that it reads into its argument.
     """
     file = _file(root, parts)
     if (kept := _load(file)) is not None:
@@ -69,7 +70,8 @@ def _load(file: Path) -> Index | None:
                 return None
             labels, classes = kept.get("labels"), kept.get("classes")
             classes = None if classes is None else classes.tolist()
-            return Index(Paths(kept["text"], kept["offsets"]), kept.get("is_test"), labels, classes)
+            paths = Paths(kept["text"], kept["offsets"])
+            return Index(paths, kept.get("is_test"), labels, classes, kept.get("places"))
     except Exception:  # a folder that is gone, a file that is none of ours or was cut short: it is made anew
         return None
 
@@ -82,8 +84,9 @@ def _save(file: Path, index: Index, folders: list[bytes], times: Int64[np.ndarra
     }  # fmt: skip
     if index.labels is not None:
         arrays |= {"labels": index.labels, "classes": np.array(index.classes, np.str_)}
-    if index.is_test is not None:
-        arrays["is_test"] = index.is_test
+    for name in ("is_test", "places"):
+        if (found := getattr(index, name)) is not None:
+            arrays[name] = found
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     with open(partial, "wb") as stream:

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from .decoding import UnreadableImage
-from .index import Index, cached
+from .folders import open_folder, open_shards, without_classes
 from .loading import attempt
 from .named import cifar10, sample, torchvision_set
 from .paths import Paths, find_images
 from .several import joined
-from .sources import Annotation, Arrays, Files, Objects, Source, encode_labels, sort_classes
+from .shards import shard_files
+from .sources import Annotation, Arrays, Files, Objects, Source, encode_labels
 from .splits import SPLITS, Part, assemble, reopen, select_part
 
 GRAMMAR = (
-    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz, cifar10:DIR, "
-    "torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
+    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz, tar files FILE.tar or "
+    "NAME-{000..099}.tar, cifar10:DIR, torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
 )
 
 
@@ -36,6 +37,8 @@ def open_source(spec: Any, split: str = "train") -> Source:
                           val); in the order of the rows
     ``FILE.npz``          `images` uint8 (N, H, W, 3) or (N, H, W) and optionally `labels`, or the pairs
                           `train_images`, `train_labels`, `test_images` (or `val_images`), `test_labels`
+    ``FILE.tar``          images in a tar file, with folders as above or classes in .cls members, as WebDataset has
+                          them; ``NAME-{00..99}.tar`` is a hundred of them, a folder of tar files all that are there
     ``cifar10:DIR``       CIFAR-10 in any of its usual forms
     ``torchvision:X:DIR`` the torchvision data set of class X, which downloads it to DIR if it is not there
     ``sample``            a part of CIFAR-10 that comes with the package
@@ -70,7 +73,9 @@ def open_source(spec: Any, split: str = "train") -> Source:
         return torchvision_set(name, Path(folder).expanduser(), split)
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder(path, split)
+        return open_folder(path, split)
+    if path.suffix.lower() == ".tar":
+        return open_shards(shard_files(text), path.stem, split)
     if not path.exists():
         raise ValueError(f"{text!r} does not exist; data can be {GRAMMAR}")
     openers = {".txt": _list, ".csv": _table, ".npz": _npz}
@@ -84,9 +89,9 @@ def why_unlabelled(spec: Any) -> str:
     if not isinstance(spec, str | os.PathLike):
         return "its items are no pairs (image, label)"
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return _without_classes(path)
-    match path.suffix.lower():
+    if path.is_dir() and find_images(path):
+        return without_classes(path)
+    match ".tar" if path.is_dir() else path.suffix.lower():
         case ".txt":
             return "a list of paths has none; a table FILE.csv has columns path and label"
         case ".csv":
@@ -95,67 +100,11 @@ def why_unlabelled(spec: Any) -> str:
             if "label" in header:
                 return "its column label is empty"
             return f"its columns are {', '.join(header)}; that of the classes must be called label"
+        case ".tar":
+            return "its images have no classes beside them (KEY.cls) and lie in no two folders"
         case ".npz":
             return "labels stand beside images, or train_labels and test_labels beside the images of both parts"
     return "it comes without"
-
-
-def _without_classes(root: Path) -> str:
-    parts, folders = _parts(root), _folders(root)
-    if parts == ("",):
-        for name, others in (("train", ("test", "val")), ("test", ("train",)), ("val", ("train",))):
-            if name in folders and not any(other in folders for other in others):
-                wanted = " or ".join(f"{other}/" for other in others)
-                return f"it has {folders[name]}/ but no {wanted}; add one, or name {root / folders[name]}"
-    depth = int(parts != ("",))
-    names = [name.split(b"/") for name in find_images(root, parts)]
-    if loose := [name for name in names if len(name) < depth + 2]:
-        return f"{os.fsdecode(b'/'.join(loose[0]))} is in no sub-folder of a class"
-    return f"it has only one class, {os.fsdecode(names[0][depth])}; at least two are needed"
-
-
-def _folders(root: Path) -> dict[str, str]:
-    return {entry.name.lower(): entry.name for entry in os.scandir(root) if entry.is_dir()}
-
-
-def _parts(root: Path) -> tuple[str, ...]:
-    """The sub-folders of the training and the test part, or the folder itself."""
-    folders = _folders(root)
-    test = folders.get("test", folders.get("val"))
-    return (folders["train"], test) if "train" in folders and test is not None else ("",)
-
-
-def _folder(root: Path, split: str) -> Source:
-    parts = _parts(root)
-    own = len(parts) == 2
-
-    def build(visited: list[bytes]) -> Index:
-        names = find_images(root, parts, visited)
-        if not names:
-            raise ValueError(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif)")
-        is_test = np.array([name.startswith(os.fsencode(parts[1]) + b"/") for name in names]) if own else None
-        return Index(Paths.of(names), is_test, *_class_folders(names, int(own)))
-
-    index = cached(root, parts, build)
-    name = root.resolve().name or str(root)
-    source = Files(name=name, root=root, paths=index.paths, annotation=(index.labels, index.classes))
-    return select_part(source, index.is_test, split)
-
-
-def _class_folders(names: list[bytes], depth: int) -> Annotation:
-    """The class of each image is its `depth`-th folder, if all have one and there are at least two."""
-    codes: dict[bytes, int] = {}
-    found = np.empty(len(names), np.int64)
-    for i, name in enumerate(names):
-        parts = name.split(b"/", depth + 1)
-        if len(parts) < depth + 2:
-            return None, None
-        found[i] = codes.setdefault(parts[depth], len(codes))
-    if len(codes) < 2:
-        return None, None
-    folders = [os.fsdecode(folder) for folder in codes]
-    classes = sort_classes(folders)
-    return np.array([classes.index(folder) for folder in folders], np.int64)[found], classes
 
 
 def _list(path: Path, split: str) -> Source:

@@ -88,13 +88,14 @@ def find_images(root: Path, parts: Iterable[str] = ("",), visited: list[bytes] |
                         identity = _identity(entry.path)
                         if identity not in above:
                             pending.append((entry.path, prefix + name + b"/", above | {identity}))
-                    elif _is_image(name) and (entry.is_file() or entry.is_symlink()):
+                    elif is_image(name) and (entry.is_file() or entry.is_symlink()):
                         found.append(prefix + name)
     found.sort()
     return found
 
 
-def _is_image(name: bytes) -> bool:
+def is_image(name: bytes) -> bool:
+    """Whether a file name has the extension of a picture."""
     return name.rpartition(b".")[2].lower() in EXTENSIONS
 
 

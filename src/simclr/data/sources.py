@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, Shaped, UInt8
 
-from .decoding import Shrink, UnreadableImage, as_rgb, decode, decode_reduced
+from .decoding import Picture, UnreadableImage, as_rgb
 from .paths import Paths
 
 Annotation = tuple[Int64[np.ndarray, " n"] | None, list[str] | None]
@@ -50,18 +50,18 @@ class Source:
         """The name of image i within the source."""
         return self.paths[i]
 
-    def file(self, i: int | np.integer) -> Path | None:
-        """Where the file of image i lies; None for images that are not files."""
+    def stored(self, i: int | np.integer) -> Path | bytes | None:
+        """The file of image i, or where it lies; None for images that are not files."""
         return None
+
+    def open(self, i: int | np.integer) -> Picture:
+        """Image i, for reading what is needed of it; raises UnreadableImage."""
+        stored, name = self.stored(i), self.paths[i]
+        return Picture.of(self.read(i), name) if stored is None else Picture.open(stored, name)
 
     def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
         """Image i as uint8 (H, W, 3); raises UnreadableImage."""
-        raise NotImplementedError
-
-    def read_reduced(self, i: int | np.integer, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-        """Image i, smaller by what `shrink` allows where that spares work, and its whole (height, width)."""
-        image = self.read(i)
-        return image, image.shape[:2]
+        return self.open(i).read().pixels
 
     @property
     def images(self) -> UInt8[np.ndarray, "n h w 3"] | None:
@@ -111,18 +111,12 @@ class Files(Source):
 
     root: Path
 
-    def file(self, i: int | np.integer) -> Path:
+    def stored(self, i: int | np.integer) -> Path:
         return self.root / self.paths[i]
-
-    def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
-        return decode(self.file(i), self.paths[i])
-
-    def read_reduced(self, i: int | np.integer, shrink: Shrink) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-        return decode_reduced(self.file(i), self.paths[i], shrink)
 
     def _content(self, i: np.integer) -> bytes:
         try:
-            return b"%d" % os.stat(self.file(i)).st_size
+            return b"%d" % os.stat(self.stored(i)).st_size
         except OSError:
             return b"?"
 

@@ -4,20 +4,21 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simclr.views import Views
 
-from .decoding import UnreadableImage
+from .decoding import Picture, UnreadableImage
 from .order import Order, TooManyBadImages
 from .sources import Source
 
@@ -51,46 +52,55 @@ class Cutter:
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
-        indices, images, sizes, bad = tried.copy(), [], np.empty((len(tried), 2), np.int64), []
+        n, size, epoch = len(tried), self.views.size, self.order.epoch(step)
+        indices, sizes, bad = tried.copy(), np.empty((n, 2), np.int64), []
+        crops = np.empty((self.count, n, size, size, 3), np.uint8)
+        candidates = [chain([i], self.order.replacements(step, i)) for i in tried.tolist()]
+        left = list(range(n))
         try:
-            for k, index in enumerate(tried):
-                indices[k], image, sizes[k] = self._readable(step, int(index), bad)
-                images.append(image)
+            while left:  # once, but for images that open and then cannot be read
+                pictures = []
+                for k in left:
+                    indices[k], picture = self._open(candidates[k], bad)
+                    sizes[k] = picture.size
+                    pictures.append(picture)
+                drawn = self.views.draw_all(indices[left], epoch, self.count, self.order.seed, sizes[left])
+                boxes, flips = np.stack([p.crop for p in drawn], 1), np.stack([p.flip for p in drawn], 1)
+                rows = zip(left, pictures, boxes, flips, strict=True)
+                left = [k for k, *one in rows if not self._cut(*one, crops[:, k], bad)]
         except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
             return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
-        read = np.array([image.shape[:2] for image in images], np.int64)
-        crops = np.empty((self.count, len(images), self.views.size, self.views.size, 3), np.uint8)
-        drawn = self.views.draw_all(indices, self.order.epoch(step), self.count, self.order.seed, sizes)
-        for v, parameters in enumerate(one.resized(read) for one in drawn):
-            for k, image in enumerate(images):
-                crops[v, k] = self.views.crop(image, parameters, k)
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
 
-    def _readable(
-        self, step: int, index: int, bad: list[UnreadableImage]
-    ) -> tuple[int, UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-        """The first image that can be read of `index` and its replacements, and its size; the others go to `bad`."""
-        others = self.order.replacements(step, index)
+    def _open(self, candidates: Iterator[int], bad: list[UnreadableImage]) -> tuple[int, Picture]:
+        """The first image that opens; those before it go to `bad`."""
         while True:
+            index = next(candidates)
             try:
-                return index, *self._read(step, index)
+                return index, self.source.open(index)
             except UnreadableImage as error:
                 bad.append(error)
-                index = next(others)
 
-    def _read(self, step: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-        if self.decode == "exact":
-            image = self.source.read(index)
-            return image, image.shape[:2]
-
-        def shrink(size: tuple[int, int]) -> int:
-            if min(size) < 2 * self.views.size:
-                return 1
-            drawn = self.views.draw_all(np.array([index]), self.order.epoch(step), self.count, self.order.seed, size)
-            spare = min(int(one.crop[0, 2:].min()) for one in drawn) // self.views.size
-            return max(part for part in (1, 2, 4, 8) if part <= max(spare, 1))
-
-        return self.source.read_reduced(index, shrink)
+    def _cut(
+        self,
+        picture: Picture,
+        boxes: Int64[np.ndarray, "v 4"],
+        flips: Bool[np.ndarray, " v"],
+        out: UInt8[np.ndarray, "v s s 3"],
+        bad: list[UnreadableImage],
+    ) -> bool:
+        """All crops of an image to `out`; False where it cannot be read."""
+        start, stop = boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)
+        spare = int(boxes[:, 2:].min()) // self.views.size if self.decode == "fast" else 1
+        part = max(part for part in (1, 2, 4, 8) if part <= max(spare, 1))
+        try:
+            found = picture.read((*start.tolist(), *(stop - start).tolist()), part)
+        except UnreadableImage as error:
+            bad.append(error)
+            return False
+        for v, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+            out[v] = self.views.crop(found.pixels, found.place(box, picture.size), flip)
+        return True
 
 
 def loader(

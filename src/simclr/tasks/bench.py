@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr.data import Source
+from simclr.data import Source, jpeg
 from simclr.data.loading import cores
 from simclr.losses import nt_xent
 from simclr.outputs import writable_folder
@@ -133,7 +133,8 @@ class Bench(Pretrain):
                 return rates + "views and step share this processor; a GPU for the step would end the wait"
             if self.machine.worker_processes < cores() - 1:
                 return rates + f"raise machine.workers from {self.machine.worker_processes} towards {cores() - 1}"
-            return rates + "try decode: fast, images stored at a smaller size, or more CPU cores"
+            regions = "" if jpeg.reads_regions() else "for JPEG files: pip install turbojpeg; else "
+            return rates + regions + "try decode: fast, images stored at a smaller size, or more CPU cores"
         if found["loss"]["seconds"] > 0.1 * step["seconds"]:
             return "the loss is a tenth of the step or more: a larger encoder would cost little"
         if step["share_of_peak"] < 0.3 and not self.machine.compile and found["device"] != "cpu":

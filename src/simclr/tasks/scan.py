@@ -94,8 +94,8 @@ class Scan:
 def _look(source: Source, i: int) -> Picture | UnreadableImage:
     try:
         image = source.read(i)
-        file = source.file(i)
-        form = "uint8 RGB 8 bit" if file is None else file_form(file)
+        stored = source.stored(i)
+        form = "uint8 RGB 8 bit" if stored is None else file_form(stored)
     except UnreadableImage as error:
         return error
     height, width, _ = image.shape

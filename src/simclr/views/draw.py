@@ -6,7 +6,7 @@ from 16 + 4k on: aspect ratio, extent, y, x.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import permutations
 
 import numpy as np
@@ -49,16 +49,6 @@ class ViewParameters:
         if isinstance(rows, int | np.integer):
             rows = [rows]
         return ViewParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-    def resized(self, sizes: Int[np.ndarray, "b 2"]) -> "ViewParameters":
-        """The same views of the same images at other sizes; the edges of crops move to the nearest pixel there."""
-        if (sizes == self.sizes).all():
-            return self
-        scale = sizes / self.sizes
-        start = np.rint(self.crop[:, :2] * scale).astype(np.int64)
-        stop = np.rint((self.crop[:, :2] + self.crop[:, 2:]) * scale).astype(np.int64)
-        start = np.minimum(start, sizes - 1)
-        return replace(self, sizes=sizes, crop=np.concatenate([start, np.maximum(stop - start, 1)], 1))
 
 
 def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewParameters:

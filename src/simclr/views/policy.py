@@ -214,15 +214,18 @@ class Views:
             return _into(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
         return self._render(images, parameters, backend, out, cropped=False)
 
-    def crop(self, image: UInt8[np.ndarray, "h w 3"], parameters: ViewParameters, i: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Row i's crop of one image, resized, flipped and rounded to bytes: the share of a worker."""
+    def crop(
+        self, image: UInt8[np.ndarray, "h w 3"], box: Int[np.ndarray, " 4"], flip: bool | np.bool_
+    ) -> UInt8[np.ndarray, "s s 3"]:
+        """The `box` (y, x, height, width) of one image, resized, flipped or not, and rounded to bytes: the share of a
+        worker. `box` and `flip` are a row of drawn parameters."""
         from simclr.views import fused  # numba is only loaded where the CPU backend is used
 
-        size = tuple(parameters.sizes[i].tolist())
-        if size != image.shape[:2]:
-            raise ValueError(f"parameters are for size {size}, the image is {image.shape[:2]}")
-        box, flip = parameters.crop[i : i + 1], parameters.flip[i : i + 1]
-        return fused.crop(image[None], box, flip, self.size, self.semantics == "torchvision")[0]
+        y, x, height, width = box.tolist()
+        if min(y, x) < 0 or min(height, width) < 1 or y + height > image.shape[0] or x + width > image.shape[1]:
+            raise ValueError(f"the crop is {(y, x, height, width)}, which is not within the image, {image.shape[:2]}")
+        antialias = self.semantics == "torchvision"
+        return fused.crop(image[None], box[None], np.array([flip]), self.size, antialias)[0]
 
     def colour(
         self,

@@ -1,0 +1,107 @@
+"""Images in tar files: a few large files where many small ones would be slow to list, copy and open.
+
+A member is an image by its extension; its name in the archive is its path. `KEY.cls` beside `KEY.jpg` is its class, as
+WebDataset writes it; without such members, folders are classes and parts as in a folder of images. Only plain tar files
+are read: at random, in any order, without unpacking.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from .decoding import UnreadableImage
+from .paths import is_image
+from .sources import Source
+
+Places = Int64[np.ndarray, "n 3"]
+"""shard, first byte and length of each image"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shards(Source):
+    """Images in the tar files `shards`, at `places`."""
+
+    shards: tuple[Path, ...]
+    places: Places
+
+    def stored(self, i: int | np.integer) -> bytes:
+        shard, start, length = self.places[i].tolist()
+        try:
+            return _read(self.shards[shard], start, length)
+        except OSError as error:
+            reason = f"{self.shards[shard]}: {(error.strerror or str(error)).lower()}"
+            raise UnreadableImage(self.paths[i], reason) from error
+
+    def _content(self, i: np.integer) -> bytes:
+        return b"%d" % self.places[i, 2]
+
+    def _selected(self, indices: Int[np.ndarray, " m"]) -> dict[str, np.ndarray]:
+        return {"places": self.places[indices]}
+
+
+def shard_files(text: str) -> list[Path]:
+    """FILE.tar, or several as in name-{000..099}.tar, which a number each stands for; all must be there."""
+    match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", text, re.DOTALL)
+    if match is None:
+        names = [text]
+    else:
+        before, first, last, after = match.groups()
+        names = [f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1)]
+        if not names:
+            raise ValueError(f"{text!r}: {{{first}..{last}}} stands for no number; write the smaller first")
+    files = [Path(name).expanduser() for name in names]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{str(file)!r} does not exist" + (f", which {text!r} names" if match else ""))
+    return files
+
+
+def find_members(files: list[Path]) -> tuple[list[bytes], Places, list[str] | None]:
+    """Names of all images in tar files, sorted, where they lie, and their classes as written in .cls members, "" for
+    none; None where there are no such members. Hidden files are left out."""
+    names, places, stems = [], [], []
+    classes: dict[tuple[int, bytes], str] = {}
+    for k, file in enumerate(files):
+        for name, start, length in _members(file):
+            stem, _, extension = name.rpartition(b".")
+            if is_image(name):
+                names.append(name)
+                places.append((k, start, length))
+                stems.append((k, stem))
+            elif extension == b"cls":
+                classes[k, stem] = _read(file, start, length).decode(errors="replace").strip()
+    if len(set(names)) < len(names):  # each shard may number its images from 0
+        names = [os.fsencode(files[k].stem) + b"/" + name for name, (k, _, _) in zip(names, places, strict=True)]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    found = np.array(places, np.int64).reshape(-1, 3)[order]
+    return [names[i] for i in order], found, [_class(classes, *stems[i]) for i in order] if classes else None
+
+
+def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
+    """What is written in `a/b.cls` for `a/b.jpg`, and for `a/b.left.jpg` where it has none of its own."""
+    folder, slash, base = stem.rpartition(b"/")
+    return classes.get((shard, stem), classes.get((shard, folder + slash + base.partition(b".")[0]), ""))
+
+
+def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if member.isreg() and not any(part.startswith(".") for part in name.split("/")):
+                    yield name.encode(errors="surrogateescape"), member.offset_data, member.size
+                archive.members = []  # which would keep them all
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"{file}: not a whole, uncompressed tar file ({error})") from None
+
+
+def _read(file: Path, start: int, length: int) -> bytes:
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        return stream.read(length)
