@@ -36,7 +36,7 @@ class Pack:
     """
 
     data: str
-    """the images: a folder, list.txt, table.csv, array.npz, cifar10:DIR, torchvision:NAME:DIR or sample"""
+    """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: Path
     """folder for 000000.tar, 000001.tar and so on; it must not hold any"""
     side: int = 0

@@ -39,7 +39,7 @@ class Scan:
     """
 
     data: str
-    """the images: a folder, list.txt, table.csv, array.npz, cifar10:DIR, torchvision:NAME:DIR or sample"""
+    """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: Path | None = None
     """folder for the lists: bad_files.csv, duplicates.csv and images.csv, which must not be there; None writes nothing
     """
