@@ -8,6 +8,7 @@ are read: at random, in any order, without unpacking.
 import os
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,22 +66,24 @@ def shard_files(text: str) -> list[Path]:
 def find_members(files: list[Path]) -> tuple[list[bytes], Places, list[str] | None]:
     """Names of all images in tar files, sorted, where they lie, and their classes as written in .cls members, "" for
     none; None where there are no such members. Hidden files are left out."""
-    names, places, stems = [], [], []
+    names, places = [], array("q")  # numbers as such, since there may be millions
     classes: dict[tuple[int, bytes], str] = {}
     for k, file in enumerate(files):
         for name, start, length in _members(file):
             stem, _, extension = name.rpartition(b".")
             if is_image(name):
                 names.append(name)
-                places.append((k, start, length))
-                stems.append((k, stem))
+                places.extend((k, start, length))
             elif extension == b"cls":
                 classes[k, stem] = _read(file, start, length).decode(errors="replace").strip()
+    where = np.array(places, np.int64).reshape(-1, 3)
+    shards = where[:, 0].tolist()
+    stems = (name.rpartition(b".")[0] for name in names)
+    texts = [_class(classes, k, stem) for k, stem in zip(shards, stems, strict=True)] if classes else None
     if len(set(names)) < len(names):  # each shard may number its images from 0
-        names = [os.fsencode(files[k].stem) + b"/" + name for name, (k, _, _) in zip(names, places, strict=True)]
+        names = [os.fsencode(files[k].stem) + b"/" + name for k, name in zip(shards, names, strict=True)]
     order = sorted(range(len(names)), key=names.__getitem__)
-    found = np.array(places, np.int64).reshape(-1, 3)[order]
-    return [names[i] for i in order], found, [_class(classes, *stems[i]) for i in order] if classes else None
+    return [names[i] for i in order], where[order], texts and [texts[i] for i in order]
 
 
 def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
