@@ -5,8 +5,8 @@
 Features (N, 512), 10 classes: `relu`, rectified random projections of 16-pixel CIFAR-10 images (as hard as real
 features of a weak network), and `mixture`, correlated normal features around class centres (as separable as those of
 a good one). Both solvers see the same standardised float32 features and minimise the same sum; scikit-learn runs its
-default solver (lbfgs, tol 1e-4) with room to converge. Timings of the two alternate, so that a busy machine slows
-both.
+default solver (lbfgs, tol 1e-4) with room to converge, and ours runs to an objective that is no higher: at the loosest
+of TOLERANCES that gets there. Timings of the two alternate, so that a busy machine slows both.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 
 from simclr.data import open_source
 from simclr.evaluation import accuracy
-from simclr.logistic import choose_and_refit, fit_path
+from simclr.logistic import Classifier, choose_and_refit, fit_path
 from simclr.run import environment
 from simclr.views.evaluation import Preprocess
 
 WIDTH, CLASSES = 512, 10
-TOLERANCE = 3e-4  # in our scaled coordinates; ends at an objective no higher than scikit-learn's default
+TOLERANCES = (3e-3, 2e-3, 1e-3, 5e-4, 3e-4)  # in our scaled coordinates
 
 
 def relu(spec: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,21 +65,33 @@ def measure(x: np.ndarray, y: np.ndarray, penalties: list[float], repeats: int) 
     features, labels = torch.from_numpy(x), torch.from_numpy(y)
     fits = []
     for penalty in penalties:
-        ours, theirs = [], []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            classifier = fit_path(features, labels, CLASSES, [penalty], tolerance=TOLERANCE)[0]
-            ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
+
+        def fit(tolerance: float, penalty: float = penalty) -> Classifier:
+            return fit_path(features, labels, CLASSES, [penalty], tolerance=tolerance)[0]
+
+        def peer(penalty: float = penalty) -> LogisticRegression:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ConvergenceWarning)
-                reference = LogisticRegression(C=1 / penalty, max_iter=10_000).fit(x, y)
-            theirs.append(time.perf_counter() - start)
+                return LogisticRegression(C=1 / penalty, max_iter=10_000).fit(x, y)
+
+        reference = peer()
+        target = objective(reference.coef_, reference.intercept_, x, y, penalty)
+        for tolerance in TOLERANCES:
+            classifier = fit(tolerance)
+            reached = objective(classifier.weight.numpy(), classifier.bias.numpy(), x, y, penalty)
+            if reached <= target:
+                break
+        ours, theirs = [], []
+        for _ in range(repeats):
+            for work, times in ((lambda t=tolerance: fit(t), ours), (peer, theirs)):
+                start = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - start)
         fits.append({
-            "penalty": penalty, "seconds": min(ours), "sklearn_seconds": min(theirs),
+            "penalty": penalty, "seconds": min(ours), "sklearn_seconds": min(theirs), "tolerance": tolerance,
+            "times_quicker": min(theirs) / min(ours),
             "iterations": classifier.iterations, "sklearn_iterations": int(reference.n_iter_[0]),
-            "objective": objective(classifier.weight.numpy(), classifier.bias.numpy(), x, y, penalty),
-            "sklearn_objective": objective(reference.coef_, reference.intercept_, x, y, penalty),
+            "objective": reached, "sklearn_objective": target,
         })  # fmt: skip
         print(json.dumps(fits[-1]), flush=True)
     held_out = np.arange(len(x)) % 10 == 0

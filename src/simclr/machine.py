@@ -90,6 +90,8 @@ class Machine:
         if precision == "auto":
             native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "32"
+        if precision == "64" and self.kind == "mps":
+            raise ValueError("machine.precision is 64, which MPS does not have; allowed there are auto, 32, bf16, 16")
         if precision == "16" and self.kind == "cpu":
             raise ValueError("machine.precision is 16, which needs a GPU; allowed on a CPU are auto, 32, bf16, 64")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

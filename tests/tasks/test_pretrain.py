@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +168,27 @@ def test_sigterm_to_all_processes_at_once_saves_too(folder, tmp_path):
     assert process.returncode == 1, said
     assert "and saved; the same command goes on" in said
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the children of a process are read from /proc")
+def test_processes_end_when_the_one_that_started_them_is_killed(folder, tmp_path):
+    words = command(folder, tmp_path / "run", "--machine.devices", "2", "--epochs", "500", "--save_every", "1000000",
+                    "--knn_every", "0")  # fmt: skip
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 1):
+        assert process.poll() is None
+        time.sleep(0.05)
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    others = [pid for pid in found if b"simclr" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert others
+    process.kill()
+    process.wait()
+    for _ in range(400):
+        if not any(Path(f"/proc/{pid}").exists() for pid in others):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a process is left")
 
 
 def test_each_step_sends_both_views_through_the_encoder_once(folder, tmp_path, monkeypatch):

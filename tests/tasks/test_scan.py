@@ -96,7 +96,7 @@ def test_several_classes_of_an_image_are_counted_one_by_one(tmp_path):
         rows.append(f"{i}.png,{('Leopards|big', 'big|', '')[i % 3]}")
     (tmp_path / "table.csv").write_text("\n".join(rows))
     report = Scan(data=str(tmp_path / "table.csv"))()
-    assert report["classes"] == {"Leopards": 4, "big": 8, "(no label)": 4}
+    assert report["classes"] == {"Leopards": 4, "big": 8} and report["unlabelled"] == 4
 
 
 def test_lists_that_are_there_are_kept_and_the_scan_refused_before_it_looks(folder, tmp_path, monkeypatch):

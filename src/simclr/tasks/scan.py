@@ -65,6 +65,7 @@ class Scan:
             "width": _spread([one.width for one in pictures]),
             "forms": dict(Counter(one.form for one in pictures).most_common()),
             "classes": _classes(source),
+            "unlabelled": len(source) if source.labels is None else int((source.labels < 0).sum()),
             "split": _split(self.data, source),
             "duplicates": _duplicates(pictures),
             "bad": bad,
@@ -116,8 +117,7 @@ def _classes(source: Source) -> dict[str, int] | None:
     names, known = class_names(source), source.labels >= 0
     found = truth(source.select(np.flatnonzero(known), source.split))
     counts = np.bincount(found, minlength=len(names)) if found.ndim == 1 else found.sum(0)
-    unlabelled = int((~known).sum())
-    return dict(zip(names, counts.tolist(), strict=True)) | ({"(no label)": unlabelled} if unlabelled else {})
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _split(spec: str, source: Source) -> dict[str, Any] | None:
@@ -152,6 +152,8 @@ def _text(report: dict[str, Any], spec: str, shown: int = 10) -> str:
     else:
         lines.append(f"  {len(classes)} classes of {min(classes.values())} to {max(classes.values())} images")
         lines += _shortened([f"    {name}: {count}" for name, count in classes.items()], shown)
+        if report["unlabelled"]:
+            lines.append(f"  {report['unlabelled']} images without a label")
     split = report["split"]
     if split is None:
         lines.append("  too few images to hold out some for testing")
