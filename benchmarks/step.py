@@ -33,7 +33,7 @@ def encoder() -> nn.Module:
     return resnet(18, image_size=32)
 
 
-def bare(channels_last: bool = True, two_passes: bool = False) -> Work:
+def bare(channels_last: bool = True, two_passes: bool = False, compiled: bool = False) -> Work:
     from simclr import LARS, nt_xent
     from simclr.models import ProjectionHead
     from simclr.optim import parameter_groups
@@ -41,6 +41,8 @@ def bare(channels_last: bool = True, two_passes: bool = False) -> Work:
     network = nn.Sequential(encoder(), ProjectionHead(512, 128, 2))
     form = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=form)
+    if compiled:
+        network.compile()
     optimizer = LARS(parameter_groups(network, 1e-6), lr=0.1)
     x = torch.rand(2 * BATCH, 3, 32, 32).contiguous(memory_format=form)
 
@@ -129,6 +131,7 @@ CASES = {
         "bare": bare,
         "bare, channels first": lambda: bare(channels_last=False),
         "bare, two forward passes": lambda: bare(two_passes=True),
+        "bare, compiled": lambda: bare(compiled=True),
         "simclr, the whole loop": simclr,
         "lightly's loop": lightly,
     }
