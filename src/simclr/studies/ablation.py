@@ -48,7 +48,7 @@ def with_views(base: Pretrain, **settings: Any) -> Pretrain:
     return replace(base, views=replace(base.views, **settings))
 
 
-def resnet_of(base: Pretrain) -> tuple[int, float]:
+def resnet_of(base: Pretrain) -> tuple[int, float | int]:
     """Depth and width of the encoder; ValueError for other families, whose depth and width are not ours to vary."""
     depth = base.encoder.removeprefix("simclr_resnet")
     if not depth.isdecimal():
@@ -56,7 +56,7 @@ def resnet_of(base: Pretrain) -> tuple[int, float]:
     return int(depth), base.encoder_options.get("width", 1)
 
 
-def with_resnet(base: Pretrain, depth: int, width: float, **options: Any) -> Pretrain:
+def with_resnet(base: Pretrain, depth: int, width: float | int, **options: Any) -> Pretrain:
     """A task with a ResNet of that depth and width."""
     return replace(
         base, encoder=f"simclr_resnet{depth}", encoder_options={**base.encoder_options, "width": width, **options}

@@ -26,7 +26,7 @@ def selective_kernels(base: Pretrain) -> dict[str, Member]:
     })  # fmt: skip
 
 
-def _label(depth: int, width: float, sk: bool) -> str:
+def _label(depth: int, width: float | int, sk: bool) -> str:
     return f"resnet{depth}-{width:g}x{'-sk' if sk else ''}"
 
 

@@ -47,7 +47,8 @@ class Study(Pretrain):
     name: str | None = None
     """the study; none lists them"""
     data: Any = None
-    """labelled images with a training and a test part; members learn from the training part without its labels"""
+    """labelled images with a training and a test part; but for supcon, members learn from the
+    training part without its labels"""
     out: Path | None = None
     """folder of the study; runs/study-NAME-DATA if not given"""
     fresh: bool = False
