@@ -49,11 +49,9 @@ def files(folder):
 
 
 def test_a_study_is_its_members_and_is_not_run_twice(data, tmp_path, trained, capsys):
-    task = small(data, tmp_path / "s", only=("nt-xent", "supcon-with-labels"), seeds=2)
+    task = small(data, tmp_path / "s", only=("nt-xent",), seeds=2)
     content = task()
-    assert [str(p.relative_to(tmp_path / "s")) for p in trained] == [
-        "nt-xent/seed-0", "nt-xent/seed-1", "supcon-with-labels/seed-0", "supcon-with-labels/seed-1",
-    ]  # fmt: skip
+    assert [p.relative_to(tmp_path / "s").as_posix() for p in trained] == ["nt-xent/seed-0", "nt-xent/seed-1"]
     for label, entry in content["members"].items():
         for name in ("linear", "knn"):
             values = []
@@ -64,12 +62,11 @@ def test_a_study_is_its_members_and_is_not_run_twice(data, tmp_path, trained, ca
             assert entry["mean"][f"{name} h"] == pytest.approx(np.mean(values))
             assert entry["sd"][f"{name} h"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert content["members"]["nt-xent"]["published"] == 63.9
-    assert content["members"]["supcon-with-labels"]["published"] is None
     assert content["members"]["nt-xent"]["settings"] == {"negatives": "other"}
     with open(tmp_path / "s" / "study.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8
-    assert {row["published"] for row in rows if row["member"] == "nt-xent"} == {"63.9"}
+    assert len(rows) == 4
+    assert {(row["member"], row["published"]) for row in rows} == {("nt-xent", "63.9")}
     assert json.loads((tmp_path / "s" / "study.json").read_text()) == content
     said = capsys.readouterr().out
     assert "published, v1, Table 4" in said
@@ -84,8 +81,9 @@ def test_a_study_is_its_members_and_is_not_run_twice(data, tmp_path, trained, ca
     assert linear.stat().st_mtime_ns == times
     assert files(tmp_path / "s") == before
 
-    small(data, tmp_path / "s", only=("dcl",), seeds=1)()
-    assert [p.parent.name for p in trained] == ["dcl"]
+    other = small(data, tmp_path / "s", only=("supcon-with-labels",), measure=("knn",))()["members"]
+    assert [p.parent.name for p in trained] == ["supcon-with-labels"]
+    assert other["supcon-with-labels"]["published"] is None
     assert (
         files(tmp_path / "s").items()
         >= {path.with_stem("study.1"): content for path, content in before.items()}.items()
