@@ -17,9 +17,8 @@ import rounds
 import torch
 
 from simclr import Machine, Pretrain, Views
-from simclr.losses import nt_xent
+from simclr.losses import chosen, nt_xent
 from simclr.run import Run
-from simclr.tasks import pretrain
 
 SETTINGS = dict(
     data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.25}, batch=256, epochs=4, warmup_epochs=1,
@@ -31,7 +30,7 @@ SEEDS = range(3)
 
 def plain_path() -> None:
     Views.apply = partialmethod(Views.apply, backend="torch")
-    pretrain.nt_xent = partial(nt_xent, block=0)
+    chosen.nt_xent = partial(nt_xent, block=0)
     Machine.prepare = lambda self, fabric, model: model.to(fabric.device)
 
 

@@ -41,6 +41,17 @@ def test_a_changed_setting_is_refused_by_name_and_where_it_runs_is_not(tmp_path)
         Run.start(tmp_path, Task(machine=Machine(precision="64")))
 
 
+def test_a_setting_that_came_later_had_its_default_in_an_older_run(tmp_path):
+    Run.start(tmp_path, Task()).save({"step": 1})
+    saved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    del saved["lr"], saved["machine"]["precision"]
+    for settings, message in (({"lr": 0.2}, r"lr was 0\.1"), ({"machine": Machine(precision="64")}, "'auto' and is")):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(saved))
+        with pytest.raises(ValueError, match=message):
+            Run.start(tmp_path, Task(**settings))
+    Run.start(tmp_path, Task())
+
+
 def test_before_its_first_checkpoint_a_run_takes_other_settings(tmp_path):
     Run.start(tmp_path, Task(lr=4096.0)).log(step=1)
     Run.start(tmp_path, Task(lr=0.2))

@@ -21,6 +21,7 @@ _NAMES = {
     "Neighbours": "simclr.tasks.neighbours",
     "Health": "simclr.tasks.health",
     "Robustness": "simclr.tasks.robustness",
+    "Study": "simclr.tasks.study",
 }
 _ROOMS = ("losses", "optim", "models", "data", "views", "evaluation")
 

@@ -13,6 +13,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
     "distill": ("simclr.tasks.distill:Distill", ("teacher", "data"), "teach a network what a fine-tuned one knows"),
     "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
+    "study": ("simclr.tasks.study:Study", ("name", "data"), "run an ablation of the papers, or list them"),
     "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of the views"),
     "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),
     "transfer": ("simclr.tasks.transfer:Transfer", ("run", "data..."), "measure an encoder on many data sets"),

@@ -1,8 +1,8 @@
-"""Embeddings of all processes, with exact gradients."""
+"""Embeddings of all processes, with exact gradients, and what goes with them."""
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -26,7 +26,7 @@ class _Gather(torch.autograd.Function):
         return total[dist.get_rank()]
 
 
-def gather(z: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+def gather(z: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:
     """Rows of all processes in the order of their ranks; every process must hold the same number."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return z

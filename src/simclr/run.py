@@ -68,7 +68,7 @@ class Run:
             if fresh:
                 self._clear()
             elif self._begun:
-                self._must_agree(recipe, data)
+                self._must_agree(recipe, defaults(task), data)
         self.path.mkdir(parents=True, exist_ok=True)
         header = f"# simclr {type(task).__name__.lower()}: the settings of this run, usable as --config\n"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
@@ -89,9 +89,11 @@ class Run:
         if kept := sorted(path.name for path in self.path.iterdir()):
             print(f"kept in {self.path}, from before: {', '.join(kept)}")
 
-    def _must_agree(self, recipe: dict, data: dict) -> None:
+    def _must_agree(self, recipe: dict, unsaid: dict, data: dict) -> None:
         saved = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
         before, now = dict(flatten(saved)), dict(flatten(recipe))
+        # a setting that came after the run began had its default then
+        before |= {name: value for name, value in flatten(unsaid) if name in now and name not in before}
         changed = [
             f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
             for name in {**before, **now}
@@ -220,6 +222,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def defaults(task: Any) -> dict[str, Any]:
+    """What the settings of a task are where nothing is said of them, in the form of `plain`."""
+    found = {}
+    for f in dataclasses.fields(task):
+        value = getattr(task, f.name)
+        if dataclasses.is_dataclass(value):
+            found[f.name] = defaults(value)
+        elif f.default is not dataclasses.MISSING:
+            found[f.name] = plain(f.default)
+    return found
 
 
 def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from evaluated import CLASSES, fingerprint, write_arrays, write_encoder, write_f
 
 from simclr.cli import main
 from simclr.data import open_source
+from simclr.data.learning import unlabelled
 from simclr.data.sources import Files
 from simclr.layers import layer_names, read_layer
 from simclr.machine import Machine
@@ -22,7 +23,6 @@ from simclr.tasks.health import Health
 from simclr.tasks.information import TASKS, Information
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
-from simclr.tasks.pretrain import unlabelled
 from simclr.tasks.robustness import Robustness
 from simclr.tasks.transfer import Transfer
 

@@ -240,7 +240,7 @@ def test_finished_and_unfinished_folders_answer_for_themselves(folder, tmp_path,
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("simclr.tasks.pretrain.nt_xent", lambda z_a, *a, **k: z_a.sum() * math.nan)
+    monkeypatch.setattr("simclr.losses.chosen.nt_xent", lambda z_a, *a, **k: z_a.sum() * math.nan)
     with pytest.raises(FloatingPointError, match="at step"):
         small(data=str(folder), out=tmp_path / "run", batch=8, log_every=1)()
 

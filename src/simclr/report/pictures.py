@@ -36,6 +36,33 @@ def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def study_figure(study: dict[str, Any], path: Path) -> None:
+    """What the members of a study reach, with the standard deviation over seeds; hollow: the published figures."""
+    from matplotlib.figure import Figure
+
+    labels = list(study["members"])
+    entries = [study["members"][label] for label in labels]
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(labels)), layout="constrained")
+    axis = figure.subplots()
+    for name in dict.fromkeys(name for entry in entries for name in entry["mean"]):
+        points = [(100 * e["mean"][name], y, 100 * e["sd"].get(name, 0.0))
+                  for y, e in enumerate(entries) if name in e["mean"]]  # fmt: skip
+        x, y, sd = zip(*points, strict=True)
+        axis.errorbar(x, y, xerr=sd, fmt="o", capsize=3, label=f"{name}, here")
+    published = [(e["published"], y) for y, e in enumerate(entries) if e["published"] is not None]
+    if published:
+        axis.plot(*zip(*published, strict=True), "D", fillstyle="none", color="grey", label=study["source"])
+        figure.supxlabel(f"{study['source']}: {study['published']}", fontsize=7)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set_xlabel("top-1, %")
+    axis.set_title(f"{study['study']} on {study['data']}", fontsize=10)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k: int = 9, seed: int = 0) -> Image.Image:
     """Each row: an image, and the k other images nearest to it in feature space, nearest first."""
     chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:queries])

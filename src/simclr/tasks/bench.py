@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source, jpeg
+from simclr.data.learning import unlabelled
 from simclr.data.loading import cores
-from simclr.losses import nt_xent
 from simclr.outputs import writable_folder
 from simclr.run import environment, write_atomically
-from simclr.tasks.pretrain import Assembly, Pretrain, unlabelled
+from simclr.tasks.pretrain import Assembly, Pretrain
 
 WAIT = 0.1  # share of a step spent waiting for data from which on loading is what to change
 
@@ -95,10 +95,11 @@ class Bench(Pretrain):
 
     def _loss(self, device: torch.device) -> Callable[[], object]:
         z = torch.randn(2, self.batch, self.head_features, device=device)
+        labels = torch.arange(self.batch, device=device)
 
         def work() -> Tensor:
             z_a, z_b = z.clone().requires_grad_()
-            return torch.autograd.grad(nt_xent(z_a, z_b, self.temperature), (z_a, z_b))[0]
+            return torch.autograd.grad(self.contrast(z_a, z_b, labels), (z_a, z_b))[0]
 
         return work
 

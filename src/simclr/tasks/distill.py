@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from simclr.data import Source
 from simclr.data.batches import Batch, open_batches, report_bad_files
+from simclr.data.learning import unlabelled
 from simclr.data.subsets import balanced_rows
 from simclr.embed import Encoder, load, load_classifier
 from simclr.evaluation import accuracy
@@ -23,7 +24,6 @@ from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.tasks.pretrain import unlabelled
 from simclr.views import Views
 
 

@@ -10,15 +10,18 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from simclr.data import Source, open_source
+from simclr.data import Source
 from simclr.data.batches import Batch, Resident, Streamed, open_batches, report_bad_files
+from simclr.data.learning import labels_for, unlabelled
 from simclr.evaluation import embedding_std, rankme
 from simclr.fit import Backward, Plan, begin, finished, fit
 from simclr.gathering import gather
 from simclr.gradcache import Norms, cached_backward
 from simclr.health import HealthCheck, set_aside
 from simclr.knn_check import KnnCheck
-from simclr.losses import contrast_statistics, nt_xent
+from simclr.losses import contrast_statistics
+from simclr.losses.chosen import Loss, check_choice, contrastive, negatives_in
+from simclr.losses.similarity import Negatives
 from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
@@ -72,8 +75,19 @@ class Pretrain:
     """layers of the projection head; v1 paper 2, v2 paper and official code 3; 0 for none"""
     head_features: int = 128
     """length of the embedding z"""
+    loss: Loss = "nt_xent"
+    """nt_xent is SimCLR's, dcl leaves the positive out of its denominator, nt_logistic and margin_triplet are those the
+    paper compares it with (section 5.1); supcon, of Khosla et al., learns from labels"""
     temperature: float = 0.1
-    """of the contrastive loss; paper 0.1 on ImageNet, 0.5 on CIFAR-10"""
+    """of the contrastive loss; paper 0.1 on ImageNet, 0.5 on CIFAR-10; margin_triplet has none"""
+    margin: float = 0.8
+    """margin_triplet only: how much nearer than a negative the positive must be; paper 0, 0.4, 0.8 or 1.6"""
+    semi_hard: bool = False
+    """nt_logistic and margin_triplet: of an anchor's negatives only the nearest of those beyond its positive"""
+    normalize: bool = True
+    """compare embeddings by cosine, else by dot product (official hidden_norm)"""
+    negatives: Negatives = "both"
+    """views that negatives come from: both, or the other one alone, as where the paper compares losses (App. B.10)"""
     loss_scale: float = 1.0
     """the loss is the mean over 2N anchors times this; the official code's value is 2"""
     optimizer: Literal["lars", "sgd", "adamw"] = "lars"
@@ -133,9 +147,11 @@ class Pretrain:
             raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must not exceed epochs ({self.epochs}), got {self.warmup_epochs}")
+        check_choice(self.loss, self.margin, self.semi_hard, self.negatives)
 
     def __call__(self) -> dict[str, Any]:
         source = unlabelled(self.data)
+        self.labels(source)  # complains of missing ones
         source, aside = set_aside(source, self.held_out) if self.held_out else (source, source)
         steps = total_steps(len(source), self.batch, self.epochs)
         warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
@@ -152,9 +168,9 @@ class Pretrain:
         def describe(outputs: Outputs) -> dict[str, float]:
             """Each process describes its own part; the log holds the first one's."""
             statistics = contrast_statistics(outputs.z_a, outputs.z_b, self.temperature)
-            loss = nt_xent(outputs.z_a, outputs.z_b, self.temperature).item()
-            return {
-                "loss_over_chance": loss / math.log(2 * len(outputs.z_a) - 1),
+            chance = math.log(negatives_in(len(outputs.z_a), self.negatives) + 1)
+            marked = self.loss == "nt_xent" and chance > 0  # a lone image has no negatives
+            return ({"loss_over_chance": self.contrast(outputs.z_a, outputs.z_b).item() / chance} if marked else {}) | {
                 "contrastive_top1": statistics.top1.item(),
                 "positive_cosine": statistics.positive_cosine.item(),
                 "negative_cosine": statistics.negative_cosine.item(),
@@ -215,12 +231,17 @@ class Pretrain:
         )  # fmt: skip
         dtype = next(encoder.parameters()).dtype
 
-        def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
-            keys = gather(z_a), gather(z_b)
-            offset = fabric.global_rank * len(z_a)
-            return self.loss_scale * nt_xent(z_a, z_b, self.temperature, keys=keys, offset=offset)
+        known = self.labels(source)
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
+            labels = None if known is None else known[torch.from_numpy(batch.indices)].to(fabric.device)
+
+            def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
+                return self.loss_scale * self.contrast(
+                    z_a, z_b, labels, key_labels=None if labels is None else gather(labels),
+                    keys=(gather(z_a), gather(z_b)), offset=fabric.global_rank * len(z_a),
+                )  # fmt: skip
+
             if self.micro_batch:
                 loss, h, z = cached_backward(
                     fabric, network, batch.views.to(dtype), loss_of, micro=self.micro_batch, bn=self.bn,
@@ -235,6 +256,17 @@ class Pretrain:
 
         return Assembly(encoder, head, model, optimizer, batches, backward)
 
+    def contrast(self, z_a: Tensor, z_b: Tensor, labels: Tensor | None = None, **among: Any) -> Tensor:
+        """The loss of these settings; `among` says where other processes' embeddings are, see `simclr.losses`."""
+        return contrastive(
+            self.loss, z_a, z_b, labels, temperature=self.temperature, margin=self.margin, semi_hard=self.semi_hard,
+            normalize=self.normalize, negatives=self.negatives, **among,
+        )  # fmt: skip
+
+    def labels(self, source: Source) -> Tensor | None:
+        """The labels the loss learns from, -1 where there is none; None for a loss that learns without."""
+        return torch.from_numpy(labels_for("loss supcon", source, self.data)) if self.loss == "supcon" else None
+
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
@@ -245,14 +277,15 @@ class Pretrain:
     def announcement(self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str) -> str:
         """What is about to happen, in the numbers people ask for."""
         share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
+        negatives = negatives_in(self.batch, self.negatives)
+        chance = f"chance is a loss of {math.log(negatives + 1):.3f}" if self.loss == "nt_xent" else f"loss {self.loss}"
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', a fifth left out as its test part' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {self.views.size} px, on {device}\n"
-            f"{steps:,} steps of {self.batch}{share}; {2 * self.batch - 2:,} negatives an anchor; "
-            f"peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); "
-            f"chance is a loss of {math.log(2 * self.batch - 1):.3f}"
+            f"{steps:,} steps of {self.batch}{share}; {negatives:,} negatives an anchor; "
+            f"peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); {chance}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
@@ -277,14 +310,3 @@ class Both(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
         h = self.encoder(x)
         return h, self.head(h)
-
-
-def unlabelled(data: Any) -> Source:
-    """What may be pretrained on: every image of an unlabelled source, else its training part, so that the test part
-    stays unseen."""
-    source = open_source(data, "pretrain")
-    if source.labels is not None and not source.has_own_split:
-        source = open_source(data, "train")
-    if len(source) < 2:
-        raise ValueError(f"{source.name} has one image to learn from; at least 2 are needed")
-    return source

@@ -1,0 +1,80 @@
+"""What the contrastive losses share: unit-length rows and the matrix of similarities."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
+
+Negatives = Literal["both", "other"]
+Keys = tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]
+
+
+def similarities(
+    z_a: Float[Tensor, "n d"],
+    z_b: Float[Tensor, "n d"],
+    temperature: float,
+    *,
+    normalize: bool = True,
+    negatives: Negatives = "both",
+    keys: Keys | None = None,
+    offset: int = 0,
+) -> tuple[Float[Tensor, "anchors candidates"], Int[Tensor, " anchors"]]:
+    """Scaled similarity of every anchor with every key, -inf with itself, and the column of its positive.
+
+    `negatives` other: -inf with all keys of the anchor's own view, as where the paper compares losses (App. B.10)."""
+    keys_a, keys_b = (z_a, z_b) if keys is None else keys
+    n, m = len(z_a), len(keys_a)
+    with torch.autocast(z_a.device.type, enabled=False):
+        anchors, candidates = full_precision(torch.cat([z_a, z_b])), full_precision(torch.cat([keys_a, keys_b]))
+        if normalize:
+            anchors, candidates = unit_rows(anchors), unit_rows(candidates)
+        logits = anchors @ candidates.T / temperature
+    own = torch.arange(offset, offset + n, device=logits.device)
+    own, positives = torch.cat([own, own + m]), torch.cat([own + m, own])
+    if negatives == "other":
+        view_of_anchor, view_of_key = (torch.arange(2 * k, device=logits.device) // k for k in (n, m))
+        logits = logits.masked_fill(view_of_anchor[:, None] == view_of_key, -torch.inf)
+    return logits.scatter(1, own[:, None], -torch.inf), positives
+
+
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows at length 1; a row shorter than 1e-6 is divided by 1e-6 and so stays finite."""
+    return F.normalize(x, dim=1, eps=NORM_FLOOR)
+
+
+def frugal_unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """As `unit_rows`, keeping nothing but its result for the backward pass: beside a blockwise loss the rest shows."""
+    return _UnitRows.apply(x)
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        unit = x / norm.clamp_min(NORM_FLOOR)
+        ctx.save_for_backward(unit, norm)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = torch.bmm(gradient[:, None], unit[:, :, None])[:, 0]
+        along = torch.where(norm > NORM_FLOOR, along, 0.0)  # below, rows are divided by a constant
+        return torch.addcmul(gradient, along, unit, value=-1).div_(norm.clamp_min(NORM_FLOOR))
+
+
+def full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def check(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
+    if z_a.shape != z_b.shape:
+        raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -1,0 +1,198 @@
+"""A study: ordinary runs, none of them twice, and a table that is theirs."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from evaluated import write_arrays
+
+from simclr.cli import main
+from simclr.fit import Interrupted
+from simclr.machine import Machine
+from simclr.tasks import distill, finetune, pretrain
+from simclr.tasks.study import Study
+from simclr.views import Views
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_arrays(tmp_path_factory.mktemp("data") / "squares.npz", train=60, test=30))
+
+
+def small(data, out, **settings):
+    defaults = dict(
+        encoder="simclr_resnet10", encoder_options={"width": 0.125}, views=Views(size=16, blur=0.0), head_features=8,
+        batch=16, epochs=1, warmup_epochs=0, lr=1.0, knn_every=0, machine=Machine(accelerator="cpu", workers=0),
+        name="loss",
+    )  # fmt: skip
+    return Study(data=data, out=out, **{**defaults, **settings})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Folders of the runs in which steps were taken, in order."""
+    seen = []
+    for module in (pretrain, finetune, distill):
+        fit = module.fit
+
+        def counted(run, *arguments, fit=fit, **settings):
+            seen.append(run.path)
+            return fit(run, *arguments, **settings)
+
+        monkeypatch.setattr(module, "fit", counted)
+    return seen
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.glob("study*"))}
+
+
+def test_a_study_is_its_members_and_is_not_run_twice(data, tmp_path, trained, capsys):
+    task = small(data, tmp_path / "s", only=("nt-xent",), seeds=2)
+    content = task()
+    assert [p.relative_to(tmp_path / "s").as_posix() for p in trained] == ["nt-xent/seed-0", "nt-xent/seed-1"]
+    for label, entry in content["members"].items():
+        for name in ("linear", "knn"):
+            values = []
+            for seed in ("0", "1"):
+                row = json.loads((tmp_path / "s" / label / f"seed-{seed}" / f"{name}.json").read_text())["results"][0]
+                assert entry["runs"][seed][f"{name} h"] == row["value"]
+                values.append(row["value"])
+            assert entry["mean"][f"{name} h"] == pytest.approx(np.mean(values))
+            assert entry["sd"][f"{name} h"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert content["members"]["nt-xent"]["published"] == 63.9
+    assert content["members"]["nt-xent"]["settings"] == {"negatives": "other"}
+    with open(tmp_path / "s" / "study.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert {(row["member"], row["published"]) for row in rows} == {("nt-xent", "63.9")}
+    assert json.loads((tmp_path / "s" / "study.json").read_text()) == content
+    said = capsys.readouterr().out
+    assert "published, v1, Table 4" in said
+    assert "ImageNet, ResNet-50" in said
+    assert "not measured here" in said
+
+    before, linear = files(tmp_path / "s"), tmp_path / "s" / "nt-xent" / "seed-0" / "linear.json"
+    times = linear.stat().st_mtime_ns
+    del trained[:]
+    assert task() == content
+    assert trained == []
+    assert linear.stat().st_mtime_ns == times
+    assert files(tmp_path / "s") == before
+
+    other = small(data, tmp_path / "s", only=("supcon-with-labels",), measure=("knn",))()["members"]
+    assert [p.parent.name for p in trained] == ["supcon-with-labels"]
+    assert other["supcon-with-labels"]["published"] is None
+    assert (
+        files(tmp_path / "s").items()
+        >= {path.with_stem("study.1"): content for path, content in before.items()}.items()
+    )  # the older table is kept
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(data, tmp_path, monkeypatch, trained):
+    settings = {"name": "temperature", "only": ("tau-0.1", "tau-0.5", "no-norm-tau-10"), "measure": ("knn",)}
+    expected = small(data, tmp_path / "whole", **settings)()
+    del trained[:]
+    fit = pretrain.fit
+
+    def stopped(run, *arguments, **named):
+        if "tau-0.5" in run.path.parts:
+            raise Interrupted("stopped at step 1")
+        return fit(run, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "fit", stopped)
+        with pytest.raises(Interrupted):
+            small(data, tmp_path / "parts", **settings)()
+    assert [p.parent.name for p in trained] == ["tau-0.1"]
+    found = small(data, tmp_path / "parts", **settings)()
+    assert [p.parent.name for p in trained] == ["tau-0.1", "tau-0.5", "no-norm-tau-10"]
+    assert found["members"] == expected["members"]
+
+
+def test_a_member_that_diverges_is_a_finding(data, tmp_path, monkeypatch, capsys):
+    fit = pretrain.fit
+
+    def lost(run, *arguments, **named):
+        if "dcl" in run.path.parts:
+            raise FloatingPointError("the loss is nan at step 3")
+        return fit(run, *arguments, **named)
+
+    monkeypatch.setattr(pretrain, "fit", lost)
+    found = small(data, tmp_path / "s", only=("dcl", "nt-xent"), measure=("knn",))()["members"]
+    assert found["dcl"]["failed"] == {"0": "the loss is nan at step 3"}
+    assert found["dcl"]["mean"] == {}
+    assert found["nt-xent"]["mean"].keys() == {"knn h"}
+    assert "seed 0 diverged" in capsys.readouterr().out
+
+
+def test_members_that_begin_alike_share_their_pretraining(data, tmp_path, trained):
+    found = small(
+        data, tmp_path / "s", name="head-depth", only=("head-3-from-0", "head-3-from-2"), fraction=0.5, epochs=1
+    )()
+    assert [str(p.relative_to(tmp_path / "s")) for p in trained] == [
+        "head-3-from-0/seed-0", "head-3-from-0/seed-0/finetune", "head-3-from-2/seed-0/finetune",
+    ]  # fmt: skip
+    for label, entry in found["members"].items():
+        result = json.loads((tmp_path / "s" / label / "seed-0" / "finetune" / "result.json").read_text())
+        assert entry["mean"] == {"classifier": result["top1"]}
+        assert result["settings"]["head_layers"] == int(label[-1])
+        assert entry["settings"]["head_layers"] == 3
+
+
+def test_students_share_a_teacher(data, tmp_path, trained):
+    found = small(
+        data, tmp_path / "s", name="distillation", only=("fine-tuned-teacher", "student-of-teacher-tau-1"), fraction=1.0
+    )()["members"]
+    assert [p.name for p in trained] == ["seed-0", "finetune", "distill"]
+    result = json.loads((trained[-1] / "result.json").read_text())
+    assert found["student-of-teacher-tau-1"]["mean"]["classifier"] == result["student_top1"]
+    assert found["fine-tuned-teacher"]["mean"]["classifier"] == result["teacher_top1"]
+
+
+def test_heads_are_measured_before_and_after(data, tmp_path):
+    found = small(data, tmp_path / "s", name="head", only=("no-head", "linear-32"), measure=("knn",))()["members"]
+    assert found["no-head"]["mean"].keys() == {"knn h"}
+    assert found["linear-32"]["mean"].keys() == {"knn h", "knn z"}
+
+
+def test_a_dry_run_writes_nothing(data, tmp_path, trained, capsys):
+    small(data, tmp_path / "s", dry_run=True, seeds=2)()
+    said = capsys.readouterr().out
+    assert "14 runs; nothing was run" in said
+    assert f"{tmp_path}/s/margin-semi-hard/seed-1" in said
+    assert "loss margin_triplet, semi_hard True, negatives other" in said
+    assert not (tmp_path / "s").exists()
+    assert trained == []
+
+
+def test_studies_are_listed_without_a_name(capsys):
+    assert main(["study"]) == 0
+    said = capsys.readouterr().out
+    assert "loss                 7 members  the loss (v1, Table 4)" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["losses"], "there is no study 'losses'; did you mean loss?"),
+        (["loss"], "study needs data: labelled images to learn from"),
+        (["loss", "DATA", "--only", "nt_xent"], "only: study loss has no member 'nt_xent'; did you mean nt-xent?"),
+        (["loss", "DATA", "--batch", "16", "--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["batch", "DATA", "--batch", "48"], "batch-96-epochs-100: batch is 96; there are 60 images, and at most as"),
+        (["loss", "PLAIN", "--batch", "16"], "plain has no labels, which measuring needs: labels stand beside images"),
+        (["size", "DATA", "--encoder", "vit_tiny"], "encoder is vit_tiny; this study varies depth and width"),
+        (["loss", "DATA", "--batch", "16", "--measure", "knnn"], "measure must be a list such as [a,b], each one of"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line_before_anything_is_run(words, message, data, tmp_path, capsys, trained):
+    np.savez(tmp_path / "plain.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
+    named = {"DATA": data, "PLAIN": str(tmp_path / "plain.npz")}
+    words = [named.get(word, word) for word in words]
+    assert main(["study", *words, "--out", str(tmp_path / "s")]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+    assert trained == []
