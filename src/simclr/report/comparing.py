@@ -9,7 +9,7 @@ import numpy as np
 
 from simclr.report.folders import Folder
 from simclr.report.words import duration, interval, number, points, setting, term
-from simclr.run import flatten
+from simclr.run import WHERE
 from simclr.significance import SAMPLES, bootstrap_interval, permutation_test, seed_interval
 
 OWN = ("pretrained encoder", "student", "its own classifier", "linear classifier on h")
@@ -77,10 +77,9 @@ def names(folders: Sequence[Folder]) -> list[str]:
 
 def differing(folders: Sequence[Folder]) -> list[list[str]]:
     """Settings that are not the same in all runs: name, then the value in each."""
-    recipes = [{k: v for k, v in flatten(folder.recipe) if k not in NO_SETTINGS} for folder in folders]
-    every = dict.fromkeys(name for recipe in recipes for name in recipe)
+    recipes = [folder.settings for folder in folders]
     rows = []
-    for name in every:
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe if name not in NO_SETTINGS):
         cells = [setting(recipe[name]) if name in recipe else "–" for recipe in recipes]
         if len(set(cells)) > 1:
             rows.append([name, *cells])
@@ -128,12 +127,8 @@ def hits(row: dict[str, Any]) -> np.ndarray | None:
 
 def over_seeds(folders: Sequence[Folder]) -> list[list[str]]:
     """Runs that differ in nothing but their seed: figure, runs, mean, deviation, and Student's interval of the mean."""
-    groups: dict[str, list[Folder]] = defaultdict(list)
-    for folder in folders:
-        recipe = {k: v for k, v in flatten(folder.recipe) if k not in (*NO_SETTINGS, "seed") and "machine" not in k}
-        groups[repr((folder.kind, recipe))].append(folder)
     rows = []
-    for group in groups.values():
+    for group in alike(folders):
         if len({folder.recipe.get("seed") for folder in group}) < len(group) or len(group) < 2:
             continue
         for key, found in _common(group).items():
@@ -143,6 +138,15 @@ def over_seeds(folders: Sequence[Folder]) -> list[list[str]]:
                          number(key.metric, float(np.mean(values))), points(key.metric, np.std(values, ddof=1))[1:],
                          interval(key.metric, (low, high))])  # fmt: skip
     return rows
+
+
+def alike(folders: Sequence[Folder]) -> list[list[Folder]]:
+    """The runs in groups of those that differ in nothing but their seed and where they ran."""
+    groups: dict[str, list[Folder]] = defaultdict(list)
+    for folder in folders:
+        chosen = {k: v for k, v in folder.settings.items() if k not in (*NO_SETTINGS, "seed") and k not in WHERE}
+        groups[repr((folder.kind, sorted(chosen.items())))].append(folder)
+    return list(groups.values())
 
 
 def _common(folders: Sequence[Folder]) -> dict[Key, dict[Any, dict[str, Any]]]:

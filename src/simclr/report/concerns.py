@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simclr.optim import warmup_steps
+from simclr.report.comparing import alike
 from simclr.report.folders import Folder, Measurement
 from simclr.report.words import number, several, term
 
@@ -43,10 +44,11 @@ def concerns_together(folders: Sequence[Folder]) -> list[str]:
     images = {folder.data.get("fingerprint") for folder in folders} - {None}
     if len(images) > 1:
         found.append(f"The runs learned from {len(images)} different sets of images: see data below.")
-    measured = [folder for folder in folders if any(not m.older and _on_test(m.rows) for m in folder.measurements)]
-    if len(measured) > 2:
-        found.append(f"{len(measured)} runs are measured on test images: the best of them was chosen there, "
-                     "so its figure is too good; choose by training images and confirm on others.")  # fmt: skip
+    measured = [folder for folder in folders if any(_on_test(m.rows) for m in _current(folder))]
+    tried = len(alike(measured))
+    if tried > 2:
+        found.append(f"{tried} settings are measured on test images: the best of them would be chosen there, and its "
+                     "figure too good.")  # fmt: skip
     return found
 
 

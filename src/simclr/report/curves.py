@@ -1,9 +1,12 @@
-"""Curves of a run as SVG that takes its colours from the page, so that it is as readable in the dark."""
+"""Curves of a run as SVG that takes its colours from the page, so that it is as readable in the dark.
 
-import io
-import re
+Drawn here rather than by matplotlib, which takes seconds for them: a page is written at the end of every run.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 import numpy as np
 
@@ -12,8 +15,7 @@ from simclr.report.words import term
 
 BINS = 300  # along a curve; each keeps its least and greatest value, so that no spike is lost
 COLOURS = 8  # that the page knows
-INK, FAINT = "#010101", "#020202"
-SIZE = 4.6, 2.5  # inches
+WIDTH, HEIGHT, MARGIN, TOP, BOTTOM = 460, 240, 56, 24, 200  # of a panel
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Panel:
     """steps from which a run went on"""
     epoch: float | None = None
     """steps in one pass over the images"""
+    from_zero: bool = False
+    """whether the values' axis begins at 0, as for amounts it should"""
+    end: int = 0
+    """the last step of the runs, to which the axis goes at least"""
 
 
 GROUPS = (  # of the log's names; any other has a panel of its own
@@ -56,6 +62,7 @@ GROUPS = (  # of the log's names; any other has a panel of its own
     ("memory_mb",),
 )
 COMPARED = ("loss", "contrastive_top1", "knn_top1", "train_top1", "embedding_std", "rankme", "images_per_s")
+AMOUNTS = ("%", "% of the time", "images/s", "MB", "dimensions")  # units whose axis begins at 0
 SKIPPED = ("step", "seconds", "loss_over_chance")  # the last one's axis is beside that of the loss
 
 
@@ -78,7 +85,7 @@ def compared(folders: Sequence[Folder]) -> list[Panel]:
             known = term(name)
             found.append(
                 Panel(known.label, known.unit, lines, (chance, "chance") if chance else None, share=bool(chance),
-                      caption=known.meaning)
+                      caption=known.meaning, from_zero=known.unit in AMOUNTS, end=max(f.step for f in folders))
             )  # fmt: skip
     return found
 
@@ -94,13 +101,22 @@ def _panel(folder: Folder, names: Sequence[str]) -> Panel:
     elif "embedding_std" in names:
         level = 1.0, "isotropic"
     title = {"positive_cosine": "cosine of views", "rankme": "effective rank"}.get(names[0], first.label)
-    meanings = dict.fromkeys(f"{term(n).label}: {term(n).meaning}" for n in names if folder.series(n))
-    caption = first.meaning if len(lines) == 1 else "; ".join(meanings)
-    if any(n.startswith("health_") for n in names) and any(n.startswith("health_") for n in folder.lines[-1] or ()):
+    caption = explained([name for name in names if folder.series(name)])
+    if any(name.startswith("health_") and folder.series(name) for name in names):
         caption += f"; checks are of {checked_on(folder)}"
     seams = [lines[0]["step"] for lines in folder.segments[1:]]
     return Panel(title, first.unit, lines, level, names[0] == "loss" and level is not None, caption, seams,
-                 folder.epoch)  # fmt: skip
+                 folder.epoch, first.unit in AMOUNTS or names[0] == "lr", folder.step)  # fmt: skip
+
+
+def explained(names: Sequence[str]) -> str:
+    """What figures mean, each meaning once."""
+    meanings: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        meanings.setdefault(term(name).meaning, []).append(term(name).label)
+    if len(meanings) == 1:
+        return next(iter(meanings))
+    return "; ".join(f"{', '.join(labels)}: {meaning}" for meaning, labels in meanings.items() if meaning)
 
 
 def checked_on(folder: Folder) -> str:
@@ -131,83 +147,83 @@ def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np
     return steps[rows], values[rows]
 
 
-def draw(panel: Panel, name: str) -> str:
-    """A panel as SVG for a page; `name` keeps its parts apart from those of other figures."""
-    from matplotlib.figure import Figure
+def draw(panel: Panel) -> str:
+    """A panel as SVG whose colours are classes of the page: c0, c1 ... for its lines, level and seam for the others."""
+    x_low, x_high = 0, max(panel.end, *(line.steps[-1] for line in panel.lines if len(line.steps)), 1)
+    levels = [*([panel.level[0]] if panel.level else ()), *([0.0] if panel.from_zero else ())]
+    y_low, y_high = _range([levels, *(line.values for line in panel.lines)], (0.0 if panel.from_zero else 0.06, 0.06))
+    right = WIDTH - (MARGIN if panel.share else 12)
 
-    figure = Figure(figsize=SIZE)
-    axis = figure.add_axes((0.13, 0.18, 0.74 if panel.share else 0.83, 0.64))
-    for k, line in enumerate(panel.lines):
-        axis.plot(line.steps, line.values, label=line.label, color=_colour(k), linewidth=1.3,
-                  linestyle=("-", "--", ":")[k // COLOURS % 3], marker="o" if len(line.steps) < 25 else "",
-                  markersize=3)  # fmt: skip
-    if panel.level:
-        axis.axhline(panel.level[0], color=INK, linestyle=":", linewidth=1, label=panel.level[1])
-    for k, seam in enumerate(panel.seams):
-        axis.axvline(seam, color=FAINT, linestyle="--", linewidth=1, label=None if k else "went on here")
-    axis.set_xlabel("step", color=INK)
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axis.yaxis.set_major_formatter(lambda y, _: f"{y:,.6g}")
-    axis.margins(x=0.01)
+    def x(step: float) -> str:
+        return f"{MARGIN + (right - MARGIN) * (step - x_low) / (x_high - x_low):.1f}"
+
+    def y(value: float) -> str:
+        return f"{BOTTOM - (BOTTOM - TOP) * (value - y_low) / (y_high - y_low):.1f}"
+
+    parts = []
+    for value in ticks(y_low, y_high):
+        parts += [_line_of("grid", MARGIN, y(value), right, y(value)),
+                  _text("end", MARGIN - 5, y(value), 4, f"{value:,.6g}")]  # fmt: skip
+    for step in ticks(x_low, x_high):
+        parts += [_line_of("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
+                  _text("middle", x(step), BOTTOM, 16, f"{step:,.6g}")]  # fmt: skip
+    parts.append(_text("end", right, BOTTOM, 32, "step"))
     if panel.share:
         level = panel.level[0]
-        side = axis.secondary_yaxis("right", functions=(lambda y: y / level, lambda y: y * level))
-        _dress(side)
-        side.set_ylabel("÷ chance", color=INK)
-    if panel.epoch and panel.lines[0].steps[-1] > panel.epoch:
-        top = axis.secondary_xaxis("top", functions=(lambda x: x / panel.epoch, lambda x: x * panel.epoch))
-        _dress(top)
-        top.set_xlabel("epoch", color=INK)
-    _dress(axis)
-    if len(panel.lines) + bool(panel.level) + bool(panel.seams) > 1:
-        axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return _svg(figure, name, f"{panel.title} over steps")
+        parts += [_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
+                  for share in ticks(y_low / level, y_high / level)]  # fmt: skip
+        parts.append(_text("end", WIDTH, BOTTOM, 16, "÷ chance"))
+    if panel.epoch and x_high > panel.epoch:
+        for epoch in ticks(x_low / panel.epoch, x_high / panel.epoch):
+            at = x(epoch * panel.epoch)
+            parts += [_line_of("grid", at, TOP, at, TOP - 4), _text("middle", at, TOP, -8, f"{epoch:.6g}")]
+        parts.append(_text("start", 0, TOP, -8, "epoch"))
+    parts += [_line_of("seam", x(seam), TOP, x(seam), BOTTOM) for seam in panel.seams]
+    if panel.level:
+        parts.append(_line_of("level", MARGIN, y(panel.level[0]), right, y(panel.level[0])))
+    for k, line in enumerate(panel.lines):
+        points = [(x(step), y(value)) for step, value in zip(line.steps, line.values, strict=True)]
+        told = f"<title>{escape(line.label)}</title>"
+        shape = " ".join(f"{a},{b}" for a, b in points)
+        parts.append(f'<polyline class="{colour(k)}" points="{shape}">{told}</polyline>')
+        if len(points) < 25:
+            parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{told}</circle>' for a, b in points]
+    label = escape(f"{panel.title} over steps")
+    return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def forest(rows: Sequence[tuple[str, float, tuple[float, float] | None]], unit: str, name: str, title: str) -> str:
-    """Figures as points with their intervals, one a line, from the top."""
-    from matplotlib.figure import Figure
-
-    height = 0.7 + 0.24 * len(rows)
-    figure = Figure(figsize=(7, height))
-    axis = figure.add_axes((0.42, 0.5 / height, 0.55, 1 - 0.6 / height))
-    for y, (_, value, span) in enumerate(rows):
-        if span:
-            axis.plot(span, (y, y), color=_colour(0), linewidth=2, solid_capstyle="butt")
-        axis.plot([value], [y], color=_colour(0), marker="o", markersize=5)
-    axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel(unit, color=INK)
-    axis.grid(axis="x", color=FAINT, linewidth=0.4)
-    _dress(axis)
-    return _svg(figure, name, title)
+def bar(value: float, span: Sequence[float] | None) -> str:
+    """A share and its interval as a mark between 0 and 1."""
+    low, high = span or (value, value)
+    parts = [_line_of("track", 0, 5, 100, 5), _line_of("span", f"{100 * low:.1f}", 5, f"{100 * high:.1f}", 5)]
+    parts.append(_line_of("mark", f"{100 * value:.1f}", 1, f"{100 * value:.1f}", 9))
+    return f'<svg class="bar" viewBox="0 0 100 10" role="img" aria-label="{100 * value:.1f} %">{"".join(parts)}</svg>'
 
 
-def _colour(k: int) -> str:
-    return f"#0303{k % COLOURS:02d}"
+def colour(k: int) -> str:
+    """The classes of the kth line of a panel."""
+    return f"c{k % COLOURS}" + (" dashed" if k >= COLOURS else "")
 
 
-def _dress(axis: object) -> None:
-    axis.tick_params(colors=INK, labelsize=8, width=0.6)
-    for spine in axis.spines.values():
-        spine.set(color=FAINT, linewidth=0.6)
-    axis.patch.set_visible(False)
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most `most` + 1 round numbers between two."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(m * unit for m in (1, 2, 5, 10) if (high - low) / (m * unit) <= most)
+    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _svg(figure: object, name: str, title: str) -> str:
-    import matplotlib
+def _range(parts: Sequence[Sequence[float] | np.ndarray], margins: tuple[float, float]) -> tuple[float, float]:
+    """The least and greatest of all numbers with margins, as shares of their distance; apart even where one only is."""
+    found = [float(value) for part in parts if len(part) for value in (min(part), max(part))]
+    low, high = min(found), max(found)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        high = low + (abs(low) or 1)
+    return low - margins[0] * (high - low), high + margins[1] * (high - low)
 
-    figure.patch.set_visible(False)
-    file = io.StringIO()
-    empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    plain = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
-    with matplotlib.rc_context(plain):
-        figure.savefig(file, format="svg", metadata=empty)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"| id="[\w.]+_\d+"| (?:width|height)="[\d.]+pt"', "", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    for colour, variable in ((INK, "ink"), (FAINT, "faint"), *((_colour(k), f"c{k}") for k in range(COLOURS))):
-        text = text.replace(colour, f"var(--{variable})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+def _line_of(kind: str, x1: float | str, y1: float | str, x2: float | str, y2: float | str) -> str:
+    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(anchor: str, x: float | str, y: float | str, below: int, words: str) -> str:
+    return f'<text text-anchor="{anchor}" x="{x}" y="{y}" dy="{below}">{escape(words)}</text>'

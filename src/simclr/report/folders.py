@@ -1,9 +1,9 @@
-"""What a run folder holds, as far as it can be read: no file in it is needed, and of a torn one what is whole is taken.
-"""
+"""What a run folder holds, as far as it can be read: no file in it is needed, and of a torn one what is whole is taken."""
 
 import csv
 import hashlib
 import importlib
+import io
 import json
 import math
 from dataclasses import MISSING, dataclass, field, fields
@@ -106,9 +106,9 @@ class Folder:
     @property
     def processes(self) -> int:
         """Training processes of the last start."""
-        machine = self.recipe.get("machine") or {}
-        asked = machine.get("devices", 1) * machine.get("nodes", 1)
-        return (self.starts[-1].get("processes") if self.starts else None) or asked
+        told = self.starts[-1].get("processes") if self.starts else None
+        asked = [self.settings.get(f"machine.{name}") for name in ("devices", "nodes")]
+        return told or math.prod(count for count in asked if isinstance(count, int) and count > 0)
 
     @property
     def epoch(self) -> float | None:
@@ -122,7 +122,7 @@ class Folder:
             return self.result["steps"]
         if self.recipe.get("steps"):
             return self.recipe["steps"]
-        if self.epoch and self.recipe.get("epochs"):
+        if self.epoch and _is_number(self.recipe.get("epochs")):
             return total_steps(self.images, self.batch, self.recipe["epochs"])
         return None
 
@@ -166,6 +166,12 @@ class Folder:
             for f in fields(task) if f.default is not MISSING or f.default_factory is not MISSING
         }  # fmt: skip
         return dict(flatten(given))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The recipe, flat; with the defaults of settings that it is too old to have."""
+        own = dict(flatten(self.recipe))
+        return own | {k: v for k, v in self.defaults.items() if k.split(".")[0] not in self.recipe or k in own} | own
 
     @cached_property
     def weights(self) -> str | None:
@@ -212,6 +218,8 @@ def read_folder(path: Path) -> Folder:
     result = _json(path / "result.json", dict, unreadable)
     card = _json(path / "card.json", dict, unreadable) or {}
     lines, torn = _lines(path / "metrics.jsonl")
+    if result and isinstance(result.get("step"), int):  # the last check stands in the result alone
+        lines.append({k: v for k, v in result.items() if k in ("step", "knn_top1") or k.startswith("health_")})
     return Folder(
         path=path,
         kind=_kind(text, recipe, result, card),
@@ -224,7 +232,7 @@ def read_folder(path: Path) -> Folder:
         measurements=_measurements(path, unreadable),
         bad=_bad(path / "bad_files.csv"),
         pictures=[p for where in (path, path / "pictures") if where.is_dir() for p in sorted(where.iterdir())
-                  if p.suffix.lower() in PICTURES],
+                  if p.suffix.lower() in PICTURES and p.is_file()],
         torn=torn,
         unreadable=unreadable,
     )  # fmt: skip
@@ -312,10 +320,8 @@ def _measurements(path: Path, unreadable: list[str], below: bool = True) -> list
 
 
 def _bad(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        return [(row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(file)]
+    rows = csv.DictReader(io.StringIO(_text(path, []), newline=""))
+    return [(row.get("path") or "", row.get("reason") or "") for row in rows]
 
 
 def _is_number(value: Any) -> bool:

@@ -4,18 +4,20 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr.measuring import METRICS
+from simclr.evaluation import METRICS
 from simclr.report import comparing
 from simclr.report.concerns import BASELINES, concerns, concerns_together
-from simclr.report.curves import checked_on, compared, draw, forest, panels
+from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
 from simclr.report.folders import Folder, Measurement, read_folder, task_of
 from simclr.report.words import duration, interval, number, setting, several, term
 from simclr.run import flatten, write_atomically
 
-MAKER = "simclr report"  # stands in a page, so that only pages are replaced
+MAKER = "simclr report"
+MARKS = (f'<meta name="generator" content="{MAKER}">'.encode(), f'"generator": "{MAKER}"'.encode())
 MOST_BAD = 50  # unreadable images that are listed
 MOST_PICTURE = 8 << 20  # bytes of a picture that is taken into the page
 SHOWN_BY_TABLE = ("name", "protocol", "metric", "value", "interval", "n", "layer", "detail", "hits", "answers")
@@ -31,20 +33,13 @@ def write_page(folders: Sequence[Folder], path: Path) -> dict[str, Any]:
     return _without_pictures(shown)
 
 
-def keep_page(path: Path) -> None:
-    """Write RUN/report.html at the end of a run. What goes wrong with it is one line: no run fails of its report."""
-    try:
-        write_page([read_folder(path)], replaceable(path / "report.html"))
-    except Exception as error:
-        print(f"no report was written: {' '.join(str(error).split()) or type(error).__name__}")
-
-
 def replaceable(path: Path) -> Path:
     """`path`, if no file is there or one that this module made; else ValueError."""
     if path.is_file():
         with open(path, "rb") as file:
-            if MAKER.encode() not in file.read(400):
-                raise ValueError(f"out: {path} exists and is no report; choose another --out")
+            beginning = file.read(400)
+        if not any(mark in beginning for mark in MARKS):
+            raise ValueError(f"out: {path} exists and is no report; choose another --out")
     return path
 
 
@@ -54,13 +49,12 @@ def render(shown: dict[str, Any]) -> str:
 
     rooms = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)  # fmt: skip
-    return rooms.get_template("page.html.j2").render(page=shown, data=_without_pictures(shown))
+    return rooms.get_template("page.html.j2").render(page=shown, data=_without_pictures(shown), colours=COLOURS)
 
 
 def contents(folders: Sequence[Folder]) -> dict[str, Any]:
     """Everything a page shows, as plain values."""
-    runs = [_run(folder, name, str(k)) for k, (folder, name) in
-            enumerate(zip(folders, comparing.names(folders), strict=True))]  # fmt: skip
+    runs = [_run(folder, name) for folder, name in zip(folders, comparing.names(folders), strict=True)]
     title = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
     made = time.strftime("%Y-%m-%d %H:%M")
     return {"generator": MAKER, "made": made, "title": title, "comparison": _comparison(folders), "runs": runs}
@@ -79,10 +73,10 @@ def _comparison(folders: Sequence[Folder]) -> dict[str, Any] | None:
         columns = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
         note = "Of runs that differ in their seed alone; Student's interval says what another training run might show."
         tables.append(_table("Over seeds", columns, rows, note))
-    return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders), "all"), "tables": tables}
+    return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders)), "tables": tables}
 
 
-def _run(folder: Folder, name: str, mark: str) -> dict[str, Any]:
+def _run(folder: Folder, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "path": str(folder.path),
@@ -90,8 +84,8 @@ def _run(folder: Folder, name: str, mark: str) -> dict[str, Any]:
         "head": head(folder),
         "answer": answer(folder),
         "warnings": concerns(folder),
-        "curves": _drawn(panels(folder), mark),
-        "measurements": [_measured(m, f"{mark}-m{k}") for k, m in enumerate(folder.measurements)],
+        "curves": _drawn(panels(folder)),
+        "measurements": [_measured(m) for m in folder.measurements],
         "facts": _facts(folder),
         "pictures": [_picture(path) for path in folder.pictures if path.stat().st_size <= MOST_PICTURE],
     }
@@ -104,8 +98,9 @@ def head(folder: Folder) -> str:
     """What was trained on what, for how long, and whether it is finished."""
     card, recipe = folder.card, folder.recipe
     encoder = recipe.get("encoder") or (card.get("encoder") or {}).get("name") or "an encoder"
-    size = (recipe.get("views") or {}).get("size") or card.get("image_size")
-    what = f"{encoder}{f' at {size} px' if size else ''}"
+    size = folder.settings.get("views.size") or card.get("image_size")
+    options = (card.get("encoder") or {}).get("options") or {}
+    what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {size} px' if size else ''}"
     if not folder.trained:
         source = (card.get("source") or {}).get("checkpoint")
         return f"{what}, {f'converted from {source}' if source else 'weights without a training log'}."
@@ -139,7 +134,8 @@ def answer(folder: Folder) -> str:
     found = []
     for task in ("linear", "knn", "finetune", "distill"):
         for m in folder.measurements:
-            rows = [row for row in m.rows if row["metric"] in METRICS and row.get("layer") in ("h", "pixels")]
+            layers = ("h", "pixels") if task in ("linear", "knn") else (m.rows[0].get("layer"),)
+            rows = [row for row in m.rows if row["metric"] in METRICS and row.get("layer") in layers]
             own = next((row for row in rows if row.get("name") not in (*BASELINES, "teacher")), None)
             if m.older or m.task != task or own is None or (m.file == "result.json") != (folder.kind == task):
                 continue
@@ -188,13 +184,19 @@ def _table(title: str, columns: list[str], rows: list[list[str]], note: str = ""
     return {"title": title, "columns": columns, "rows": rows, "note": note, **more}
 
 
-def _drawn(found: list, mark: str) -> list[dict[str, str]]:
-    return [{"title": p.title, "unit": p.unit, "caption": p.caption, "svg": draw(p, f"{mark}-{k}")}
-            for k, p in enumerate(found)]  # fmt: skip
+def _drawn(found: list[Panel]) -> list[dict[str, Any]]:
+    return [_figure(panel) for panel in found]
 
 
-def _measured(m: Measurement, mark: str) -> dict[str, Any]:
-    """A file of results as a table; what all of its rows share stands above it, once."""
+def _figure(panel: Panel) -> dict[str, Any]:
+    keys = [[line.label, colour(k)] for k, line in enumerate(panel.lines)] if len(panel.lines) > 1 else []
+    keys += [[panel.level[1], "level"]] if panel.level else []
+    keys += [["went on here", "seam"]] if panel.seams else []
+    return {"title": panel.title, "unit": panel.unit, "legend": keys, "caption": panel.caption, "svg": draw(panel)}
+
+
+def _measured(m: Measurement) -> dict[str, Any]:
+    """A file of results as a table; what all of its rows share stands below it, once."""
     shared, apart = {}, []
     for name in dict.fromkeys(name for row in m.rows for name in row if name not in SHOWN_BY_TABLE):
         values = [setting(row.get(name)) for row in m.rows]
@@ -210,16 +212,10 @@ def _measured(m: Measurement, mark: str) -> dict[str, Any]:
          *(setting(row.get(name)) for name in apart), *([_detail(row.get("detail") or {})] * chosen)]
         for row in m.rows
     ]  # fmt: skip
-    meanings = dict.fromkeys(f"{term(r['metric']).label}: {term(r['metric']).meaning}" for r in m.rows)
+    bars = [bar(row["value"], row.get("interval")) if term(row["metric"]).unit == "%" else "" for row in m.rows]
     shared |= {"command": m.environment.get("command", ""), "at": m.environment.get("time", "")}
-    shares = [row for row in m.rows if term(row["metric"]).unit == "%" and row.get("interval")]
-    drawn = ""
-    if len(shares) > 1 and not m.older:
-        points = [(", ".join(filter(None, map(str, (row.get("name"), row.get("layer"), term(row["metric"]).label)))),
-                   100 * row["value"], tuple(100 * end for end in row["interval"])) for row in shares]  # fmt: skip
-        drawn = forest(points, "% with 95 % interval", mark, f"{m.task} on {m.data}")
-    return _table(f"{m.task} on {m.data}" if m.data else m.task, columns, rows, "; ".join(meanings) + ".", file=m.file,
-                  older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=drawn)  # fmt: skip
+    return _table(f"{m.task} on {m.data}" if m.data else m.task, columns, rows, explained([row["metric"] for row in m.rows]), file=m.file,
+                  older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars)  # fmt: skip
 
 
 def _detail(detail: dict[str, Any]) -> str:
@@ -231,14 +227,13 @@ def _facts(folder: Folder) -> list[dict[str, Any]]:
     tables = []
     if folder.recipe:
         meanings = _meanings(folder.kind)
-        defaults = folder.defaults
-        rows = []
-        for name, value in flatten(folder.recipe):
-            given, default = setting(value), setting(defaults[name]) if name in defaults else "–"
-            rows.append([name, given, default, meanings.get(name, "")])
+        rows = [
+            [name, setting(value), setting(folder.defaults[name]) if name in folder.defaults else "–",
+             meanings.get(name, "")] for name, value in flatten(folder.recipe)
+        ]  # fmt: skip
         changed = [row for row in rows if row[1] != row[2]]
         columns = ["setting", "value", "default", "what it is"]
-        if defaults:
+        if folder.defaults:
             tables.append(_table("Settings other than the defaults", columns, changed))
         tables.append(_table("All settings", columns, rows, folded=True))
     if folder.starts:
@@ -262,14 +257,12 @@ def _facts(folder: Folder) -> list[dict[str, Any]]:
 
 def _meanings(kind: str) -> dict[str, str]:
     """What each setting of a task is, from the docstrings of its fields, those of its parts included."""
-    import dataclasses
-
-    from docstring_parser import parse_from_object
+    from docstring_parser import parse_from_object  # which jsonargparse reads docstrings with
 
     def told(task: type, prefix: str = "") -> dict[str, str]:
         found = {prefix + p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(task).params}
-        for part in dataclasses.fields(task):
-            if dataclasses.is_dataclass(part.type):
+        for part in fields(task):
+            if is_dataclass(part.type):
                 found |= told(part.type, f"{prefix}{part.name}.")
         return found
 

@@ -13,10 +13,10 @@ FORMS = (".html", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write what run folders hold as one HTML page that opens without a network: what was trained and for how long,
-    what the figures warn of, every measurement, the curves of the log, settings, environment and pictures; of several
-    runs also how they compare.
+    """Write what run folders hold as one HTML page.
 
+    It needs no network and no other file: what was trained and for how long, what the figures warn of, every
+    measurement, the curves of the log, settings, environment and pictures; of several runs also how they compare.
     Anything may be missing: unfinished runs, runs of any task and converted checkpoints have a page too.
     """
 
