@@ -62,7 +62,7 @@ def overview(folders: Sequence[Folder]) -> tuple[list[str], list[list[str]]]:
     rows += [[f"{term(name).label}, last of the log", *(number(name, f.last(name)) for f in folders)]
              for name in logged]  # fmt: skip
     for key, found in _common(folders).items():
-        cells = [found[f.path] if f.path in found else None for f in folders]
+        cells = [found.get(f.path) for f in folders]
         rows.append([title(key), *(_cell(key.metric, row) for row in cells)])
     return ["", *names(folders)], rows
 

@@ -68,7 +68,8 @@ def _unfinished(folder: Folder) -> Iterator[str]:
 def _lost(folder: Folder) -> Iterator[str]:
     bad = [(step, value) for step, value in folder.series("loss") if not math.isfinite(value)]
     if bad:
-        yield f"The loss was no number in {several(len(bad), 'line')} of the log, first {bad[0][1]} at step {bad[0][0]:,}."
+        step, value = bad[0]
+        yield f"The loss was no number in {several(len(bad), 'line')} of the log, first {value} at step {step:,}."
 
 
 def _collapsed(folder: Folder) -> Iterator[str]:
@@ -124,20 +125,24 @@ def _bad_images(folder: Folder) -> Iterator[str]:
 
 def _torn(folder: Folder) -> Iterator[str]:
     if folder.torn:
-        yield f"{several(folder.torn, 'line')} of metrics.jsonl could not be read and {'is' if folder.torn == 1 else 'are'} left out."
+        left = "is" if folder.torn == 1 else "are"
+        yield f"{several(folder.torn, 'line')} of metrics.jsonl could not be read and {left} left out."
     for name in folder.unreadable:
         yield f"{name} could not be read and is left out."
 
 
 def _seen(folder: Folder) -> Iterator[str]:
+    seen, chosen = [], []
     for m in _current(folder):
         splits = " ".join(str(row.get("split", "")) for row in m.rows)
-        n = max(row.get("n", 0) for row in m.rows)
         if "has seen" in splits:
-            yield f"{m.file} is measured on {several(n, 'image')} that pretraining on the same data has seen."
+            seen.append(m)
         if "held out" in splits and "test" not in splits:
-            yield (f"{m.file} is measured on {several(n, 'image')} of the training part, held out to choose settings "
-                   "by: it is no test figure.")  # fmt: skip
+            chosen.append(m)
+    if seen:
+        yield f"{_files(seen)}, measured on images that pretraining on the same data has seen."
+    if chosen:
+        yield f"{_files(chosen)}, measured on training images held out to choose settings by: no test figures."
 
 
 def _other_weights(folder: Folder) -> Iterator[str]:
@@ -187,6 +192,12 @@ def _best_of_many(folder: Folder) -> Iterator[str]:
 
 def _current(folder: Folder) -> list[Measurement]:
     return [m for m in folder.measurements if not m.older]
+
+
+def _files(measurements: list[Measurement]) -> str:
+    """Files and the images each is measured on; of many the first three."""
+    named = [f"{m.file} (n = {max(row.get('n', 0) for row in m.rows):,})" for m in measurements[:3]]
+    return ", ".join(named) + (f" and {len(measurements) - 3} others" if len(measurements) > 3 else "")
 
 
 def _on_test(rows: list[dict[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from simclr.evaluation import METRICS
 from simclr.report import comparing
 from simclr.report.concerns import BASELINES, concerns, concerns_together
 from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
-from simclr.report.folders import Folder, Measurement, read_folder, task_of
+from simclr.report.folders import Folder, Measurement, task_of
 from simclr.report.words import duration, interval, number, setting, several, term
 from simclr.run import flatten, write_atomically
 
@@ -29,7 +29,7 @@ def write_page(folders: Sequence[Folder], path: Path) -> dict[str, Any]:
     shown = contents(folders)
     made = json.dumps(_without_pictures(shown), indent=2) + "\n" if path.suffix == ".json" else render(shown)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, made)
+    write_atomically(path, made.encode(errors="replace").decode())  # names of files need not be text
     return _without_pictures(shown)
 
 
@@ -214,8 +214,10 @@ def _measured(m: Measurement) -> dict[str, Any]:
     ]  # fmt: skip
     bars = [bar(row["value"], row.get("interval")) if term(row["metric"]).unit == "%" else "" for row in m.rows]
     shared |= {"command": m.environment.get("command", ""), "at": m.environment.get("time", "")}
-    return _table(f"{m.task} on {m.data}" if m.data else m.task, columns, rows, explained([row["metric"] for row in m.rows]), file=m.file,
-                  older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars)  # fmt: skip
+    return _table(
+        f"{m.task} on {m.data}" if m.data else m.task, columns, rows, explained([row["metric"] for row in m.rows]),
+        file=m.file, older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars,
+    )  # fmt: skip
 
 
 def _detail(detail: dict[str, Any]) -> str:

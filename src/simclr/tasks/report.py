@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from simclr.outputs import writable_file
-from simclr.report.folders import find_runs, read_folder
 from simclr.report.page import replaceable, write_page
+from simclr.report.reading import find_runs, read_folder
 
 FORMS = (".html", ".json")
 
