@@ -17,6 +17,8 @@ BINS = 300  # along a curve; each keeps its least and greatest value, so that no
 COLOURS = 8  # that the page knows
 WIDTH, HEIGHT, MARGIN, TOP, BOTTOM = 460, 240, 56, 24, 200  # of a panel
 
+Place = float | int | str  # a coordinate, as it is or as text
+
 
 @dataclass(frozen=True)
 class Line:
@@ -149,12 +151,12 @@ def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np
 
 def draw(panel: Panel) -> str:
     """A panel as SVG whose colours are classes of the page: c0, c1 ... for its lines, level and seam for the others."""
-    x_low, x_high = 0, max(panel.end, *(line.steps[-1] for line in panel.lines if len(line.steps)), 1)
+    x_low, x_high = 0.0, float(max(panel.end, *(line.steps[-1] for line in panel.lines if len(line.steps)), 1))
     levels = [*([panel.level[0]] if panel.level else ()), *([0.0] if panel.from_zero else ())]
     y_low, y_high = _range([levels, *(line.values for line in panel.lines)], (0.0 if panel.from_zero else 0.06, 0.06))
     right = WIDTH - (MARGIN if panel.share else 12)
 
-    def x(step: float) -> str:
+    def x(step: float | int) -> str:
         return f"{MARGIN + (right - MARGIN) * (step - x_low) / (x_high - x_low):.1f}"
 
     def y(value: float) -> str:
@@ -182,7 +184,7 @@ def draw(panel: Panel) -> str:
     if panel.level:
         parts.append(_line_of("level", MARGIN, y(panel.level[0]), right, y(panel.level[0])))
     for k, line in enumerate(panel.lines):
-        points = [(x(step), y(value)) for step, value in zip(line.steps, line.values, strict=True)]
+        points = [(x(step), y(value)) for step, value in zip(line.steps.tolist(), line.values.tolist(), strict=True)]
         told = f"<title>{escape(line.label)}</title>"
         shape = " ".join(f"{a},{b}" for a, b in points)
         parts.append(f'<polyline class="{colour(k)}" points="{shape}">{told}</polyline>')
@@ -221,9 +223,9 @@ def _range(parts: Sequence[Sequence[float] | np.ndarray], margins: tuple[float, 
     return low - margins[0] * (high - low), high + margins[1] * (high - low)
 
 
-def _line_of(kind: str, x1: float | str, y1: float | str, x2: float | str, y2: float | str) -> str:
+def _line_of(kind: str, x1: Place, y1: Place, x2: Place, y2: Place) -> str:
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
-def _text(anchor: str, x: float | str, y: float | str, below: int, words: str) -> str:
+def _text(anchor: str, x: Place, y: Place, below: int, words: str) -> str:
     return f'<text text-anchor="{anchor}" x="{x}" y="{y}" dy="{below}">{escape(words)}</text>'

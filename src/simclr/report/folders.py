@@ -162,7 +162,8 @@ class Folder:
     def settings(self) -> dict[str, Any]:
         """The recipe, flat; with the defaults of settings that it is too old to have."""
         own = dict(flatten(self.recipe))
-        return own | {k: v for k, v in self.defaults.items() if k.split(".")[0] not in self.recipe or k in own} | own
+        parts = {name.rsplit(".", 1)[0] for name in own if "." in name}
+        return {name: value for name, value in self.defaults.items() if name not in parts} | own
 
     @cached_property
     def weights(self) -> str | None:

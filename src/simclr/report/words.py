@@ -52,7 +52,7 @@ def term(name: str) -> Term:
     return Term(name.replace("_", " "), "%" if name.endswith("top1") else "", "")
 
 
-def number(name: str, value: float | None) -> str:
+def number(name: str, value: float | int | None) -> str:
     """A figure with its unit."""
     if value is None:
         return "–"
@@ -73,7 +73,7 @@ def interval(name: str, span: Any) -> str:
     return f"[{low}, {high}]"
 
 
-def points(name: str, difference: float, span: Any = None) -> str:
+def points(name: str, difference: float | int, span: Any = None) -> str:
     """A difference of two figures, which for shares is in percentage points."""
     share = term(name).unit == "%"
     form = (lambda x: f"{100 * x:+.1f}") if share else (lambda x: f"{x:+.4g}")
@@ -81,7 +81,7 @@ def points(name: str, difference: float, span: Any = None) -> str:
     return f"{form(difference)}{' points' if share else ''}{ends}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people say them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
