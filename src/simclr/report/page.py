@@ -99,7 +99,7 @@ def head(folder: Folder) -> str:
     card, recipe = folder.card, folder.recipe
     encoder = recipe.get("encoder") or (card.get("encoder") or {}).get("name") or "an encoder"
     size = folder.settings.get("views.size") or card.get("image_size")
-    options = (card.get("encoder") or {}).get("options") or {}
+    options = recipe.get("encoder_options") or (card.get("encoder") or {}).get("options") or {}
     what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {size} px' if size else ''}"
     if not folder.trained:
         source = (card.get("source") or {}).get("checkpoint")
@@ -115,7 +115,7 @@ def head(folder: Folder) -> str:
     state = "finished" if folder.finished else "not finished"
     starts = len(folder.segments)
     return (
-        f"{what} {how} on {images}{recipe.get('data', 'unknown data')}: step {folder.step:,}{whole}{batch}{epochs}, "
+        f"{what} {how} on {images}{recipe.get('data', 'unknown data')}: {folder.step:,}{whole} steps{batch}{epochs}, "
         f"{duration(folder.seconds)}{f' in {starts} starts' * (starts > 1)}{_where(folder)}; {state}."
     )
 
