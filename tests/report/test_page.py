@@ -127,8 +127,8 @@ def test_what_was_found_stands_on_the_page(tmp_path):
 def test_the_head_says_what_for_how_long_and_whether_it_is_finished(tmp_path):
     (done,) = contents([read_folder(write_run(tmp_path / "done"))])["runs"]
     assert done["head"] == (
-        "simclr_resnet18 (width 0.5) at 32 px pretrained without labels on 1,000 images of photographs: 150 steps of 64 "
-        "images, 9.6 epochs, 15 s on 2 CPU cores; finished."
+        "simclr_resnet18 (width 0.5) at 32 px pretrained without labels on 1,000 images of photographs: 150 steps of "
+        "64 images, 9.6 epochs, 15 s on 2 CPU cores; finished."
     )
     begun = write_run(tmp_path / "begun", log=lines(50), finished=False, start={"processes": 4, "gpu": "A100"})
     (begun,) = contents([read_folder(begun)])["runs"]

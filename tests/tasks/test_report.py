@@ -122,6 +122,7 @@ def test_a_failing_report_fails_no_run_and_a_report_is_in_no_runs_way(run, tmp_p
         (["report", "nowhere"], "there is no folder nowhere"),
         (["report", "."], "is no run folder and holds none"),
         (["report", "{run}", "--out", "page.pdf"], "out: page.pdf must end with .html or .json"),
+        (["report", "{run}", "--out", "result.json"], "out: result.json is the name of a file of runs"),
         (["report", "{run}", "--out", "mine.html"], "mine.html exists and is no report; choose another --out"),
     ],
 )

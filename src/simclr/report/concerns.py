@@ -157,7 +157,7 @@ def _other_weights(folder: Folder) -> Iterator[str]:
 def _codes(folder: Folder) -> Iterator[str]:
     codes = codes_of(folder)
     if len(codes) > 1:
-        yield f"The run was trained and measured by {len(codes)} versions of the code: {', '.join(codes)}."
+        yield f"Training and measurements come from {len(codes)} versions of the code: {', '.join(codes)}."
 
 
 def _not_better(folder: Folder) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from simclr.outputs import writable_file
 from simclr.report.page import replaceable, write_page
 from simclr.report.reading import find_runs, read_folder
+from simclr.run import OWN
 
 FORMS = (".html", ".json")
 
@@ -31,6 +32,8 @@ class Report:
             raise ValueError("report needs at least one run folder")
         if self.out is not None and self.out.suffix not in FORMS:
             raise ValueError(f"out: {self.out} must end with {' or '.join(FORMS)}")
+        if self.out is not None and self.out.name in OWN and self.out.suffix == ".json":
+            raise ValueError(f"out: {self.out.name} is the name of a file of runs; choose another, such as report.json")
 
     def __call__(self) -> dict[str, Any]:
         paths = find_runs(self.runs)
