@@ -43,7 +43,7 @@ def concerns_together(folders: Sequence[Folder]) -> list[str]:
         found.append(f"The runs come from {len(starts)} versions of torch ({', '.join(sorted(starts))}).")
     images = {folder.data.get("fingerprint") for folder in folders} - {None}
     if len(images) > 1:
-        found.append(f"The runs learned from {len(images)} different sets of images: see data below.")
+        found.append(f"The runs learned from {len(images)} different sets of images.")
     measured = [folder for folder in folders if any(_on_test(m.rows) for m in _current(folder))]
     tried = len(alike(measured))
     if tried > 2:

@@ -70,8 +70,8 @@ SKIPPED = ("step", "seconds", "loss_over_chance")  # the last one's axis is besi
 
 def panels(folder: Folder) -> list[Panel]:
     """Every figure of a run's log."""
-    logged = dict.fromkeys(name for line in folder.lines for name in line if name not in SKIPPED)
-    alone = [(name,) for name in logged if not any(name in group for group in GROUPS)]
+    grouped = {*SKIPPED, *(name for group in GROUPS for name in group)}
+    alone = [(name,) for name in folder.columns if name not in grouped]
     found = [panel for group in (*GROUPS, *alone) if (panel := _panel(folder, group)).lines]
     return [panel for panel in found if any(len(line.steps) for line in panel.lines)]
 

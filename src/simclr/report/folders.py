@@ -137,9 +137,19 @@ class Folder:
         own = (self.batch or 0) // self.processes
         return 1 / (2 * own - 1) if self.kind == "pretrain" and own else None
 
+    @cached_property
+    def columns(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of each line that has a number of a name, by names in the order of the log."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for line in self.lines:
+            for name, value in line.items():
+                if is_number(value):
+                    found.setdefault(name, []).append((line["step"], float(value)))
+        return found
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of each line that has a number of this name."""
-        return [(line["step"], float(line[name])) for line in self.lines if is_number(line.get(name))]
+        return self.columns.get(name, [])
 
     def last(self, name: str) -> float | None:
         """The last finite value of this name: that of the result, else of the log."""

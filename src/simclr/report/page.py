@@ -137,7 +137,8 @@ def answer(folder: Folder) -> str:
             layers = ("h", "pixels") if task in ("linear", "knn") else (m.rows[0].get("layer"),)
             rows = [row for row in m.rows if row["metric"] in METRICS and row.get("layer") in layers]
             own = next((row for row in rows if row.get("name") not in (*BASELINES, "teacher")), None)
-            if m.older or m.task != task or own is None or (m.file == "result.json") != (folder.kind == task):
+            itself = folder.kind == task  # a fine-tuned run, whose answer is its own figure, not one of a run below
+            if m.older or m.task != task or own is None or (m.file == "result.json") != itself:
                 continue
             beside = [f"{number(row['metric'], row['value'])} of {_the(row['name'])}" for row in rows
                       if row.get("name") in (*BASELINES, "teacher")
