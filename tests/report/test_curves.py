@@ -114,8 +114,8 @@ def test_a_resumed_run_has_a_seam_where_its_clock_began_anew(tmp_path):
 
 def test_runs_are_drawn_over_each_other_with_a_chance_they_share(tmp_path):
     folders = [read_folder(write_run(tmp_path / name)) for name in "ab"]
-    loss = next(panel for panel in compared(folders) if panel.title == "loss")
+    loss = next(panel for panel in compared(folders, "ab") if panel.title == "loss")
     assert [line.label for line in loss.lines] == ["a", "b"]
     assert loss.level[0] == pytest.approx(np.log(127))
     other = read_folder(write_run(tmp_path / "c", settings={"batch": 128}))
-    assert next(panel for panel in compared([folders[0], other]) if panel.title == "loss").level is None
+    assert next(panel for panel in compared([folders[0], other], "ac") if panel.title == "loss").level is None

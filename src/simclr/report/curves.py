@@ -76,11 +76,11 @@ def panels(folder: Folder) -> list[Panel]:
     return [panel for panel in found if any(len(line.steps) for line in panel.lines)]
 
 
-def compared(folders: Sequence[Folder]) -> list[Panel]:
-    """The same figures of several runs over each other."""
+def compared(folders: Sequence[Folder], names: Sequence[str]) -> list[Panel]:
+    """The same figures of several runs, by their names, over each other."""
     found = []
     for name in COMPARED:
-        lines = [_line(folder, name, folder.name) for folder in folders if folder.series(name)]
+        lines = [_line(folder, name, run) for folder, run in zip(folders, names, strict=True) if folder.series(name)]
         if len(lines) > 1:
             chances = {folder.chance for folder in folders if folder.series(name)} if name == "loss" else set()
             chance = chances.pop() if len(chances) == 1 else None
@@ -128,9 +128,9 @@ def checked_on(folder: Folder) -> str:
 
 
 def _line(folder: Folder, name: str, label: str) -> Line:
-    steps, values = zip(*folder.series(name), strict=True)
+    steps, values = np.array(folder.series(name)).T
     factor = 100 if term(name).unit == "%" else 1
-    return Line(label, *thinned(np.array(steps), factor * np.array(values, dtype=float)))
+    return Line(label, *thinned(steps.astype(int), factor * values))
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -165,20 +165,20 @@ def draw(panel: Panel) -> str:
     parts = []
     for value in ticks(y_low, y_high):
         parts += [_line_of("grid", MARGIN, y(value), right, y(value)),
-                  _text("end", MARGIN - 5, y(value), 4, f"{value:,.6g}")]  # fmt: skip
+                  _text("end", MARGIN - 5, y(value), 4, _short(value))]  # fmt: skip
     for step in ticks(x_low, x_high):
         parts += [_line_of("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
-                  _text("middle", x(step), BOTTOM, 16, f"{step:,.6g}")]  # fmt: skip
+                  _text("middle", x(step), BOTTOM, 16, _short(step))]  # fmt: skip
     parts.append(_text("end", right, BOTTOM, 32, "step"))
     if panel.share:
         level = panel.level[0]
         parts += [_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
                   for share in ticks(y_low / level, y_high / level)]  # fmt: skip
-        parts.append(_text("end", WIDTH, BOTTOM, 16, "÷ chance"))
+        parts.append(_text("end", WIDTH, BOTTOM, 32, "÷ chance"))
     if panel.epoch and x_high > panel.epoch:
         for epoch in ticks(x_low / panel.epoch, x_high / panel.epoch):
             at = x(epoch * panel.epoch)
-            parts += [_line_of("grid", at, TOP, at, TOP - 4), _text("middle", at, TOP, -8, f"{epoch:.6g}")]
+            parts += [_line_of("grid", at, TOP, at, TOP - 4), _text("middle", at, TOP, -8, _short(epoch))]
         parts.append(_text("start", 0, TOP, -8, "epoch"))
     parts += [_line_of("seam", x(seam), TOP, x(seam), BOTTOM) for seam in panel.seams]
     if panel.level:
@@ -221,6 +221,10 @@ def _range(parts: Sequence[Sequence[float] | np.ndarray], margins: tuple[float, 
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         high = low + (abs(low) or 1)
     return low - margins[0] * (high - low), high + margins[1] * (high - low)
+
+
+def _short(value: float) -> str:
+    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value:,.6g}"
 
 
 def _line_of(kind: str, x1: Place, y1: Place, x2: Place, y2: Place) -> str:

@@ -70,10 +70,10 @@ def _comparison(folders: Sequence[Folder]) -> dict[str, Any] | None:
     if rows := comparing.differences(folders):
         tables.append(_table("Differences", comparing.DIFFERENCES, rows, comparing.DIFFERENCES_NOTE))
     if rows := comparing.over_seeds(folders):
-        columns = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
+        seeds = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
         note = "Of runs that differ in their seed alone; Student's interval says what another training run might show."
-        tables.append(_table("Over seeds", columns, rows, note))
-    return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders)), "tables": tables}
+        tables.append(_table("Over seeds", seeds, rows, note))
+    return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders, columns[1:])), "tables": tables}
 
 
 def _run(folder: Folder, name: str) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def head(folder: Folder) -> str:
     if recipe.get("from_scratch"):
         how = "trained with labels from fresh weights"
     images = f"{folder.images:,} images of " if folder.images else ""
-    epochs = f", {folder.step / folder.epoch:.3g} epochs" if folder.epoch and folder.step else ""
+    passes = folder.step / folder.epoch if folder.epoch else 0
+    epochs = f", {passes:{',.0f' if passes >= 100 else '.3g'}} epochs" if passes else ""
     batch = f" of {several(folder.batch, 'image')}" if folder.batch else ""
     whole = f" of {folder.steps:,}" if folder.steps and not folder.finished else ""
     state = "finished" if folder.finished else "not finished"
