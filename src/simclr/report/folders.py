@@ -173,7 +173,7 @@ class Folder:
         """The recipe, flat; with the defaults of settings that it is too old to have."""
         own = dict(flatten(self.recipe))
         parts = {name.rsplit(".", 1)[0] for name in own if "." in name}
-        return {name: value for name, value in self.defaults.items() if name not in parts} | own
+        return own | {name: value for name, value in self.defaults.items() if name not in own and name not in parts}
 
     @cached_property
     def weights(self) -> str | None:
