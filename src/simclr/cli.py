@@ -17,6 +17,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of the views"),
     "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),
     "transfer": ("simclr.tasks.transfer:Transfer", ("run", "data..."), "measure an encoder on many data sets"),
+    "report": ("simclr.tasks.report:Report", ("runs...",), "write what came of runs as one page that opens anywhere"),
     "embed": ("simclr.tasks.embed:Embed", ("run", "data"), "write the embeddings of all images of a data set"),
     "neighbours": ("simclr.tasks.neighbours:Neighbours", ("run", "images..."), "find the images most like given ones"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),

@@ -84,6 +84,8 @@ def fit(
             if done % plan.log_every == 0 or last:
                 facts = {"step": done, "loss": _finite(fabric, loss, done), "lr": plan.lr(step), **describe(outputs)}
                 facts |= clock.read()
+                if fabric.device.type == "cuda":
+                    facts["memory_mb"] = round(torch.cuda.max_memory_allocated(fabric.device) / 1e6)
                 run.log(**facts)
                 progress.show(facts)
             if plan.evaluate_every and done % plan.evaluate_every == 0 and not last:

@@ -1,5 +1,6 @@
 """What all measurements share: what is measured, the form of a result, and the printed table."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -142,6 +143,10 @@ class Result:
     transform: str = ""
     split: str = SPLIT
     detail: dict[str, Any] = field(default_factory=dict)
+    hits: str | None = None
+    """which test images were told right, a bit each in their order, in base64: for paired comparisons"""
+    answers: str | None = None
+    """hash of the test images' classes in their order: hits belong together where it is the same"""
 
     @classmethod
     def of(
@@ -159,10 +164,15 @@ class Result:
         **detail: Any,
     ) -> "Result":
         """The figure that `metric` makes of scores and classes (n,), or of scores and present classes (n, c)."""
+        kept = {}
+        if metric == "top1":
+            bits = np.packbits(hits(scores, truth) > 0)
+            named = hashlib.sha256(truth.cpu().numpy().tobytes()).hexdigest()[:12]
+            kept = {"hits": base64.b64encode(bits).decode(), "answers": named}
         return cls(
             name=name, protocol=protocol, metric=metric, value=METRICS[metric](scores, truth),
             interval=interval(metric, scores, truth), n=len(truth), layer=layer, transform=transform, frozen=frozen,
-            split=split, detail=detail,
+            split=split, detail=detail, **kept,
         )  # fmt: skip
 
 

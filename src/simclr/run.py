@@ -6,7 +6,7 @@ data.json          how many images the run learns from, and their fingerprint
 metrics.jsonl      one JSON object a line
 bad_files.csv      images that could not be read, if there are any
 checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
-encoder.safetensors, head.safetensors, card.json, result.json   written at the end
+encoder.safetensors, head.safetensors, card.json, result.json, report.html   written at the end
 """
 
 import csv
@@ -30,7 +30,8 @@ from simclr.data.loading import cores
 from simclr.outputs import writable_folder
 
 OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
-       "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures")  # fmt: skip
+       "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures",
+       "report.html")  # fmt: skip
 WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
@@ -248,6 +249,7 @@ def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def environment() -> dict[str, Any]:
     """Versions, hardware and command of this process: the evidence beside a result."""
     cuda = torch.cuda.is_available()
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -258,6 +260,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if several else 1,
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
 

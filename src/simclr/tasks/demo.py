@@ -8,6 +8,7 @@ from simclr.data import open_source
 from simclr.embed import load
 from simclr.features import extract
 from simclr.parsing import parse
+from simclr.report import keep_page
 from simclr.report.pictures import loss_curve, neighbour_sheet
 from simclr.run import Run
 from simclr.tasks.knn import Knn
@@ -49,5 +50,7 @@ class Demo:
         encoder = load(self.out)
         features = extract(encoder.network, test, encoder.preprocess)
         neighbour_sheet(features, test, seed=self.seed).save(pictures / "neighbours.png")
+        keep_page(self.out)
         print(f"\nRun: {self.out}\nPictures: " + ", ".join(str(p) for p in sorted(pictures.glob("*.png"))))
+        print(f"All of it on a page: {self.out / 'report.html'}")
         return found

@@ -26,6 +26,7 @@ from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card, save_encoder
 from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
+from simclr.report import keep_page
 from simclr.run import plain
 from simclr.views import Views
 from simclr.views.evaluation import Preprocess
@@ -205,6 +206,7 @@ class Pretrain:
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
             report_bad_files(run.path, run.bad)
+            keep_page(run.path)
             print(f"wrote {run.path}")
         fabric.barrier()
         return result

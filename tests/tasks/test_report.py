@@ -1,0 +1,135 @@
+"""The report of real runs: written at their end, again on request, and never in the way of anything."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from evaluated import squares, write_arrays, write_encoder
+from PIL import Image
+
+from simclr.cli import main
+from simclr.machine import Machine
+from simclr.tasks.finetune import FineTune
+from simclr.tasks.knn import Knn
+from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.report import Report
+from simclr.views import Views
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pretrained and measured run, and the labelled images it was measured on."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "photographs").mkdir()
+    for i, image in enumerate(squares(24, 0)[0]):
+        Image.fromarray(image).save(folder / "photographs" / f"{i:02d}.png")
+    (folder / "photographs" / "broken.png").write_bytes(b"")
+    Pretrain(
+        data=str(folder / "photographs"), out=folder / "run", encoder="simclr_resnet10",
+        encoder_options={"width": 0.125}, views=Views(size=16, blur=0.0), head_features=8, batch=8, epochs=2,
+        warmup_epochs=0, knn_every=1, log_every=1, machine=Machine(accelerator="cpu", workers=0),
+    )()  # fmt: skip
+    return folder
+
+
+def embedded(path):
+    text = path.read_text()
+    HTMLParser().feed(text)
+    return json.loads(re.search(r'<script type="application/json" id="shown">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_a_run_ends_with_its_report(run):
+    (shown,) = embedded(run / "run" / "report.html")["runs"]
+    assert shown["finished"]
+    assert "pretrained without labels on 25 images of" in shown["head"]
+    assert shown["answer"].startswith("Nothing was measured on test images yet. In the log the loss is ")
+    assert any("1 image of 25 (4 %) could not be read and was replaced" in sentence for sentence in shown["warnings"])
+    titles = [curve["title"] for curve in shown["curves"]]
+    assert {"loss", "contrastive top-1", "learning rate", "speed", "waiting for images"} <= set(titles)
+    assert all(curve["caption"] for curve in shown["curves"])
+    facts = {table["title"]: table["rows"] for table in shown["facts"]}
+    assert ["head_features", "8", "128", "length of the embedding z"] in facts["Settings other than the defaults"]
+    assert [row[0].endswith("broken.png") for row in facts["Images that could not be read"]] == [True]
+
+
+def test_measurements_are_on_the_page_once_it_is_made_again(run, capsys):
+    data = str(write_arrays(run / "labelled.npz"))
+    found = Knn(run=run / "run", data=data, k=5)()
+    assert main(["report", str(run / "run")]) == 0
+    said = capsys.readouterr().out
+    assert f"wrote {run / 'run' / 'report.html'}" in said
+    (shown,) = embedded(run / "run" / "report.html")["runs"]
+    (table,) = shown["measurements"]
+    assert [row[4] for row in table["rows"]] == [f"{100 * row['value']:.1f} %" for row in found["results"]]
+    assert shown["answer"] in said
+    assert "beside" in shown["answer"]
+
+
+def test_runs_of_every_kind_are_on_one_page(run, tmp_path, monkeypatch):
+    converted = write_encoder(tmp_path / "converted")
+    (converted / "recipe.yaml").unlink()
+    data = str(write_arrays(tmp_path / "labelled.npz"))
+    FineTune(run=converted, data=data, out=tmp_path / "tuned", epochs=1, batch=32, machine=Machine(workers=0))()
+    monkeypatch.chdir(tmp_path)
+    shown = Report(runs=[run / "run", converted, tmp_path / "tuned"])()
+    assert embedded(tmp_path / "report.html") == shown
+    heads = [each["head"] for each in shown["runs"]]
+    assert heads[1].endswith("weights without a training log.")
+    assert "fine-tuned with labels" in heads[2]
+    tables = {table["title"]: table for table in shown["comparison"]["tables"]}
+    assert tables["Side by side"]["columns"] == ["", "run", "converted", "tuned"]
+    assert "Settings that differ" in tables
+
+
+def test_two_runs_on_the_same_images_are_compared_by_image(tmp_path):
+    data = str(write_arrays(tmp_path / "labelled.npz"))
+    for seed in (0, 1):
+        Knn(run=write_encoder(tmp_path / "runs" / f"seed{seed}", seed), data=data, k=5, baselines=False)()
+    shown = Report(runs=[tmp_path / "runs"], out=tmp_path / "page.json")()
+    tables = {table["title"]: table["rows"] for table in shown["comparison"]["tables"]}
+    ((_, name, difference, p, how),) = tables["Differences"]
+    first, second = (float(run["measurements"][0]["rows"][0][4].removesuffix(" %")) for run in shown["runs"])
+    assert (name, how) == ("seed1", "paired, 60 images")
+    assert float(difference.split()[0]) == pytest.approx(second - first, abs=0.11)
+    assert 0 < float(p) <= 1
+    assert json.loads((tmp_path / "page.json").read_text()) == shown
+
+
+def test_a_failing_report_fails_no_run_and_a_report_is_in_no_runs_way(run, tmp_path, monkeypatch, capsys):
+    task = dict(
+        data=str(run / "photographs"), out=tmp_path / "run", encoder="simclr_resnet10", batch=8, epochs=1,
+        encoder_options={"width": 0.125}, views=Views(size=16, blur=0.0), head_features=8, warmup_epochs=0,
+        knn_every=0, machine=Machine(accelerator="cpu", workers=0),
+    )  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr("simclr.report.page.render", lambda shown: 1 / 0)
+        first = Pretrain(**task)()
+    *_, failed, wrote = capsys.readouterr().out.splitlines()
+    assert failed == "no report was written: division by zero"
+    assert wrote == f"wrote {tmp_path / 'run'}"
+    Report(runs=[tmp_path / "run"])()
+    assert Pretrain(**task)() == first
+    assert Pretrain(**task, fresh=True)()["steps"] == first["steps"]
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "kept in" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report"], "report needs runs"),
+        (["report", "nowhere"], "there is no folder nowhere"),
+        (["report", "."], "is no run folder and holds none"),
+        (["report", "{run}", "--out", "page.pdf"], "out: page.pdf must end with .html or .json"),
+        (["report", "{run}", "--out", "result.json"], "out: result.json is the name of a file of runs"),
+        (["report", "{run}", "--out", "mine.html"], "mine.html exists and is no report; choose another --out"),
+    ],
+)
+def test_a_mistake_is_a_line(run, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("mine")
+    assert main([word.format(run=run / "run") for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert (tmp_path / "mine.html").read_text() == "mine"
