@@ -65,10 +65,10 @@ class Bench(Pretrain):
         if "step" in wanted:
             found["step"] = self._step(parts, local, device)
         if "loader" in wanted:
-            found["loader"] = _loop(parts.batches, lambda batch: None, local, device, self.seconds)
+            found["loader"] = loop_rate(parts.batches, lambda batch: None, local, device, self.seconds)
         if "all" in wanted:
-            found["all"] = _loop(parts.batches, self._train(parts), local, device, self.seconds)
-        found |= {"storage": type(parts.batches).__name__.lower(), "memory_mb": _memory(device)}
+            found["all"] = loop_rate(parts.batches, step_of(parts), local, device, self.seconds)
+        found |= {"storage": type(parts.batches).__name__.lower(), "memory_mb": memory_used(device)}
         found["advice"] = self.advice(found)
         if fabric.is_global_zero:
             _print(found)
@@ -102,16 +102,8 @@ class Bench(Pretrain):
 
         return work
 
-    def _train(self, parts: Assembly) -> Callable[[Any], None]:
-        def train(batch: Any) -> None:
-            parts.backward(batch)
-            parts.optimizer.step()
-            parts.optimizer.zero_grad()
-
-        return train
-
     def _step(self, parts: Assembly, local: int, device: torch.device) -> dict[str, float]:
-        batch, train = next(iter(parts.batches(range(1)))), self._train(parts)
+        batch, train = next(iter(parts.batches(range(1)))), step_of(parts)
         with FlopCounterMode(display=False) as counter:
             train(batch)
         found = _rate(lambda: train(batch), local, device, self.seconds)
@@ -142,6 +134,17 @@ class Bench(Pretrain):
         return "the step is the limit and data are never waited for: a smaller encoder, or more devices"
 
 
+def step_of(parts: Assembly) -> Callable[[Any], None]:
+    """A training step, without a schedule, as a function of a batch."""
+
+    def train(batch: Any) -> None:
+        parts.backward(batch)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+
+    return train
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product, measured: what no network exceeds here."""
     n = 1024 if device.type == "cpu" else 8192
@@ -163,7 +166,7 @@ def _rate(work: Callable[[], object], images: int, device: torch.device, seconds
     return {"seconds": typical, "images_per_s": images / typical}
 
 
-def _loop(
+def loop_rate(
     batches: Callable[[range], Iterable], work: Callable[[Any], None], images: int, device: torch.device, seconds: float
 ) -> dict[str, float]:
     """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting."""
@@ -188,7 +191,7 @@ def _finish(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _memory(device: torch.device) -> float:
+def memory_used(device: torch.device) -> float:
     """Most memory held so far, MB: of the device where it keeps count, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
