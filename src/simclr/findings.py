@@ -18,6 +18,7 @@ from simclr.losses import NORM_FLOOR, contrast_statistics, unit_rows
 FLAT = 3 / 255  # standard deviation of the pixels below which an image shows next to nothing
 ENLARGED = 0.7  # of the side of a view: a smaller image is mostly interpolation
 COLLAPSED = 0.02  # of the deviation of isotropic embeddings
+EARLY = 200  # steps before which a loss near chance tells nothing
 FEW_ROWS = 16  # that a batch norm takes its statistics over
 LEARNT = 0.5  # of the way from chance to the least loss there is
 
@@ -55,7 +56,7 @@ def large_enough(sides: Int[np.ndarray, " n"], size: int) -> Finding:
 
 
 def show_something(deviations: Float[np.ndarray, " n"]) -> Finding:
-    """Standard deviations of the pixels of images, in [0, 1]."""
+    """Standard deviations over the pixels of each image, in [0, 1]."""
     flat = float((deviations < FLAT).mean())
     if flat == 0:
         return Finding("contents", "ok", f"no image is of one colour; least deviation {255 * deviations.min():.1f}/255")
@@ -273,7 +274,7 @@ def batch_norms(rows: int, norms: int, moving: bool) -> Finding:
 # room and time
 
 
-def memory(needed: float, there: float, batch: int, fitting: int, device: str) -> Finding:
+def memory(needed: float | int, there: float, batch: int, fitting: int, device: str) -> Finding:
     """Bytes that a step needs and that the device has; `fitting` is the largest share of the batch with room."""
     text = f"a step of {batch:,} needs about {needed / 1e9:.2g} GB of the {there / 1e9:.3g} GB free on {device}"
     if needed > there:
@@ -299,7 +300,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def disk(needed: float, free: float, folder: str) -> Finding:
+def disk(needed: float | int, free: float | int, folder: str) -> Finding:
     """Bytes of a run's checkpoints and weights, and those free where they go."""
     text = f"checkpoints and weights take {needed / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free for {folder}"
     return Finding("disk", "FAILED" if needed > free else "ok", text)
@@ -337,7 +338,7 @@ def diagnose(lines: Sequence[dict[str, Any]], finished: bool) -> Iterator[Findin
                for k in range(len(steps) - len(last) + 1))  # fmt: skip
     if ratio > 0.97 and spread < 10 * COLLAPSED:
         yield Finding("loss", "FAILED", f"{text}, deviation {spread:.2f}: collapsed; lower lr, lengthen the warm-up")
-    elif ratio > 0.97 and len(steps) > 10:
+    elif ratio > 0.97 and last[-1]["step"] >= EARLY:
         text += f", deviation {spread:.2f}: nothing is learnt; lr too low or too high, or positives are shuffled: "
         yield Finding("loss", "FAILED", text + "simclr doctor DATA with the settings of the run tells which")
     elif ratio > best + 0.1:
@@ -346,7 +347,7 @@ def diagnose(lines: Sequence[dict[str, Any]], finished: bool) -> Iterator[Findin
         yield Finding("loss", "ok", text)
     rank = recent("rankme")
     ranks = f"effective rank {rank:.1f} of the features of at most 256 images"
-    few = rank < 5 and len(steps) > 10
+    few = rank < 5 and last[-1]["step"] >= EARLY
     yield Finding("rank", "warning" if few else "ok", ranks + (": few directions are used" if few else ""))
     wait = recent("data_wait_percent")
     advice = "; simclr bench says what to change" if wait > 10 else ""

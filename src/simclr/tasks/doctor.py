@@ -39,7 +39,7 @@ class Looked(NamedTuple):
 
     row: int
     side: int  # the shorter one, pixels
-    deviation: float  # of the pixels, in [0, 1]
+    deviation: float  # over the pixels of the channel where it is largest, in [0, 1]
     digest: bytes
 
 
@@ -153,7 +153,7 @@ class Doctor(Pretrain):
                 return f"{image.path} ({image.reason})"
             digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
             digest.update(np.ascontiguousarray(image))
-            return Looked(row, min(image.shape[:2]), float(image.std()) / 255, digest.digest())
+            return Looked(row, min(image.shape[:2]), float(image.std((0, 1)).max()) / 255, digest.digest())
 
         with ThreadPoolExecutor(cores()) as pool:
             found = list(pool.map(look, rows.tolist()))
@@ -220,7 +220,7 @@ class Doctor(Pretrain):
             yield findings.agreement(gather(lengths[None]), gather(seen[None]))
 
     def _room(
-        self, fabric: Fabric, source: Source, local: int, each: float, fixed: float, seconds: float
+        self, fabric: Fabric, source: Source, local: int, each: float, fixed: int, seconds: float
     ) -> Iterator[Finding]:
         """Memory of the whole batch and duration of the run. `each`: bytes that an image's backward pass keeps;
         `fixed`: bytes of weights, gradients and moments; `seconds`: of an image's step."""
@@ -228,14 +228,12 @@ class Doctor(Pretrain):
         there = free_memory(device)
         needed = fixed + each * (self.micro_batch or local)
         fitting = max(0, int((there - fixed) / each)) * world
-        room = needed <= there
         # what is measured: the batch, or as large a part of it as there is room and time for
-        batch = self.batch
-        least = world * max(1, self.micro_batch)
-        while batch > least and batch % (2 * world) == 0 and (
-            4 * seconds * batch / world > self.seconds or (fixed + each * (self.micro_batch or batch // world) > there)
-        ):  # fmt: skip
-            batch //= 2
+        batch, unit = self.batch, world * max(1, self.micro_batch)
+        while batch > unit and (
+            4 * seconds * batch / world > self.seconds or fixed + each * (self.micro_batch or batch // world) > there
+        ):
+            batch = max(unit, batch // 2 // unit * unit)
         smaller = self._smaller(batch, self.machine, world)
         try:
             parts = smaller.assemble(fabric, source)
@@ -245,6 +243,6 @@ class Doctor(Pretrain):
             return
         if device.type == "cuda" and batch == self.batch:
             needed = 1e6 * memory_used(device)
-        yield findings.memory(needed if room else max(needed, there), there, self.batch, fitting, str(device))
+        yield findings.memory(needed, there, self.batch, fitting, str(device))
         steps = self.plan(len(source)).steps
         yield findings.duration(steps, self.batch, rate["images_per_s"], rate["data_wait"], batch)
