@@ -42,8 +42,8 @@ def test_the_loss_of_independent_embeddings_is_within_what_chance_allows(seed):
 
 
 def line(step, ratio, spread=0.9, **more):
-    return {"step": 20 * step, "loss_over_chance": ratio, "embedding_std": spread, "rankme": 40.0, "data_wait_percent": 1.0,
-            **more}  # fmt: skip
+    return {"step": 20 * step, "loss_over_chance": ratio, "embedding_std": spread, "rankme": 40.0,
+            "data_wait_percent": 1.0, **more}  # fmt: skip
 
 
 def told(lines, finished=True):

@@ -22,6 +22,7 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
     "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
+    "suggest": ("simclr.tasks.suggest:Suggest", ("data",), "suggest the settings of a first run, each with its reason"),
     "doctor": ("simclr.tasks.doctor:Doctor", ("data",), "check settings and data in a minute, before a long run"),
     "pack": ("simclr.tasks.pack:Pack", ("data",), "write a data set as a few tar files, large images reduced"),
     "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
