@@ -45,7 +45,10 @@ def suggest(facts: Facts) -> dict[str, Advice]:
     if cpu:
         encoder, why = "simclr_resnet10", "a CPU: what results/sample was taken with, width 0.25"
     elif n < 100_000 or facts.memory < 16e9:
-        encoder, why = "simclr_resnet18", "fewer than 100,000 images or 16 GB: the encoder of the official README for CIFAR-10"
+        encoder, why = (
+            "simclr_resnet18",
+            "fewer than 100,000 images or 16 GB: the encoder of the official README for CIFAR-10",
+        )
     else:
         encoder, why = "simclr_resnet50", "100,000 images and 16 GB or more: the paper's"
 

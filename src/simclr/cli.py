@@ -20,6 +20,11 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "neighbours": ("simclr.tasks.neighbours:Neighbours", ("run", "images..."), "find the images most like given ones"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
+    "reproduce": (
+        "simclr.tasks.reproduce:Reproduce",
+        ("recipe",),
+        "train by a recipe, and compare with what it expects",
+    ),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
     "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
     "suggest": ("simclr.tasks.suggest:Suggest", ("data",), "suggest the settings of a first run, each with its reason"),
