@@ -70,7 +70,7 @@ def different(digests: Sequence[bytes], images: int) -> Finding:
     whole = "all images" if len(digests) == images else f"a sample of {len(digests):,}; simclr scan looks at all"
     if not surplus:
         return Finding("duplicates", "ok", f"none in {whole}")
-    text = f"{surplus} exact copies in {whole}. A copy in the batch is a false negative: take them out"
+    text = f"exact copies of others: {surplus}, in {whole}. In one batch they are false negatives: take them out"
     return Finding("duplicates", "FAILED" if surplus > 0.2 * len(digests) else "warning", text)
 
 
