@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr import findings
+from simclr import diagnosis, findings, room
 from simclr.losses import nt_xent
 
 
@@ -47,7 +47,7 @@ def line(step, ratio, spread=0.9, **more):
 
 
 def told(lines, finished=True):
-    return {one.name: one for one in findings.diagnose(lines, finished)}
+    return {one.name: one for one in diagnosis.diagnose(lines, finished)}
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_gradients_that_are_missing_or_not_finite():
 
 
 def test_room_is_compared_with_need():
-    assert findings.memory(1e9, 2e9, 64, 128, "cuda:0").level == "ok"
-    assert findings.memory(1.9e9, 2e9, 64, 67, "cuda:0").level == "warning"
-    short = findings.memory(4e9, 2e9, 64, 32, "cuda:0")
+    assert room.memory(1e9, 2e9, 64, 128, "cuda:0").level == "ok"
+    assert room.memory(1.9e9, 2e9, 64, 67, "cuda:0").level == "warning"
+    short = room.memory(4e9, 2e9, 64, 32, "cuda:0")
     assert short.level == "FAILED" and "about 32 fit" in short.text
-    assert findings.disk(2e9, 1e9, "runs/x").level == "FAILED"
+    assert room.disk(2e9, 1e9, "runs/x").level == "FAILED"
 
 
 def test_a_duration_is_the_steps_by_the_rate():
-    assert findings.duration(1000, 36, 10.0, 0.0, 36).text.startswith("about 60.0 minutes at 10 images/s, 0%")
-    assert findings.duration(10**6, 360, 100.0, 0.0, 36).level == "warning"
-    assert "simclr bench" in findings.duration(10, 36, 10.0, 0.3, 36).text
+    assert room.duration(1000, 36, 10.0, 0.0, 36).text.startswith("about 60.0 minutes at 10 images/s, 0%")
+    assert room.duration(10**6, 360, 100.0, 0.0, 36).level == "warning"
+    assert "simclr bench" in room.duration(10, 36, 10.0, 0.3, 36).text
 
 
 def test_processes_with_other_images_are_told():

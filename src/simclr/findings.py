@@ -5,7 +5,7 @@ Thresholds are rules of thumb, but for those that follow from the loss; each lin
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from simclr.losses import NORM_FLOOR, contrast_statistics, unit_rows
 FLAT = 3 / 255  # standard deviation of the pixels below which an image shows next to nothing
 ENLARGED = 0.7  # of the side of a view: a smaller image is mostly interpolation
 COLLAPSED = 0.02  # of the deviation of isotropic embeddings
-EARLY = 200  # steps before which a loss near chance tells nothing
 FEW_ROWS = 16  # that a batch norm takes its statistics over
 LEARNT = 0.5  # of the way from chance to the least loss there is
 
@@ -271,41 +270,6 @@ def batch_norms(rows: int, norms: int, moving: bool) -> Finding:
     return Finding("batch norms", "ok", text)
 
 
-# room and time
-
-
-def memory(needed: float | int, there: float, batch: int, fitting: int, device: str) -> Finding:
-    """Bytes that a step needs and that the device has; `fitting` is the largest share of the batch with room."""
-    text = f"a step of {batch:,} needs about {needed / 1e9:.2g} GB of the {there / 1e9:.3g} GB free on {device}"
-    if needed > there:
-        text += f"; about {fitting:,} fit: lower batch, or set micro_batch or machine.recompute"
-        return Finding("memory", "FAILED", text)
-    return Finding("memory", "warning" if needed > 0.9 * there else "ok", text)
-
-
-def duration(steps: int, batch: int, rate: float, wait: float, measured: int) -> Finding:
-    """`rate` in images a second, over batches of `measured`; `wait` is the share of time without data."""
-    seconds = steps * batch / rate
-    text = f"about {in_words(seconds)} at {rate:,.3g} images/s"
-    text += f", measured at a batch of {measured:,}" if measured != batch else ""
-    text += f", {wait:.0%} of it waiting for data" + (": simclr bench says what to change" if wait > 0.1 else "")
-    return Finding("duration", "warning" if seconds > 14 * 86400 else "ok", text)
-
-
-def in_words(seconds: float) -> str:
-    """A duration in its largest unit."""
-    for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {name}"
-    return f"{seconds:.0f} seconds"
-
-
-def disk(needed: float | int, free: float | int, folder: str) -> Finding:
-    """Bytes of a run's checkpoints and weights, and those free where they go."""
-    text = f"checkpoints and weights take {needed / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free for {folder}"
-    return Finding("disk", "FAILED" if needed > free else "ok", text)
-
-
 def agreement(weights: Float[Tensor, "world k"], data: Int[Tensor, " world"]) -> Finding:
     """Lengths of the weights of each process after a step, and a number of the images each sees."""
     world = len(weights)
@@ -316,44 +280,3 @@ def agreement(weights: Float[Tensor, "world k"], data: Int[Tensor, " world"]) ->
         text = f"weights of the {world} processes differ by {apart:.1e} after a step: gradients are not shared"
         return Finding("processes", "FAILED", text)
     return Finding("processes", "ok", f"{world} agree on images and, after a step, on every weight")
-
-
-# a run
-
-
-def diagnose(lines: Sequence[dict[str, Any]], finished: bool) -> Iterator[Finding]:
-    """What the log of a pretraining run tells of it."""
-    steps = [line for line in lines if "loss_over_chance" in line]
-    if not steps:
-        yield Finding("log", "warning", "no step of pretraining is logged yet")
-        return
-    last = steps[-max(1, len(steps) // 10) :]
-
-    def recent(name: str) -> float:
-        return float(np.mean([line[name] for line in last]))
-
-    ratio, spread = recent("loss_over_chance"), recent("embedding_std")
-    text = f"{ratio:.2f} of chance at step {last[-1]['step']:,}{'' if finished else ', unfinished'}"
-    best = min(float(np.mean([line["loss_over_chance"] for line in steps[k : k + len(last)]]))
-               for k in range(len(steps) - len(last) + 1))  # fmt: skip
-    if ratio > 0.97 and spread < 10 * COLLAPSED:
-        yield Finding("loss", "FAILED", f"{text}, deviation {spread:.2f}: collapsed; lower lr, lengthen the warm-up")
-    elif ratio > 0.97 and last[-1]["step"] >= EARLY:
-        text += f", deviation {spread:.2f}: nothing is learnt; lr too low or too high, or positives are shuffled: "
-        yield Finding("loss", "FAILED", text + "simclr doctor DATA with the settings of the run tells which")
-    elif ratio > best + 0.1:
-        yield Finding("loss", "warning", f"{text}, after {best:.2f}: it rises again; lower lr")
-    else:
-        yield Finding("loss", "ok", text)
-    rank = recent("rankme")
-    ranks = f"effective rank {rank:.1f} of the features of at most 256 images"
-    few = rank < 5 and last[-1]["step"] >= EARLY
-    yield Finding("rank", "warning" if few else "ok", ranks + (": few directions are used" if few else ""))
-    wait = recent("data_wait_percent")
-    advice = "; simclr bench says what to change" if wait > 10 else ""
-    yield Finding("loader", "warning" if wait > 10 else "ok", f"{wait:.0f} % of the time is spent waiting{advice}")
-    knn = [line["knn_top1"] for line in lines if "knn_top1" in line]
-    if knn:
-        falls = knn[-1] < max(knn) - 0.02
-        text = f"{knn[0]:.1%} first, {knn[-1]:.1%} last" + (f", but {max(knn):.1%} between" if falls else "")
-        yield Finding("kNN", "warning" if falls else "ok", text)

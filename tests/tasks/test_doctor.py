@@ -20,7 +20,7 @@ from simclr.views import Views
 def doctor(data="sample", **settings):
     """The recipe `sample`, the time short."""
     base = parse(Doctor, "doctor", ("data",), ["sample", "--config", "sample", "--machine.accelerator", "cpu"])
-    return replace(base, **{"data": data, "sample": 64, "seconds": 2.0, **settings})
+    return replace(base, **{"data": data, "sample": 64, "seconds": 0.5, **settings})
 
 
 def examined(*arguments, **settings):
@@ -131,7 +131,7 @@ def test_a_collapsed_network_is_named_and_cannot_learn(monkeypatch):
         return h, 0 * self.head(h) + torch.ones(8, requires_grad=True)[: self.head.out_features].sum()
 
     monkeypatch.setattr(Both, "forward", forward)
-    found = failures()
+    found = failures(seconds=4.0)
     assert "every image has the same embedding" in found["embeddings"]
     assert "embeddings have collapsed" in found["learning"]
 

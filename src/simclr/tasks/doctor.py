@@ -21,11 +21,12 @@ from simclr import findings
 from simclr.data import Source, UnreadableImage
 from simclr.data.loading import attempt, cores
 from simclr.data.order import Order
+from simclr.diagnosis import diagnose
 from simclr.evaluation import embedding_std
 from simclr.findings import Finding
 from simclr.gathering import gather
 from simclr.outputs import writable_folder
-from simclr.room import bytes_of, free_memory, kept_for_backward
+from simclr.room import bytes_of, disk, duration, free_memory, kept_for_backward, memory
 from simclr.run import Run
 from simclr.tasks.bench import loop_rate, memory_used, step_of
 from simclr.tasks.pretrain import Assembly, Pretrain
@@ -73,7 +74,7 @@ class Doctor(Pretrain):
     def __call__(self) -> dict[str, Any]:
         """Print the findings as they come and return them; `passed` is False where one of them failed."""
         if run := self._run():
-            checks, show = findings.diagnose(run.metrics(), run.result is not None), print
+            checks, show = diagnose(run.metrics(), run.result is not None), print
         else:
             source, _ = self.sources()
             fabric = self.machine.launch()
@@ -132,7 +133,7 @@ class Doctor(Pretrain):
         loss = fabric.all_reduce(loss, reduce_op="mean").item()
         yield from findings.start(loss, gather(outputs.z_a), gather(outputs.z_b), self.temperature)
         seconds = yield from self._learning(fabric, parts, batch)
-        yield from self._step(fabric, parts, batch, source)
+        yield from self._step(fabric, parts, batch, source, max(rates))
 
         weights = bytes_of(parts.model)
         state = weights * (3 if self.optimizer == "adamw" else 2)  # with the optimizer's moments
@@ -141,7 +142,7 @@ class Doctor(Pretrain):
         yield from self._room(fabric, source, order.local, each, state + weights, seconds * world / images)
         there = next(above for above in (self.folder, *self.folder.parents) if above.exists())
         # last, previous and the one being written; then the weights alone
-        yield findings.disk(3 * state + weights, shutil.disk_usage(there).free, str(self.folder))
+        yield disk(3 * state + weights, shutil.disk_usage(there).free, str(self.folder))
 
     def _look(self, source: Source) -> tuple[list[Looked], list[str]]:
         """A sample by hashes of names, and what is wrong with the unreadable ones of it."""
@@ -201,10 +202,8 @@ class Doctor(Pretrain):
         yield findings.learns(losses, n, self.temperature, spread, len(losses) == STEPS)
         return float(np.median(times))
 
-    def _step(self, fabric: Fabric, parts: Assembly, batch: Any, source: Source) -> Iterator[Finding]:
-        """One step of the run's own optimizer, at the highest rate of the run."""
-        plan = self.plan(len(source))
-        peak = max(plan.lr(step) for step in range(plan.steps))
+    def _step(self, fabric: Fabric, parts: Assembly, batch: Any, source: Source, peak: float) -> Iterator[Finding]:
+        """One step of the run's own optimizer, at the highest rate of the run; and whether processes agree then."""
         parts.backward(batch)
         before = [p.detach().clone() for p in parts.model.parameters()]
         for group in parts.optimizer.param_groups:
@@ -234,15 +233,16 @@ class Doctor(Pretrain):
             4 * seconds * batch / world > self.seconds or fixed + each * (self.micro_batch or batch // world) > there
         ):
             batch = max(unit, batch // 2 // unit * unit)
+        batch = fabric.broadcast(batch)
         smaller = self._smaller(batch, self.machine, world)
         try:
             parts = smaller.assemble(fabric, source)
-            rate = loop_rate(parts.batches, step_of(parts), batch, device, self.seconds / 4)
+            rate = loop_rate(parts.batches, step_of(parts), batch, device, self.seconds / 4, fabric.broadcast)
         except torch.OutOfMemoryError:
-            yield findings.memory(max(needed, there * 1.01), there, self.batch, fitting // 2, str(device))
+            yield memory(max(needed, there * 1.01), there, self.batch, fitting // 2, str(device))
             return
         if device.type == "cuda" and batch == self.batch:
             needed = 1e6 * memory_used(device)
-        yield findings.memory(needed, there, self.batch, fitting, str(device))
+        yield memory(needed, there, self.batch, fitting, str(device))
         steps = self.plan(len(source)).steps
-        yield findings.duration(steps, self.batch, rate["images_per_s"], rate["data_wait"], batch)
+        yield duration(steps, self.batch, rate["images_per_s"], rate["data_wait"], batch)

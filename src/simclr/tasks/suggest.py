@@ -12,11 +12,10 @@ from lightning_fabric import Fabric
 from simclr.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.data import Source
 from simclr.data.loading import attempt
-from simclr.findings import in_words
 from simclr.machine import Machine
 from simclr.optim import total_steps
 from simclr.outputs import new_file
-from simclr.room import total_memory
+from simclr.room import in_words, total_memory
 from simclr.run import write_atomically
 from simclr.tasks.bench import loop_rate, step_of
 from simclr.tasks.pretrain import Pretrain, unlabelled
