@@ -22,8 +22,15 @@ COMMANDS = {  # name: (task, words that need no flag, what it does)
     "neighbours": ("simclr.tasks.neighbours:Neighbours", ("run", "images..."), "find the images most like given ones"),
     "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
     "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
+    "reproduce": (
+        "simclr.tasks.reproduce:Reproduce",
+        ("recipe",),
+        "train by a recipe, and compare with what it expects",
+    ),
     "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
     "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
+    "suggest": ("simclr.tasks.suggest:Suggest", ("data",), "suggest the settings of a first run, each with its reason"),
+    "doctor": ("simclr.tasks.doctor:Doctor", ("data",), "check settings and data in a minute, before a long run"),
     "pack": ("simclr.tasks.pack:Pack", ("data",), "write a data set as a few tar files, large images reduced"),
     "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
     "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
@@ -68,7 +75,9 @@ def _guarded(command: str, words: list[str], debug: bool) -> int:
     target, positional, _ = COMMANDS[command]
     module, name = target.split(":")
     try:
-        parse(getattr(importlib.import_module(module), name), command, positional, words)()
+        found = parse(getattr(importlib.import_module(module), name), command, positional, words)()
+        if isinstance(found, dict) and found.get("passed") is False and not _rank():  # the first process speaks for all
+            return FAILED
     except SystemExit as leave:  # after --help and --print_config
         return OK if leave.code in (0, None) else FAILED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone

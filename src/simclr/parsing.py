@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 import types
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -31,6 +31,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="recipe: a YAML file, or the name of a bundled one")
+    parser.add_argument("--expected", type=dict, default={}, help=SUPPRESS)  # in recipes, for `simclr reproduce`
     parser.add_class_arguments(task)
     for action in parser._actions:  # a part's field with a default is not required, though its class says so
         action.required = action.required and action.default is None
@@ -39,7 +40,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         settings = parser.parse_args(_arranged(words, positional, kinds))
     except ArgumentError as error:
         raise UsageError(_explain(str(error), _names(parser), kinds, command)) from None
-    settings.pop("config")
+    settings.pop("config"), settings.pop("expected")
     return task(**parser.instantiate(settings))
 
 
@@ -127,7 +128,8 @@ def _in_words(kind: Any) -> str:
 
 
 def _names(parser: ArgumentParser) -> list[str]:
-    return [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    return [option[2:] for action in shown for option in action.option_strings if option.startswith("--")]
 
 
 def _explain(message: str, names: list[str], kinds: dict[str, Any], command: str) -> str:

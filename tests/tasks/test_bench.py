@@ -50,7 +50,7 @@ def test_the_wait_for_data_is_the_share_of_time_spent_in_the_loader(monkeypatch)
             sleep(3.0)
             yield step
 
-    found = bench._loop(batches, lambda batch: sleep(1.0), 10, torch.device("cpu"), 40.0)
+    found = bench.loop_rate(batches, lambda batch: sleep(1.0), 10, torch.device("cpu"), 40.0)
     assert found == {"seconds": 4.0, "images_per_s": 2.5, "data_wait": 0.75}
 
 

@@ -54,7 +54,7 @@ class Bench(Pretrain):
         source = unlabelled(self.data)
         fabric = self.machine.launch()
         parts = self.assemble(fabric, source)
-        device = fabric.device
+        device, agreed = fabric.device, fabric.broadcast
         wanted = {"views", "loss", "step", "loader", "all"} if self.stage == "all" else {self.stage}
         local = self.batch // fabric.world_size
         found: dict[str, Any] = {"device": str(device), "batch": self.batch, "processes": fabric.world_size}
@@ -63,12 +63,12 @@ class Bench(Pretrain):
         if "loss" in wanted:
             found["loss"] = _rate(self._loss(device), self.batch, device, self.seconds)
         if "step" in wanted:
-            found["step"] = self._step(parts, local, device)
+            found["step"] = self._step(parts, local, device, agreed)
         if "loader" in wanted:
-            found["loader"] = _loop(parts.batches, lambda batch: None, local, device, self.seconds)
+            found["loader"] = loop_rate(parts.batches, lambda batch: None, local, device, self.seconds, agreed)
         if "all" in wanted:
-            found["all"] = _loop(parts.batches, self._train(parts), local, device, self.seconds)
-        found |= {"storage": type(parts.batches).__name__.lower(), "memory_mb": _memory(device)}
+            found["all"] = loop_rate(parts.batches, step_of(parts), local, device, self.seconds, agreed)
+        found |= {"storage": type(parts.batches).__name__.lower(), "memory_mb": memory_used(device)}
         found["advice"] = self.advice(found)
         if fabric.is_global_zero:
             _print(found)
@@ -103,19 +103,13 @@ class Bench(Pretrain):
 
         return work
 
-    def _train(self, parts: Assembly) -> Callable[[Any], None]:
-        def train(batch: Any) -> None:
-            parts.backward(batch)
-            parts.optimizer.step()
-            parts.optimizer.zero_grad()
-
-        return train
-
-    def _step(self, parts: Assembly, local: int, device: torch.device) -> dict[str, float]:
-        batch, train = next(iter(parts.batches(range(1)))), self._train(parts)
+    def _step(
+        self, parts: Assembly, local: int, device: torch.device, agreed: Callable[[bool], bool]
+    ) -> dict[str, float]:
+        batch, train = next(iter(parts.batches(range(1)))), step_of(parts)
         with FlopCounterMode(display=False) as counter:
             train(batch)
-        found = _rate(lambda: train(batch), local, device, self.seconds)
+        found = _rate(lambda: train(batch), local, device, self.seconds, agreed)
         halves = self.machine.precision in ("auto", "bf16") and device.type == "cuda"
         dtype = torch.bfloat16 if halves else torch.float32
         speed = counter.get_total_flops() / found["seconds"]
@@ -143,6 +137,17 @@ class Bench(Pretrain):
         return "the step is the limit and data are never waited for: a smaller encoder, or more devices"
 
 
+def step_of(parts: Assembly) -> Callable[[Any], None]:
+    """A training step, without a schedule, as a function of a batch."""
+
+    def train(batch: Any) -> None:
+        parts.backward(batch)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+
+    return train
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product, measured: what no network exceeds here."""
     n = 1024 if device.type == "cpu" else 8192
@@ -150,12 +155,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / _rate(lambda: a @ a, 1, device, 1.0)["seconds"]
 
 
-def _rate(work: Callable[[], object], images: int, device: torch.device, seconds: float) -> dict[str, float]:
-    """Median time of a call, after one that is not counted."""
+def _rate(
+    work: Callable[[], object], images: int, device: torch.device, seconds: float, agreed: Callable[[bool], bool] = bool
+) -> dict[str, float]:
+    """Median time of a call, after one that is not counted; `agreed` as for `loop_rate`."""
     work()
     _finish(device)
     times: list[float] = []
-    while not times or sum(times) < seconds:
+    while agreed(not times or sum(times) < seconds):
         start = time.perf_counter()
         work()
         _finish(device)
@@ -164,16 +171,24 @@ def _rate(work: Callable[[], object], images: int, device: torch.device, seconds
     return {"seconds": typical, "images_per_s": images / typical}
 
 
-def _loop(
-    batches: Callable[[range], Iterable], work: Callable[[Any], None], images: int, device: torch.device, seconds: float
+def loop_rate(
+    batches: Callable[[range], Iterable],
+    work: Callable[[Any], None],
+    images: int,
+    device: torch.device,
+    seconds: float,
+    agreed: Callable[[bool], bool] = bool,
 ) -> dict[str, float]:
-    """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting."""
+    """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting.
+
+    Processes that work together must all take as many steps: `agreed` is what they make of whether to take one more.
+    """
     iterator = iter(batches(range(1_000_000)))
     for _ in range(2):
         work(next(iterator))
     _finish(device)
     done, waited, start = 0, 0.0, time.perf_counter()
-    while not done or time.perf_counter() - start < seconds:
+    while agreed(not done or time.perf_counter() - start < seconds):
         before = time.perf_counter()
         batch = next(iterator)
         waited += time.perf_counter() - before
@@ -189,7 +204,7 @@ def _finish(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _memory(device: torch.device) -> float:
+def memory_used(device: torch.device) -> float:
     """Most memory held so far, MB: of the device where it keeps count, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6

@@ -151,12 +151,8 @@ class Pretrain:
         check_choice(self.loss, self.margin, self.semi_hard, self.negatives)
 
     def __call__(self) -> dict[str, Any]:
-        source = unlabelled(self.data)
-        self.labels(source)  # complains of missing ones
-        source, aside = set_aside(source, self.held_out) if self.held_out else (source, source)
-        steps = total_steps(len(source), self.batch, self.epochs)
-        warmup = warmup_steps(len(source), self.batch, self.warmup_epochs)
-        peak = peak_lr(self.lr, self.batch, self.scaling)
+        source, aside = self.sources()
+        plan = self.plan(len(source))
         fabric = self.machine.launch()
         run = begin(fabric, self.folder, self, source, self.fresh)
         if finished(run, fabric):
@@ -164,7 +160,7 @@ class Pretrain:
             return run.result
 
         encoder, head, model, optimizer, batches, backward = self.assemble(fabric, source)
-        fabric.print(self.announcement(source, steps, peak, fabric.world_size, encoder, str(fabric.device)))
+        fabric.print(self.announcement(source, plan.steps, fabric.world_size, encoder, str(fabric.device)))
 
         def describe(outputs: Outputs) -> dict[str, float]:
             """Each process describes its own part; the log holds the first one's."""
@@ -186,22 +182,13 @@ class Pretrain:
             found = check(encoder, fabric.device) if check else {}
             return found | {f"health_{name}": value for name, value in well(encoder, head, fabric.device).items()}
 
-        per_epoch = len(source) // self.batch
-        plan = Plan(
-            steps=steps,
-            lr=lambda step: peak * lr_factor(step, steps, warmup),
-            seed=self.seed,
-            log_every=self.log_every,
-            save_every=self.save_every,
-            evaluate_every=max(1, round(self.knn_every * per_epoch)) if well else 0,
-        )
         last = fit(
             run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate,
             bad=batches.bad,
         )  # fmt: skip
 
         found = evaluate() if well else {}
-        result = {"task": "pretrain", "images": len(source), "steps": steps, **last, **found, "bad": len(run.bad)}
+        result = {"task": "pretrain", "images": len(source), "steps": plan.steps, **last, **found, "bad": len(run.bad)}
         if fabric.is_global_zero:
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
@@ -210,6 +197,26 @@ class Pretrain:
             print(f"wrote {run.path}")
         fabric.barrier()
         return result
+
+    def sources(self) -> tuple[Source, Source]:
+        """The images to learn from, and those to check health on."""
+        source = unlabelled(self.data)
+        self.labels(source)  # complains of missing ones
+        return set_aside(source, self.held_out) if self.held_out else (source, source)
+
+    def plan(self, images: int) -> Plan:
+        """How long a run over so many images is, and its learning rate at each step."""
+        steps = total_steps(images, self.batch, self.epochs)
+        warmup = warmup_steps(images, self.batch, self.warmup_epochs)
+        peak = peak_lr(self.lr, self.batch, self.scaling)
+        return Plan(
+            steps=steps,
+            lr=lambda step: peak * lr_factor(step, steps, warmup),
+            seed=self.seed,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            evaluate_every=max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0,
+        )
 
     def assemble(self, fabric: Fabric, source: Source) -> "Assembly":
         """Network, optimizer, batches and the step that joins them."""
@@ -276,8 +283,9 @@ class Pretrain:
         name = Path(str(self.data).rsplit(":", 1)[-1]).name if named else type(self.data).__name__
         return self.out or Path("runs") / f"pretrain-{name}"
 
-    def announcement(self, source: Source, steps: int, peak: float, world: int, encoder: nn.Module, device: str) -> str:
+    def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """What is about to happen, in the numbers people ask for."""
+        peak = peak_lr(self.lr, self.batch, self.scaling)
         share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
         negatives = negatives_in(self.batch, self.negatives)
         chance = f"chance is a loss of {math.log(negatives + 1):.3f}" if self.loss == "nt_xent" else f"loss {self.loss}"

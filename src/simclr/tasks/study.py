@@ -82,7 +82,7 @@ class Study(Pretrain):
         if self.data is None:
             raise ValueError("study needs data: labelled images to learn from and to be measured on")
         members = self.members(ablation)
-        plan = list(self.plan(members))
+        plan = list(self.planned(members))
         train, _ = labelled(self.data)
         self.check(plan, unlabelled(self.data))
         if self.dry_run:
@@ -148,7 +148,7 @@ class Study(Pretrain):
                 raise ValueError(f"only: study {self.name} has no member {label!r}; {meant}")
         return members
 
-    def plan(self, members: dict[str, Member]) -> Iterator[Planned]:
+    def planned(self, members: dict[str, Member]) -> Iterator[Planned]:
         """What is to be run. Members that begin alike share the runs they have in common."""
         for label, member in members.items():
             if self.only and label not in self.only:
