@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simclr.evaluation import embedding_std
-from simclr.losses import NORM_FLOOR, contrast_statistics, unit_rows
+from simclr.losses import contrast_statistics, unit_rows
+from simclr.losses.similarity import NORM_FLOOR
 
 FLAT = 3 / 255  # standard deviation of the pixels below which an image shows next to nothing
 ENLARGED = 0.7  # of the side of a view: a smaller image is mostly interpolation

@@ -9,6 +9,7 @@ from evaluated import SIZE, squares
 from PIL import Image
 
 from simclr.cli import main
+from simclr.losses import nt_xent
 from simclr.machine import Machine
 from simclr.parsing import parse
 from simclr.tasks import pretrain
@@ -74,10 +75,10 @@ def failures(**settings):
 
 
 def test_shuffled_positives_in_the_loss_are_named(monkeypatch):
-    right = pretrain.nt_xent
-    monkeypatch.setattr(
-        pretrain, "nt_xent", lambda a, b, t, keys=None, **rest: right(a, b.roll(1, 0), t, keys=(a, b.roll(1, 0)))
-    )
+    def shuffled(loss, a, b, labels=None, *, temperature, **rest):
+        return nt_xent(a, b.roll(1, 0), temperature)
+
+    monkeypatch.setattr(pretrain, "contrastive", shuffled)
     assert "its positives are not the other views" in failures()["loss"]
 
 
@@ -98,8 +99,10 @@ def test_shuffled_positives_in_the_data_are_named(monkeypatch):
 
 
 def test_embeddings_without_normalisation_are_named(monkeypatch):
-    right = pretrain.nt_xent
-    monkeypatch.setattr(pretrain, "nt_xent", lambda a, b, t, keys=None, **rest: right(a, b, t, normalize=False))
+    def without(loss, a, b, labels=None, *, temperature, **rest):
+        return nt_xent(a, b, temperature, normalize=False)
+
+    monkeypatch.setattr(pretrain, "contrastive", without)
     assert failures()["loss"].endswith("embeddings are not normalised")
 
 
