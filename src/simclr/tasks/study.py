@@ -23,6 +23,7 @@ from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
 
 K = 20  # neighbours
+ELSEWHERE = {"run", "data", "out", "machine"}  # settings of a measurement that the weights or their run answer for
 
 
 class Planned(NamedTuple):
@@ -46,7 +47,7 @@ class Study(Pretrain):
 
     name: str | None = None
     """the study; none lists them"""
-    data: Any = None
+    data: str | None = None
     """labelled images with a training and a test part; but for supcon, members learn from the
     training part without its labels"""
     out: Path | None = None
@@ -98,9 +99,9 @@ class Study(Pretrain):
             figures = {} if error else self.figures(one, ablation, len(train))
             outcomes.append(Outcome(*one, figures, error))
         content = {
-            "study": self.name, "varies": ablation.varies, "source": ablation.source, "data": str(self.data),
+            "study": self.name, "varies": ablation.varies, "source": ablation.source, "data": self.data,
             "published": ablation.conditions, "seeds": self.seeds, "fraction": self.fraction,
-            "base": {k: v for k, v in plain(self.base).items() if k not in ("out", "fresh", "seed")},
+            "base": {k: v for k, v in plain(self.base).items() if k not in ("data", "out", "fresh", "seed")},
             "members": summary(outcomes, self.base, ablation.published, self.folder),
             "code": sorted({row["code"] for one in outcomes for row in one.figures.values()}),
         }  # fmt: skip
@@ -230,9 +231,8 @@ def measured_once(task: Linear | Knn) -> dict[str, Any]:
     """The one result of a measurement, from its file where these weights have been measured so already."""
     if task.out.is_file():
         content = json.loads(task.out.read_text(encoding="utf-8"))
-        row, settings = content["results"][0], {**content["settings"], "run": "", "out": "", "machine": ""}
-        if settings == {**plain(task), "run": "", "out": "", "machine": ""} and (
-            row.get("weights") == provenance(task.run)["weights"]
-        ):
+        row, settings = content["results"][0], plain(task)
+        alike = all(content["settings"].get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
+        if alike and row.get("weights") == provenance(task.run)["weights"]:
             return row
     return task()["results"][0]
