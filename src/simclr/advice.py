@@ -73,8 +73,8 @@ def suggest(facts: Facts) -> dict[str, Advice]:
         "views.strength": Advice(0.5 if small else 1.0, "of colour: 0.5 on small images (paper, B.9), else 1 (App. A)"),
         "views.blur": Advice(0.0 if small else 0.5, "none on small images (paper, B.9), else half of them (App. A)"),
         "head_layers": Advice(2, "v1 paper; 3 if few labels are to fine-tune it (SimCLRv2)"),
-        "head_features": Advice(64 if small else 128, "first author's advice for small images: 64 (official issue 166)"),
-        "temperature": Advice(0.1 if batch >= 1024 else 0.2, "0.2 below a batch of 1024 (official issue 166), else 0.1 (paper)"),
+        "head_features": Advice(64 if small else 128, "64 for small images (official issue 166)"),
+        "temperature": Advice(0.1 if batch >= 1024 else 0.2, "0.2 below 1024 images (official issue 166), else 0.1"),
         "optimizer": Advice("lars", "paper, section 2.1"),
         "lr": Advice(base, f"per sqrt(image): {peak_lr(base, batch, 'sqrt'):.3g} at {batch}; "
                      + ("official issue 166, CIFAR-10" if small else "paper, B.1, for small batches")),

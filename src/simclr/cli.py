@@ -107,7 +107,7 @@ def overview() -> str:
             *lines,
             "",
             "simclr COMMAND --help lists the settings of a command with units and defaults.",
-            "Data is a folder, list.txt, table.csv, arrays.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample.",
+            "Data: a folder, list.txt, table.csv, arrays.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample.",
         ]
     )
 
