@@ -187,7 +187,7 @@ def draw(panel: Panel) -> str:
         points = [(x(step), y(value)) for step, value in zip(line.steps.tolist(), line.values.tolist(), strict=True)]
         told = f"<title>{escape(line.label)}</title>"
         shape = " ".join(f"{a},{b}" for a, b in points)
-        parts.append(f'<polyline class="{colour(k)}" points="{shape}">{told}</polyline>')
+        parts.append(f'<polyline class="{colour(k)}" fill="none" points="{shape}">{told}</polyline>')
         if len(points) < 25:
             parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{told}</circle>' for a, b in points]
     label = escape(f"{panel.title} over steps")
