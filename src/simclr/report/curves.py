@@ -169,7 +169,7 @@ def draw(panel: Panel) -> str:
     for step in ticks(x_low, x_high):
         parts += [_line_of("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
                   _text("middle", x(step), BOTTOM, 16, _short(step))]  # fmt: skip
-    parts.append(_text("end", right, BOTTOM, 32, "step"))
+    parts.append(_text("middle", (MARGIN + right) / 2, BOTTOM, 32, "step"))
     if panel.share:
         level = panel.level[0]
         parts += [_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
@@ -187,7 +187,8 @@ def draw(panel: Panel) -> str:
         points = [(x(step), y(value)) for step, value in zip(line.steps.tolist(), line.values.tolist(), strict=True)]
         told = f"<title>{escape(line.label)}</title>"
         shape = " ".join(f"{a},{b}" for a, b in points)
-        parts.append(f'<polyline class="{colour(k)}" fill="none" points="{shape}">{told}</polyline>')
+        bare = 'fill="none" stroke="currentColor"'  # where a reader leaves the style sheet aside
+        parts.append(f'<polyline class="{colour(k)}" {bare} points="{shape}">{told}</polyline>')
         if len(points) < 25:
             parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{told}</circle>' for a, b in points]
     label = escape(f"{panel.title} over steps")

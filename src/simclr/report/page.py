@@ -71,7 +71,7 @@ def _comparison(folders: Sequence[Folder]) -> dict[str, Any] | None:
         tables.append(_table("Differences", comparing.DIFFERENCES, rows, comparing.DIFFERENCES_NOTE))
     if rows := comparing.over_seeds(folders):
         seeds = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
-        note = "Of runs that differ in their seed alone; the mean of many such runs is likely within Student's interval."
+        note = "Of runs that differ in their seed alone; the mean of many such runs likely lies in Student's interval."
         tables.append(_table("Over seeds", seeds, rows, note))
     return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders, columns[1:])), "tables": tables}
 
