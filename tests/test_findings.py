@@ -70,6 +70,14 @@ def test_a_log_tells_how_the_run_goes(lines, name, level, words):
     assert words in found.text
 
 
+def test_a_run_by_another_loss_is_told_without_chance():
+    lines = [{k: v for k, v in line(k, 0.5).items() if k != "loss_over_chance"} | {"loss": 0.25} for k in range(9)]
+    found = told(lines)
+    assert found["loss"].level == "ok" and found["loss"].text.startswith("0.25, deviation of embeddings 0.90")
+    assert "chance" not in found["loss"].text and "rank" in found
+    assert told([one | {"embedding_std": 0.05} for one in lines])["loss"].level == "FAILED"
+
+
 def test_an_unfinished_run_is_called_so():
     assert "unfinished" in told([line(1, 0.5)], finished=False)["loss"].text
 
@@ -106,7 +114,9 @@ def test_processes_with_other_images_are_told():
 
 
 def test_many_unreadable_small_or_flat_images_fail_or_warn():
-    assert findings.readable(100, ["a"] * 6, 0.05).level == "FAILED"
+    assert findings.readable(1000, 100, ["a"] * 6, 0.05).level == "FAILED"
+    assert findings.readable(100, 100, ["a"] * 19, 0.05).level == "warning"  # so few never end a run
+    assert findings.readable(100, 100, ["a"] * 20, 0.05).level == "FAILED"
     assert findings.large_enough(np.full(9, 23), 32).level == "ok"
     assert findings.large_enough(np.full(9, 22), 32).level == "warning"
     assert findings.show_something(np.r_[np.zeros(3), np.ones(7)]).level == "FAILED"

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simclr.data.order import FEWEST_BAD
 from simclr.evaluation import embedding_std
 from simclr.losses import contrast_statistics, unit_rows
 from simclr.losses.similarity import NORM_FLOOR
@@ -37,12 +38,14 @@ class Finding(NamedTuple):
 # images
 
 
-def readable(tried: int, bad: Sequence[str], most: float) -> Finding:
-    """`bad` says of each unreadable image what is wrong; `most` is the share of them that ends a run."""
+def readable(images: int, tried: int, bad: Sequence[str], most: float) -> Finding:
+    """`bad` says of each unreadable one of the `tried` images what is wrong; `most` is the share of all `images` that
+    ends a run, though never so few as that are always allowed."""
     if not bad:
         return Finding("files", "ok", f"{tried:,} images tried, all can be read")
     text = f"{len(bad)} of {tried:,} images cannot be read, such as {bad[0]}; simclr scan lists them"
-    return Finding("files", "FAILED" if len(bad) > most * tried else "warning", text)
+    ends = len(bad) > most * tried and len(bad) * images >= FEWEST_BAD * tried
+    return Finding("files", "FAILED" if ends else "warning", text)
 
 
 def large_enough(sides: Int[np.ndarray, " n"], size: int) -> Finding:

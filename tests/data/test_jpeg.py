@@ -49,6 +49,18 @@ def test_a_region_has_the_pixels_of_the_whole(form, part, monkeypatch):
     assert saved > 20
 
 
+def test_what_is_placed_in_a_region_lies_in_it(monkeypatch):
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 22)
+    rng = np.random.default_rng(1)
+    for trial in range(60):
+        picture, part = Picture.open(photo(rng, orientation=1 + trial % 8)), 2 ** (trial % 4)
+        for _ in range(20):
+            box = box_within(rng, picture.size)
+            found = picture.read(box, part)
+            y, x, height, width = found.place(np.array(box), picture.size).tolist()
+            assert min(y, x) >= 0 and y + height <= found.pixels.shape[0] and x + width <= found.pixels.shape[1]
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_without_the_library_images_are_read_whole(orientation, monkeypatch):
     monkeypatch.setattr(jpeg, "_library", lambda: None)

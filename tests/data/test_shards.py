@@ -83,6 +83,28 @@ def test_images_of_one_name_in_several_files_are_told_apart(tmp_path):
     assert [red(source, i) for i in range(4)] == [0, 9, 1, 9]
 
 
+def test_names_in_common_hide_neither_classes_nor_parts(tmp_path):
+    names = [f"{part}/{kind}/{k}.png" for part in ("train", "test") for kind in ("cat", "dog") for k in range(2)]
+    for k in range(2):
+        write_tar(tmp_path / f"s{k}.tar", {name: png(10 * k + i) for i, name in enumerate(names)})
+    source = open_source(tmp_path, "all")
+    assert source.classes == ["cat", "dog"] and source.has_own_split and len(source) == 16
+    assert sorted(red(open_source(tmp_path, "test"), i) for i in range(8)) == [4, 5, 6, 7, 14, 15, 16, 17]
+    for k in range(2):
+        write_tar(tmp_path / f"s{k}.tar", {"0.png": png(1), "1.png": png(2)})
+    assert open_source(tmp_path, "all").labels is None
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_are_refused_rather_than_left_out(tmp_path, kind):
+    with tarfile.open(write_tar(tmp_path / "a.tar", {"0.png": png(1)}), "a") as archive:
+        member = tarfile.TarInfo("1.png")
+        member.type, member.linkname = kind, "0.png"
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=r"1\.png is a link; write the file with tar --dereference"):
+        open_source(tmp_path / "a.tar", "all")
+
+
 def test_training_reads_tar_files_with_workers(tmp_path):
     for k in range(2):
         write_tar(tmp_path / f"{k}.tar", {f"{k}{i}.png": png(10 * k + i) for i in range(10)} | {f"{k}bad.png": b"no"})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr.data import open_source
+from simclr.data import named, open_source
 from simclr.tasks.pack import Pack
 
 
@@ -132,7 +132,46 @@ def test_a_tar_file_is_begun_anew_once_one_is_large(tmp_path):
     assert len(pattern) == 6 and not list((tmp_path / "out").glob("*.partial"))
 
 
+def test_parts_of_images_whose_names_are_numbers_stay(tmp_path, monkeypatch):
+    class Set:
+        def __init__(self, part):
+            first, n = {"train": (0, 10), "test": (100, 4)}[part]
+            self.data = np.full((n, 8, 8, 3), np.arange(first, first + n)[:, None, None, None], np.uint8)
+            self.targets, self.classes = [k % 2 for k in range(n)], ["even", "odd"]
+
+        def __len__(self):
+            return len(self.data)
+
+    monkeypatch.setattr(named, "_obtain", lambda name, folder, option: Set("train" if option["train"] else "test"))
+    Pack(data="torchvision:CIFAR10:x", out=tmp_path / "out")()
+    packed = {part: open_source(tmp_path / "out", part) for part in ("train", "test")}
+    values = {part: sorted(int(one.read(i)[0, 0, 0]) for i in range(len(one))) for part, one in packed.items()}
+    assert values == {"train": list(range(10)), "test": list(range(100, 104))}
+
+
+def test_an_image_in_both_parts_is_refused(tmp_path):
+    data = table(tmp_path / "data", ["a.png,x,train", "b.png,y,train", "a.png,x,test", "c.png,y,train"])
+    with pytest.raises(ValueError, match="names an image twice"):
+        Pack(data=str(data), out=tmp_path / "out")()
+
+
+def test_what_is_interrupted_leaves_no_tar_file(tmp_path, monkeypatch):
+    data = folder(tmp_path / "data", ["a.png"])
+    big = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
+    for k in range(3):
+        Image.fromarray(big + k).save(data / f"big{k}.bmp")
+    original = Pack._make
+    monkeypatch.setattr(Pack, "_make", lambda self, source, i: original(self, source, i) if i < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Pack(data=str(data), out=tmp_path / "out", shard_mb=1)()
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "bad_files.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"bad_files\.csv exists already"):
+        Pack(data="sample", out=tmp_path / "full")()
     data = folder(tmp_path / "data", ["a.png"])
     Pack(data=str(data), out=tmp_path / "out")()
     before = (tmp_path / "out" / "000000.tar").read_bytes()

@@ -119,7 +119,8 @@ class Picture:
         found = None
         if box is not None:
             start = [at // part for at in box[:2]]
-            stop = [min(-(-(at + n) // part), side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)]
+            more = 2 if part > 1 else 0  # a side that is no multiple of `part` moves the edges that `place` rounds
+            stop = [min(-(-(at + n) // part) + more, side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)]
             needed = (*start, stop[0] - start[0], stop[1] - start[1])
             found = jpeg.region(self._jpeg, _box_as_stored(needed, whole, self._orientation), part)
         if found is not None:

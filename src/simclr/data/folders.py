@@ -25,7 +25,7 @@ def open_folder(root: Path, split: str) -> Source:
     def build(visited: list[bytes]) -> Index:
         names = find_images(root, parts, visited)
         if not names:
-            raise _NoImages(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif)")
+            raise _NoImages(f"{str(root)!r} holds no image files (such as .jpg, .png, .webp, .tif) and no tar files")
         is_test = np.array([name.startswith(os.fsencode(parts[1]) + b"/") for name in names]) if own else None
         return Index(Paths.of(names), is_test, *_class_folders(names, int(own)))
 
@@ -46,11 +46,11 @@ def open_shards(files: list[Path], name: str, split: str) -> Source:
 
     def build(visited: list[bytes]) -> Index:
         visited += map(os.fsencode, files)
-        names, places, texts = find_members(files)
-        if not names:
+        found = find_members(files)
+        if not found.paths:
             raise ValueError(f"{files[0]}{' and the others hold' if files[1:] else ' holds'} no image files")
-        kept, is_test, annotation = understand(names, texts)
-        return Index(Paths.of(names).select(kept), is_test, *annotation, places[kept])
+        kept, is_test, annotation = understand(found.names, found.texts)
+        return Index(Paths.of(found.paths).select(kept), is_test, *annotation, found.places[kept])
 
     index = cached(root, [os.path.relpath(file, root) for file in files], build)
     annotation = (index.labels, index.classes)

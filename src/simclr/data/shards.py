@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -63,9 +64,20 @@ def shard_files(text: str) -> list[Path]:
     return files
 
 
-def find_members(files: list[Path]) -> tuple[list[bytes], Places, list[str] | None]:
-    """Names of all images in tar files, sorted, where they lie, and their classes as written in .cls members, "" for
-    none; None where there are no such members. Hidden files are left out."""
+class Members(NamedTuple):
+    """The images in tar files, sorted by `paths`."""
+
+    paths: list[bytes]
+    """their names; where several files hold the same ones, with that of the file before them"""
+    names: list[bytes]
+    """as in the archives"""
+    places: Places
+    texts: list[str] | None
+    """classes as written in .cls members, "" for none; None where there are no such members"""
+
+
+def find_members(files: list[Path]) -> Members:
+    """All images in tar files; hidden ones are left out."""
     names, places = [], array("q")  # numbers as such, since there may be millions
     classes: dict[tuple[int, bytes], str] = {}
     for k, file in enumerate(files):
@@ -80,10 +92,12 @@ def find_members(files: list[Path]) -> tuple[list[bytes], Places, list[str] | No
     shards = where[:, 0].tolist()
     stems = (name.rpartition(b".")[0] for name in names)
     texts = [_class(classes, k, stem) for k, stem in zip(shards, stems, strict=True)] if classes else None
+    paths = names
     if len(set(names)) < len(names):  # each shard may number its images from 0
-        names = [os.fsencode(files[k].stem) + b"/" + name for k, name in zip(shards, names, strict=True)]
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return [names[i] for i in order], where[order], texts and [texts[i] for i in order]
+        paths = [os.fsencode(files[k].stem) + b"/" + name for k, name in zip(shards, names, strict=True)]
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    paths, names = [paths[i] for i in order], [names[i] for i in order]
+    return Members(paths, names, where[order], texts and [texts[i] for i in order])
 
 
 def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
@@ -97,8 +111,13 @@ def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
-                if member.isreg() and not any(part.startswith(".") for part in name.split("/")):
-                    yield name.encode(errors="surrogateescape"), member.offset_data, member.size
+                encoded = name.encode(errors="surrogateescape")
+                if not any(part.startswith(".") for part in name.split("/")):
+                    if (member.islnk() or member.issym()) and is_image(encoded):
+                        raise ValueError(f"{file}: {name} is a link; write the file with tar --dereference "
+                                         "--hard-dereference")  # fmt: skip
+                    if member.isreg():
+                        yield encoded, member.offset_data, member.size
                 archive.members = []  # which would keep them all
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"{file}: not a whole, uncompressed tar file ({error})") from None

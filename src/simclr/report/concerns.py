@@ -96,7 +96,7 @@ def _at_chance(folder: Folder) -> Iterator[str]:
     warmup = warmup_steps(folder.images, folder.batch, epochs) if folder.images else 0
     share = loss / folder.chance
     if share > AT_CHANCE and (folder.step > warmup or folder.result is not None):
-        yield (f"The loss is {share:.3f} of chance, ln(2N - 1) = {folder.chance:.3f} nats, at the end: "
+        yield (f"The loss is {share:.3f} of chance, {folder.chance_form} = {folder.chance:.3f} nats, at the end: "
                "the network tells views of one image from others hardly better than by guessing.")  # fmt: skip
 
 

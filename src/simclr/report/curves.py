@@ -97,7 +97,7 @@ def _panel(folder: Folder, names: Sequence[str]) -> Panel:
     first = term(names[0] if len(names) == 1 else next((n for n in names if folder.series(n)), names[0]))
     level = None
     if names[0] == "loss" and folder.chance:
-        level = folder.chance, f"chance, ln(2N - 1) = {folder.chance:.3f}"
+        level = folder.chance, f"chance, {folder.chance_form} = {folder.chance:.3f}"
     elif "contrastive_top1" in names and folder.series("contrastive_top1") and folder.contrastive_chance:
         level = 100 * folder.contrastive_chance, f"chance, {100 * folder.contrastive_chance:.2g} %"
     elif "embedding_std" in names:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr.cli import COMMANDS
+from simclr.losses.chosen import negatives_in
 from simclr.optim import total_steps
 from simclr.run import flatten, plain
 
@@ -128,8 +129,15 @@ class Folder:
 
     @property
     def chance(self) -> float | None:
-        """Contrastive loss of chance, nats: ln(2N - 1)."""
-        return math.log(2 * self.batch - 1) if self.kind == "pretrain" and (self.batch or 0) > 1 else None
+        """NT-Xent of chance, nats; None for runs by another loss."""
+        if self.kind != "pretrain" or (self.batch or 0) < 2 or self.recipe.get("loss", "nt_xent") != "nt_xent":
+            return None
+        return math.log(negatives_in(self.batch, self.recipe.get("negatives", "both")) + 1)
+
+    @property
+    def chance_form(self) -> str:
+        """The same as a formula, N the images of a batch."""
+        return "ln N" if self.recipe.get("negatives") == "other" else "ln(2N - 1)"
 
     @property
     def contrastive_chance(self) -> float | None:

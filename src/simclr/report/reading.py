@@ -26,7 +26,8 @@ def find_runs(paths: list[Path]) -> list[Path]:
         path = path.parent if path.suffix == ".safetensors" else path
         if not path.is_dir():
             raise ValueError(f"run: there is no folder {path}")
-        inside = [path] if is_run(path) else [p for p in sorted(path.iterdir()) if p.is_dir() and is_run(p)]
+        below = (p for depth in ("*", "*/*") for p in sorted(path.glob(depth)))  # of a study: LABEL/seedK
+        inside = [path] if is_run(path) else [p for p in below if p.is_dir() and is_run(p)]
         if not inside:
             raise ValueError(f"run: {path} is no run folder and holds none; runs have a {' or a '.join(SIGNS[:3])}")
         found += [p for p in inside if p not in found]

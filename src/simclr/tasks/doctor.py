@@ -105,7 +105,7 @@ class Doctor(Pretrain):
             raise ValueError(f"micro_batch is {self.micro_batch}; it must divide the {order.local} images of a process")
 
         looked, bad = self._look(source)
-        yield findings.readable(len(looked) + len(bad), bad, self.max_bad)
+        yield findings.readable(len(source), len(looked) + len(bad), bad, self.max_bad)
         if len(looked) < 2:
             return
         yield findings.large_enough(np.array([one.side for one in looked]), self.views.size)

@@ -17,7 +17,7 @@ from simclr.data.decoding import Picture
 from simclr.data.folders import understand
 from simclr.data.loading import cores
 from simclr.data.paths import is_image
-from simclr.outputs import writable_folder
+from simclr.outputs import new_file, writable_folder
 from simclr.progress import Progress
 
 QUALITY = 92  # of JPEG and WebP files that are written anew
@@ -55,10 +55,11 @@ class Pack:
             raise ValueError(f"workers is {self.workers}; allowed are -1 and positive numbers")
 
     def __call__(self) -> dict[str, Any]:
-        """Write the tar files; returns how many images and tar files, how many images were reduced, and the unreadable
-        ones, which are left out, with the reason."""
+        """Write the tar files; returns how many images and tar files, how many images were written anew, and those that
+        had to be looked into and could not be read, which are left out, with the reason."""
         if any(writable_folder(self.out).glob("*.tar*")):
             raise ValueError(f"out: {self.out} holds tar files already; choose another --out")
+        new_file(self.out / "bad_files.csv")
         source = open_source(self.data, "all")
         names, classes = plan(source, self._is_test(source))
         self.out.mkdir(parents=True, exist_ok=True)
@@ -94,8 +95,16 @@ class Pack:
     def _is_test(self, source: Source) -> np.ndarray | None:
         if not source.has_own_split:
             return None
-        test = set(open_source(self.data, "test").paths.encoded())
-        return np.array([name in test for name in source.paths.encoded()])
+        whole, train, test = (
+            list(part.paths.encoded())
+            for part in (source, open_source(self.data, "train"), open_source(self.data, "test"))
+        )
+        known = set(test)
+        if known.isdisjoint(train):
+            return np.array([name in known for name in whole])
+        if len(set(whole)) < len(whole):
+            raise ValueError(f"{source.name} names an image twice, so that its parts cannot be told apart")
+        return np.arange(len(whole)) >= len(train)  # both parts number their images from 0, one after the other
 
     def _make(self, source: Source, i: int) -> tuple[bytes, str | None] | UnreadableImage:
         """The file of image i, and its suffix if it was written anew."""
@@ -160,7 +169,8 @@ def _clean(name: str) -> str:
 
 
 class Shards:
-    """Tar files of about `size` bytes in a folder: 000000.tar and so on, each under its name once it is whole."""
+    """Tar files of about `size` bytes in a folder: 000000.tar and so on, under these names once all of them are whole;
+    what an error leaves unfinished is removed."""
 
     def __init__(self, folder: Path, size: int):
         self.files: list[Path] = []
@@ -173,8 +183,12 @@ class Shards:
     def __exit__(self, kind: type | None, *rest: object) -> None:
         if self._archive is not None:
             self._archive.close()
+            self._finish()
+        for file in self.files:
             if kind is None:
-                self._finish()
+                file.rename(file.with_suffix(""))
+            else:
+                file.unlink()
 
     def write(self, members: dict[str, bytes]) -> None:
         """Files that belong together, by their names."""
@@ -193,7 +207,5 @@ class Shards:
         return self._folder / f"{len(self.files):06d}.tar.partial"
 
     def _finish(self) -> None:
-        whole = self._partial.with_suffix("")
-        self._partial.rename(whole)
-        self.files.append(whole)
+        self.files.append(self._partial)
         self._archive = None

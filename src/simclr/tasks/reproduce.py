@@ -10,6 +10,7 @@ import torch.distributed as dist
 import yaml
 
 from simclr.cli import recipe_path
+from simclr.data.learning import unlabelled
 from simclr.machine import Machine
 from simclr.measuring import labelled
 from simclr.outputs import keep_older, writable_folder
@@ -17,7 +18,7 @@ from simclr.parsing import UsageError, parse
 from simclr.run import environment, write_atomically
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
-from simclr.tasks.pretrain import Pretrain, unlabelled
+from simclr.tasks.pretrain import Pretrain
 
 MEASURES = {"knn": Knn, "linear": Linear}
 
@@ -30,6 +31,12 @@ class Figure:
     tolerance: float
     settings: dict[str, Any] = field(default_factory=dict)
     """of the measurement, where they are not its defaults"""
+
+    def __post_init__(self) -> None:
+        for name in ("value", "tolerance"):
+            given = getattr(self, name)
+            if not isinstance(given, int | float) or not 0 <= given <= 1:
+                raise TypeError(f"{name} is {given!r}; it must be a share between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +108,13 @@ class Reproduce:
 
         figures = expected.figures or {name: None for name in MEASURES}
         found: dict[str, list[float]] = {name: [] for name in figures}
-        for run in runs:
+        measures = [{name: self.measure(name, one, run.out, data) for name, one in figures.items()} for run in runs]
+        for run, ways in zip(runs, measures, strict=True):
             run()
             if dist.is_initialized() and dist.get_rank():
                 return {"passed": None}  # the first process measures
-            for name, figure in figures.items():
-                settings = figure.settings if figure else {}
-                measure = MEASURES[name](run=run.out, data=data, baselines=False, machine=self.machine, **settings)
-                found[name].append(measure()["results"][-1]["value"])
+            for name, way in ways.items():
+                found[name].append(way()["results"][-1]["value"])
         rows = [judge(name, values, figures[name] if same else None) for name, values in found.items()]
         print(f"\n{path.stem} on {data}, {self.seeds} seed{'s' * (self.seeds > 1)}, top-1 of the test part in %")
         print("\n".join(row["text"] for row in rows))
@@ -123,6 +129,14 @@ class Reproduce:
         write_atomically(folder / "reproduce.json", content + "\n")
         print(f"wrote {folder / 'reproduce.json'}")
         return result
+
+    def measure(self, name: str, figure: Figure | None, run: Path, data: str) -> Knn | Linear:
+        """The measurement of that name as its figure was taken; ValueError for settings that it does not have."""
+        settings = figure.settings if figure else {}
+        try:
+            return MEASURES[name](run=run, data=data, baselines=False, machine=self.machine, **settings)
+        except TypeError as error:
+            raise ValueError(f"{self.recipe}: expected.figures.{name}.settings: {error}") from None
 
     def runs(self, path: Path, data: str, folder: Path) -> list[Pretrain]:
         """A run of the recipe a seed."""

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from simclr.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.data import Source
+from simclr.data.learning import unlabelled
 from simclr.data.loading import attempt
 from simclr.machine import Machine
 from simclr.optim import total_steps
@@ -18,7 +19,7 @@ from simclr.outputs import new_file
 from simclr.room import in_words, total_memory
 from simclr.run import write_atomically
 from simclr.tasks.bench import loop_rate, step_of
-from simclr.tasks.pretrain import Pretrain, unlabelled
+from simclr.tasks.pretrain import Pretrain
 from simclr.views import Views
 
 LOOKED = 200  # images whose sizes are looked at
