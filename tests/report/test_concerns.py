@@ -55,6 +55,14 @@ def test_a_fault_gives_its_sentence_and_no_other(tmp_path, fault):
     assert words in found
 
 
+def test_chance_is_that_of_the_loss_which_was_trained(tmp_path):
+    one_view = {"negatives": "other"}
+    found = concerns(read_folder(write_run(tmp_path / "a", settings=recipe(**one_view), log=lines(loss=math.log(64)))))
+    assert [sentence[:50] for sentence in found] == ["The loss is 1.000 of chance, ln N = 4.159 nats, at"]
+    triplet = read_folder(write_run(tmp_path / "b", settings=recipe(loss="margin_triplet"), log=lines(loss=5.0)))
+    assert triplet.chance is None and concerns(triplet) == []
+
+
 def test_torn_lines_and_files_are_told(tmp_path):
     path = write_run(tmp_path / "run")
     with open(path / "metrics.jsonl", "a") as file:
