@@ -89,6 +89,14 @@ def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
         find_runs([tmp_path / "nowhere"])
 
 
+def test_the_members_of_a_study_are_runs_and_the_fine_tuning_of_a_run_is_none_of_its_own(tmp_path):
+    members = [write_run(tmp_path / "study" / label / f"seed-{k}") for label in ("a", "b") for k in (0, 1)]
+    assert find_runs([tmp_path / "study"]) == members
+    photos = write_run(tmp_path / "runs" / "photos")
+    write_run(photos / "finetune-0.1", kind="finetune")
+    assert find_runs([tmp_path / "runs"]) == [photos]
+
+
 def test_settings_that_an_old_recipe_lacks_are_the_defaults(tmp_path):
     settings = read_folder(write_run(tmp_path / "run")).settings
     assert settings["micro_batch"] == 0

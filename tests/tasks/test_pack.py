@@ -113,7 +113,7 @@ def test_only_large_images_are_written_anew_and_upright(tmp_path):
     forms = {name: Image.open(io.BytesIO(content)) for name, content in packed.items()}
     assert {name: (one.format, one.size) for name, one in forms.items()} == {
         "small.jpg": ("JPEG", (80, 60)),
-        "photo.jpg": ("JPEG", (60, 100)),
+        "photo.JPG": ("JPEG", (60, 100)),
         "large.png": ("PNG", (60, 94)),
         "moving.png": ("PNG", (60, 86)),
     }

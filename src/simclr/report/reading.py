@@ -26,12 +26,19 @@ def find_runs(paths: list[Path]) -> list[Path]:
         path = path.parent if path.suffix == ".safetensors" else path
         if not path.is_dir():
             raise ValueError(f"run: there is no folder {path}")
-        below = (p for depth in ("*", "*/*") for p in sorted(path.glob(depth)))  # of a study: LABEL/seedK
-        inside = [path] if is_run(path) else [p for p in below if p.is_dir() and is_run(p)]
+        inside = _runs_in(path, 2)  # a study has LABEL/seed-K
         if not inside:
             raise ValueError(f"run: {path} is no run folder and holds none; runs have a {' or a '.join(SIGNS[:3])}")
         found += [p for p in inside if p not in found]
     return found
+
+
+def _runs_in(path: Path, depth: int) -> list[Path]:
+    """The folder if it is a run, which has its own fine-tunings on its page, else the runs up to `depth` below it."""
+    if is_run(path):
+        return [path]
+    below = sorted(p for p in path.iterdir() if p.is_dir()) if depth else []
+    return [run for p in below for run in _runs_in(p, depth - 1)]
 
 
 def is_run(path: Path) -> bool:

@@ -67,7 +67,7 @@ class Pack:
         make = partial(self._make, source)
         threads = cores() if self.workers < 0 else self.workers
         with (
-            Shards(self.out, self.shard_mb * 10**6) as shards,
+            TarWriter(self.out, self.shard_mb * 10**6) as shards,
             ThreadPoolExecutor(threads) as pool,
             Progress(len(source)) as progress,
         ):
@@ -80,7 +80,8 @@ class Pack:
                         continue
                     content, suffix = made
                     name = PurePosixPath(names[i])
-                    name = name if suffix is None else name.with_suffix(suffix)
+                    if suffix not in (None, name.suffix.lower()):
+                        name = name.with_suffix(suffix)
                     members = {str(name): content}
                     if classes is not None:
                         members[str(name.with_suffix(".cls"))] = classes[i].encode()
@@ -168,7 +169,7 @@ def _clean(name: str) -> str:
     return "/".join(parts) if is_image(parts[-1].encode(errors="surrogateescape")) else "/".join(parts) + ".png"
 
 
-class Shards:
+class TarWriter:
     """Tar files of about `size` bytes in a folder: 000000.tar and so on, under these names once all of them are whole;
     what an error leaves unfinished is removed."""
 
@@ -177,7 +178,7 @@ class Shards:
         self._folder, self._size = folder, size
         self._archive: tarfile.TarFile | None = None
 
-    def __enter__(self) -> "Shards":
+    def __enter__(self) -> "TarWriter":
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
