@@ -1,5 +1,6 @@
 """Settings for a first run, from the data and the machine, each with its reason."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,11 +92,12 @@ class Suggest:
 
     def _header(self, facts: Facts, source: Source, duration: str, rate: float) -> str:
         device = torch.cuda.get_device_name() if facts.device == "cuda" else facts.device
-        named = isinstance(self.data, str | Path)
+        data = shlex.quote(str(self.data)) if isinstance(self.data, str | Path) else source.name
+        recipe = shlex.quote(str(self.out)) if self.out else "FILE"
         return (
             f"# {source.name}: {facts.images:,} images of about {facts.side} px; written by simclr suggest\n#\n"
-            f"#   simclr doctor   {self.data if named else source.name} --config {self.out or 'FILE'}\n"
-            f"#   simclr pretrain {self.data if named else source.name} --config {self.out or 'FILE'}\n#\n"
+            f"#   simclr doctor   {data} --config {recipe}\n"
+            f"#   simclr pretrain {data} --config {recipe}\n#\n"
             f"# Hardware: {device}, {facts.memory / 1e9:.3g} GB: about {duration}, from {rate:,.3g} images/s measured\n"
             "# Expected: no expectation on record\n"
         )
