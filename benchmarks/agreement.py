@@ -17,8 +17,9 @@ import rounds
 import torch
 
 from simclr import Machine, Pretrain, Views
-from simclr.losses import chosen, nt_xent
-from simclr.run import Run
+from simclr.losses import nt_xent
+from simclr.losses import objective as chosen
+from simclr.runs.run import Run
 
 SETTINGS = dict(
     data="sample", encoder="simclr_resnet10", encoder_options={"width": 0.25}, batch=256, epochs=4, warmup_epochs=1,

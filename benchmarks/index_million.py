@@ -21,7 +21,7 @@ from PIL import Image
 
 from simclr import Views
 from simclr.data import Source, open_source
-from simclr.data.batches import Streamed
+from simclr.training.batches import Streamed
 
 MB = 2**20
 CLASSES = 1000

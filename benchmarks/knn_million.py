@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from simclr.evaluation import knn_votes
+from simclr.evaluation.neighbours import knn_votes
 
 ROWS, WIDTH, CLASSES = 1_000_000, 2048, 1000
 

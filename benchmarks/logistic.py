@@ -21,10 +21,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from simclr.data import open_source
-from simclr.evaluation import accuracy
-from simclr.logistic import Classifier, choose_and_refit, fit_path
-from simclr.run import environment
-from simclr.views.evaluation import Preprocess
+from simclr.evaluation.logistic import Classifier, choose_and_refit, fit_path
+from simclr.evaluation.metrics import accuracy
+from simclr.runs.environment import environment
+from simclr.views.preprocess import Preprocess
 
 WIDTH, CLASSES = 512, 10
 TOLERANCES = (3e-3, 2e-3, 1e-3, 5e-4, 3e-4, 1e-4)  # in our scaled coordinates

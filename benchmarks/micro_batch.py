@@ -25,9 +25,10 @@ MODES = {"whole": 0, "micro_batch 32": 32, "micro_batch 8": 8, "recompute": 0, "
 
 def gradient(mode: str, path: Path) -> dict[str, float]:
     from simclr import nt_xent
-    from simclr.gradcache import cached_backward, recompute_blocks
     from simclr.models import ProjectionHead, resnet
     from simclr.tasks.pretrain import Both
+    from simclr.training.gradcache import cached_backward
+    from simclr.training.recompute import recompute_blocks
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ def bare(channels_last: bool = True, two_passes: bool = False, compiled: bool = 
 def simclr() -> Work:
     """The loop runs in a thread of its own, which does a step whenever it is asked for one."""
     from simclr import Machine, Pretrain, Views
-    from simclr.data.batches import Resident
+    from simclr.training.batches import Resident
 
     asked: Queue[int] = Queue()
     done: Queue[int] = Queue()

@@ -279,8 +279,8 @@ def ffcv(size: int, data: Callable[[], list], jpeg: bool) -> Work:
 def streamed(folder: Callable[[], Path], decode: str, only_crops: bool = False) -> Work:
     from simclr import Views
     from simclr.data import open_source
-    from simclr.data.batches import Streamed
-    from simclr.data.workers import CHUNK
+    from simclr.training.batches import Streamed
+    from simclr.training.crops import CHUNK
 
     source = open_source(folder(), "all")
     batches = Streamed(source, Views(size=224), batch=min(BATCH, len(source)), seed=0, workers=0, decode=decode)

@@ -23,7 +23,7 @@ def test_block_runs(code, tmp_path, monkeypatch):
 
 
 def test_commands_of_the_readme_exist():
-    from simclr.cli import COMMANDS
+    from simclr.cli.commands import COMMANDS
 
     named = set(re.findall(r"^simclr (\w+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
     assert named

@@ -8,15 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.optim import (
-    LARS,
-    create_optimizer,
-    lr_factor,
-    parameter_groups,
-    peak_lr,
-    total_steps,
-    warmup_steps,
-)
+from simclr.optim import LARS, create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
 
 
 def close(ours, official, tolerance=1e-6):

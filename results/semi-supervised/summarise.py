@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr.significance import seed_interval
+from simclr.evaluation.intervals import seed_interval
 
 
 def main(folder: Path) -> None:

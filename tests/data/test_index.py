@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from simclr.data import folders, index, opening
+from simclr.data import folders, index
+from simclr.data import specs as opening
 
 DAY = 86_400_000_000_000
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from simclr.data import decode, jpeg
-from simclr.data.decoding import Picture, UnreadableImage
+from simclr.data.decoding import Picture
+from simclr.errors import UnreadableImage
 
 library = pytest.mark.skipif(not jpeg.reads_regions(), reason="no libjpeg-turbo 3: pip install turbojpeg")
 FORMS = [{"subsampling": k} for k in range(3)] + [{"subsampling": 2, "progressive": True}, {"mode": "L"}]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from simclr.data import UnreadableImage, index, open_source
-from simclr.data.batches import Streamed
+from simclr.training.batches import Streamed
 from simclr.views import Views
 
 

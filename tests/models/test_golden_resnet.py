@@ -7,17 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from official import CASES, WHOLE, fill, from_torch, images, keys_of, nchw, tf_shape
+from support.official import CASES, WHOLE, fill, from_torch, images, keys_of, nchw, tf_shape
 from torch import nn
 
 from simclr.losses import nt_xent
 from simclr.models import ProjectionHead, resnet
-from simclr.models.official_names import (
-    encoder_layers,
-    head_layers,
-    official_names,
-    supervised_layers,
-)
+from simclr.models.official.names import encoder_layers, head_layers, official_names, supervised_layers
 
 
 def networks(depth, sk, se, stem, head_layers, width=1, classes=10):

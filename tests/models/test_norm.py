@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import in_processes
+from support.processes import in_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from official import fill, from_torch, keys_of, nchw
-from processes import in_processes
+from support.official import fill, from_torch, keys_of, nchw
+from support.processes import in_processes
 from torch import nn
 from torch.nn import functional as F
 
-from simclr.gathering import gather
 from simclr.losses import nt_xent, official_contrast_statistics
 from simclr.models import ProjectionHead, resnet, synchronise
 from simclr.optim import LARS, lr_factor, peak_lr, total_steps, warmup_steps
+from simclr.training.gathering import gather
 
 BATCH, IMAGES, EPOCHS, DECAY, TEMPERATURE = 16, 48, 3.0, 1e-4, 0.5
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from runs_written import lines, write_run
+from support.runs_written import lines, write_run
 
 from simclr.report.curves import BINS, Line, Panel, bar, compared, draw, panels, thinned, ticks
 from simclr.report.reading import read_folder

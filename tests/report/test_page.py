@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from runs_written import lines, measured, row, write_run
+from support.runs_written import lines, measured, row, write_run
 
-from simclr.health import health
+from simclr.evaluation.health import health
 from simclr.report import keep_page
-from simclr.report.concerns import concerns
 from simclr.report.curves import panels
 from simclr.report.page import contents, render, replaceable, write_page
 from simclr.report.reading import read_folder
+from simclr.report.warnings import concerns
 from simclr.report.words import TERMS, duration, interval, number, points, term
 
 VOID = {"meta", "img", "br"}

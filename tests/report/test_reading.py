@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs_written import IMAGES, KNN, STEPS, lines, row, write_run
+from support.runs_written import IMAGES, KNN, STEPS, lines, row, write_run
 
 from simclr.optim import total_steps
 from simclr.report.reading import find_runs, is_run, read_folder

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from simclr.machine import Machine
+from simclr.runs.machine import Machine
 from simclr.tasks import bench
 from simclr.tasks.bench import Bench
 from simclr.views import Views

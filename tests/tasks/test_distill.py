@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from evaluated import fingerprint, write_arrays, write_encoder, write_folder
 from safetensors.torch import load_file
+from support.evaluated import fingerprint, write_arrays, write_encoder, write_folder
 
 import simclr
 from simclr import Distill, FineTune, Machine
@@ -85,7 +85,7 @@ def test_images_without_labels_suffice_and_a_run_goes_on_where_it_stopped(teache
     whole = task(teacher, tmp_path / "images.npz", tmp_path / "whole", **settings)()
     assert whole["images"] == 120
 
-    from simclr.run import Run
+    from simclr.runs.run import Run
 
     save = Run.save
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluated import SIZE, squares
 from PIL import Image
+from support.evaluated import SIZE, squares
 
 from simclr.cli import main
+from simclr.cli.parsing import parse
 from simclr.losses import nt_xent
-from simclr.machine import Machine
-from simclr.parsing import parse
+from simclr.runs.machine import Machine
 from simclr.tasks import bench, pretrain
 from simclr.tasks import doctor as doctors
 from simclr.tasks.doctor import Doctor

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from evaluated import write_arrays, write_encoder
 from safetensors.torch import load_file
+from support.evaluated import write_arrays, write_encoder
 
 import simclr
 from simclr import FineTune, Machine
-from simclr.embed import load_classifier
-from simclr.layers import read_layer
 from simclr.models import Card, create_encoder, save_encoder
+from simclr.models.layers import read_layer
+from simclr.models.pretrained import load_classifier
 from simclr.tasks.export import Export
 
 

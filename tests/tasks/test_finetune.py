@@ -8,22 +8,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from evaluated import fingerprint, write_arrays, write_encoder, write_folder
-from processes import COMPILED_CHEAPLY
 from safetensors.torch import load_file
+from support.evaluated import fingerprint, write_arrays, write_encoder, write_folder
+from support.processes import COMPILED_CHEAPLY
 
 from simclr.cli import main
+from simclr.cli.parsing import parse
 from simclr.data import open_source
-from simclr.data.sources import Files
-from simclr.embed import load
-from simclr.evaluation import accuracy
-from simclr.features import extract
-from simclr.machine import Machine
+from simclr.data.source import Files
+from simclr.evaluation.features import extract
+from simclr.evaluation.metrics import accuracy
 from simclr.models import load_supervised
-from simclr.models.classifier import Classifier, classifier_groups
-from simclr.models.freezing import FROZEN
-from simclr.parsing import parse
-from simclr.run import Run
+from simclr.models.classifier import FROZEN, Classifier, classifier_groups
+from simclr.models.pretrained import load
+from simclr.runs.machine import Machine
+from simclr.runs.run import Run
 from simclr.tasks.finetune import FineTune
 
 HERE = Machine(workers=0)  # no process but this one, where reads are counted

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluated import CLASSES, fingerprint, write_arrays, write_encoder, write_folder
+from support.evaluated import CLASSES, fingerprint, write_arrays, write_encoder, write_folder
 
 from simclr.cli import main
 from simclr.data import open_source
-from simclr.data.learning import unlabelled
-from simclr.data.sources import Files
-from simclr.layers import layer_names, read_layer
-from simclr.machine import Machine
-from simclr.measuring import candidates, labelled, workplace
+from simclr.data.source import Files
+from simclr.data.specs import unlabelled
+from simclr.evaluation.protocol import candidates, labelled, workplace
+from simclr.models.layers import layer_names, read_layer
+from simclr.runs.machine import Machine
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.health import Health
 from simclr.tasks.information import TASKS, Information
@@ -152,7 +152,7 @@ def test_every_layer_is_read_and_no_other(encoder, data, tmp_path):
 
 
 def test_layers_are_the_activations_of_the_network(encoder):
-    from simclr.embed import load
+    from simclr.models.pretrained import load
 
     start = load(encoder)
     x = torch.rand(4, 3, 16, 16)

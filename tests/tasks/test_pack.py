@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr.data import named, open_source
+from simclr.data import datasets as named
+from simclr.data import open_source
 from simclr.tasks.pack import Pack
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import COMPILED_CHEAPLY
 from safetensors.torch import load_file
+from support.processes import COMPILED_CHEAPLY
 
 from simclr.data import open_source
-from simclr.evaluation import accuracy, knn_votes
-from simclr.machine import Machine
+from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.neighbours import knn_votes
+from simclr.runs.machine import Machine
 from simclr.tasks.pretrain import Both, Pretrain
 from simclr.views import Views
 
@@ -240,7 +241,7 @@ def test_finished_and_unfinished_folders_answer_for_themselves(folder, tmp_path,
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("simclr.losses.chosen.nt_xent", lambda z_a, *a, **k: z_a.sum() * math.nan)
+    monkeypatch.setattr("simclr.losses.objective.nt_xent", lambda z_a, *a, **k: z_a.sum() * math.nan)
     with pytest.raises(FloatingPointError, match="at step"):
         small(data=str(folder), out=tmp_path / "run", batch=8, log_every=1)()
 

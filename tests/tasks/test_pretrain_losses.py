@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluated import write_arrays
-from processes import in_processes
 from safetensors.torch import load_file
+from support.evaluated import write_arrays
+from support.processes import in_processes
 
-from simclr.gathering import gather
-from simclr.losses.chosen import check_choice
-from simclr.machine import Machine
-from simclr.run import Run
+from simclr.losses.objective import check_choice
+from simclr.runs.machine import Machine
+from simclr.runs.run import Run
 from simclr.tasks.pretrain import Pretrain
+from simclr.training.gathering import gather
 from simclr.views import Views
 
 SETTINGS = {

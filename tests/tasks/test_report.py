@@ -5,11 +5,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from evaluated import squares, write_arrays, write_encoder
 from PIL import Image
+from support.evaluated import squares, write_arrays, write_encoder
 
 from simclr.cli import main
-from simclr.machine import Machine
+from simclr.runs.machine import Machine
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain

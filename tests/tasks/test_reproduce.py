@@ -7,12 +7,12 @@ from statistics import mean, stdev
 
 import pytest
 import yaml
-from evaluated import write_arrays
 from scipy.stats import t as student
+from support.evaluated import write_arrays
 
-from simclr.cli import main, recipe_folder
-from simclr.parsing import parse
-from simclr.run import plain
+from simclr.cli import main
+from simclr.cli.parsing import parse
+from simclr.runs.recipe import plain, recipe_folder
 from simclr.tasks.pretrain import Pretrain, unlabelled
 from simclr.tasks.reproduce import Expected, Figure, judge
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from evaluated import write_encoder, write_folder
 from PIL import Image
+from support.evaluated import write_encoder, write_folder
 
 import simclr
 from simclr import Embed, Machine, Neighbours

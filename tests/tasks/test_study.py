@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from evaluated import write_arrays
+from support.evaluated import write_arrays
 
 from simclr.cli import main
-from simclr.fit import Interrupted
-from simclr.machine import Machine
+from simclr.errors import Interrupted
+from simclr.runs.machine import Machine
 from simclr.tasks import distill, finetune, pretrain
 from simclr.tasks.study import Study
 from simclr.views import Views

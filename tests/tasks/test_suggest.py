@@ -3,11 +3,11 @@
 import pytest
 import torch
 import yaml
-from evaluated import squares, write_folder
 from PIL import Image
+from support.evaluated import squares, write_folder
 
 from simclr.cli import main
-from simclr.run import Run
+from simclr.runs.run import Run
 from simclr.tasks.suggest import Suggest, largest_that_runs
 
 WORDS = ["--seconds", "0.1", "--accelerator", "cpu"]

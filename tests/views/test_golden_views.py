@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.views import ViewParameters, Views, pixels, tensor
+from simclr.views import ViewParameters, Views
+from simclr.views import cpu_colour as pixels
+from simclr.views import torch_backend as tensor
 from simclr.views.draw import plain
-from simclr.views.evaluation import Preprocess
+from simclr.views.preprocess import Preprocess
 
 BACKENDS = ("numba", "torch")
 FACTORS = {"brightness_v2": 0, "contrast": 1, "saturation": 2, "hue": 3, "brightness_v1": 0}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.views import Views, policy, tensor
-from simclr.views.compiled import exact, fast
+from simclr.views import Views, policy
+from simclr.views import torch_backend as tensor
+from simclr.views.cpu_compile import exact, fast
 from simclr.views.draw import plain
 
 BACKENDS = ("numba", "torch")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.views.evaluation import Preprocess
+from simclr.views.preprocess import Preprocess
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Where images come from: sources, decoding, batches."""
 
-from .decoding import UnreadableImage, decode
-from .opening import open_source
-from .sources import Source
+from simclr.data.decoding import decode
+from simclr.data.source import Source
+from simclr.data.specs import open_source
+from simclr.errors import UnreadableImage
 
 __all__ = ["Source", "UnreadableImage", "decode", "open_source"]

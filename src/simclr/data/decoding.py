@@ -29,27 +29,15 @@ import torch
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from . import jpeg
+from simclr.data import jpeg
+from simclr.errors import UnreadableImage
 
 if "SIMCLR_MAX_PIXELS" in os.environ:  # of an image, above Pillow's limit; the environment reaches worker processes
     if not os.environ["SIMCLR_MAX_PIXELS"].isdecimal():
         raise ValueError(f"SIMCLR_MAX_PIXELS is {os.environ['SIMCLR_MAX_PIXELS']!r}; it must be a number of pixels")
     Image.MAX_IMAGE_PIXELS = -(-int(os.environ["SIMCLR_MAX_PIXELS"]) // 2)  # Pillow refuses twice that
-
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
-
-
-class UnreadableImage(Exception):
-    """An image that cannot be decoded; `path` names it and `reason` says why, in one line."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class Excerpt(NamedTuple):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from .index import Index, cached
-from .paths import Paths, find_images
-from .shards import Shards, find_members
-from .sources import Annotation, Files, Source, encode_labels, sort_classes
-from .splits import select_part
+from simclr.data.index import Index, cached
+from simclr.data.labels import Annotation, encode_labels, sort_classes
+from simclr.data.paths import Paths, find_images
+from simclr.data.shards import Shards, find_members
+from simclr.data.source import Files, Source
+from simclr.data.splits import select_part
 
 
 class _NoImages(ValueError):

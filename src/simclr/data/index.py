@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from .paths import Paths
+from simclr.data.paths import Paths
 
 LEAST = 10_000  # images from which on keeping an index is worth a file
 SETTLED = 2_000_000_000  # nanoseconds; no usual file system keeps times more coarsely than in 2 seconds

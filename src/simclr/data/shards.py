@@ -5,6 +5,7 @@ WebDataset writes it; without such members, folders are classes and parts as in 
 are read: at random, in any order, without unpacking.
 """
 
+import io
 import os
 import re
 import tarfile
@@ -17,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
-from .decoding import UnreadableImage
-from .paths import is_image
-from .sources import Source
+from simclr.data.paths import is_image
+from simclr.data.source import Source
+from simclr.errors import UnreadableImage
 
 Places = Int64[np.ndarray, "n 3"]
 """shard, first byte and length of each image"""
@@ -127,3 +128,46 @@ def _read(file: Path, start: int, length: int) -> bytes:
     with open(file, "rb") as stream:
         stream.seek(start)
         return stream.read(length)
+
+
+class TarWriter:
+    """Tar files of about `size` bytes in a folder: 000000.tar and so on, under these names once all of them are whole;
+    what an error leaves unfinished is removed."""
+
+    def __init__(self, folder: Path, size: int):
+        self.files: list[Path] = []
+        self._folder, self._size = folder, size
+        self._archive: tarfile.TarFile | None = None
+
+    def __enter__(self) -> "TarWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        if self._archive is not None:
+            self._archive.close()
+            self._finish()
+        for file in self.files:
+            if kind is None:
+                file.rename(file.with_suffix(""))
+            else:
+                file.unlink()
+
+    def write(self, members: dict[str, bytes]) -> None:
+        """Files that belong together, by their names."""
+        if self._archive is None:
+            self._archive = tarfile.TarFile(self._partial, "w")
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            self._archive.addfile(member, io.BytesIO(content))
+        if self._archive.offset >= self._size:
+            self._archive.close()
+            self._finish()
+
+    @property
+    def _partial(self) -> Path:
+        return self._folder / f"{len(self.files):06d}.tar.partial"
+
+    def _finish(self) -> None:
+        self.files.append(self._partial)
+        self._archive = None

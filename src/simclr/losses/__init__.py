@@ -11,10 +11,12 @@ gradients backward, the mean of a loss over processes has the value and the grad
 batch.
 """
 
-from simclr.losses.contrastive import dcl, margin_triplet, nt_logistic, nt_xent
+from simclr.losses.alternatives import dcl, margin_triplet, nt_logistic
+from simclr.losses.distillation import distillation
+from simclr.losses.nt_xent import nt_xent
 from simclr.losses.similarity import similarities, unit_rows
 from simclr.losses.statistics import ContrastStatistics, contrast_statistics, official_contrast_statistics
-from simclr.losses.taught import distillation, supcon
+from simclr.losses.supervised import supcon
 
 __all__ = [
     "ContrastStatistics",

@@ -78,3 +78,16 @@ def check(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
         raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
+def _split(
+    z_a: Tensor, z_b: Tensor, temperature: float, normalize: bool, negatives: Negatives, keys: Keys | None, offset: int
+) -> tuple[Float[Tensor, "anchors 1"], Float[Tensor, "anchors candidates"], int]:
+    """Similarity of each anchor with its positive, those with its negatives (-inf elsewhere), and their number."""
+    check(z_a, z_b, temperature)
+    logits, positives = similarities(
+        z_a, z_b, temperature, normalize=normalize, negatives=negatives, keys=keys, offset=offset
+    )
+    others = logits.scatter(1, positives[:, None], -torch.inf)
+    count = (1 if negatives == "other" else 2) * (logits.shape[1] // 2 - 1)
+    return logits.gather(1, positives[:, None]), others, count

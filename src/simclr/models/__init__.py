@@ -1,10 +1,11 @@
 """Encoders, the projection head, and the files both are kept in."""
 
-from .card import Card, load_encoder, load_supervised, save_encoder
-from .encoder import create_encoder
-from .head import ProjectionHead
-from .norm import synchronise
-from .resnet import resnet
+from simclr.models.card import Card
+from simclr.models.encoder import create_encoder
+from simclr.models.head import ProjectionHead
+from simclr.models.norm import synchronise
+from simclr.models.resnet import resnet
+from simclr.models.weights import load_encoder, load_supervised, save_encoder
 
 __all__ = [
     "Card",

@@ -1,29 +1,18 @@
-"""The files an encoder is kept in: `encoder.safetensors`, `head.safetensors` and `card.json` in one folder.
-
-The weights hold nothing executable; the card says which network they fit and what to feed it. Reading is
-strict: every tensor of the network must be in the file, and every tensor of the file in the network.
-"""
+"""Model card: what an encoder is and how images must be prepared for it."""
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from simclr.run import write_atomically
-
-from .encoder import create_encoder
-from .head import ProjectionHead
+from simclr.models.encoder import create_encoder
+from simclr.models.head import ProjectionHead
 
 FORMAT = 1
-PREFIXES = ("module.", "_orig_mod.", "_forward_module.")  # of DDP, torch.compile and Fabric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,95 +95,3 @@ class Card:
         if read > 0:
             inputs = self.build_head().first(read).out_features
         return nn.Linear(inputs, self.supervised["classes"])
-
-
-def save_encoder(
-    folder: str | Path,
-    encoder: nn.Module,
-    head: nn.Module | None,
-    card: Card,
-    supervised: nn.Linear | None = None,
-) -> None:
-    """Write encoder, head and card to `folder`, each file replaced whole; no head, no `head.safetensors`."""
-    folder = Path(folder)
-    for module, described, what in ((head, card.head, "head"), (supervised, card.supervised, "supervised")):
-        if (module is None) != (described is None):
-            raise ValueError(f"card.{what} is {described}, which does not fit the {what} to be saved: {module}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, module in (("encoder", encoder), ("head", head), ("supervised", supervised)):
-        path = folder / f"{name}.safetensors"
-        if module is None:
-            path.unlink(missing_ok=True)
-            continue
-        write_tensors(path, _plain_state(module))
-    write_atomically(folder / "card.json", card.to_json())
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced whole; readable for whom other new files are, as the library's own are not."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(save(tensors))
-    os.replace(partial, path)
-
-
-def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:
-    """Encoder and head of a folder, on the CPU in evaluation mode, and the card. ValueError unless all fits."""
-    card = Card.read(folder)
-    encoder = card.build_encoder()
-    load_strictly(encoder, Path(folder) / "encoder.safetensors")
-    head = card.build_head()
-    if head is not None:
-        load_strictly(head, Path(folder) / "head.safetensors")
-        head.eval()
-    return encoder.eval(), head, card
-
-
-def load_supervised(folder: str | Path) -> nn.Linear | None:
-    """The classifier kept beside an encoder, reading entry `card.supervised["input"]` of the activations."""
-    layer = Card.read(folder).build_supervised()
-    if layer is not None:
-        load_strictly(layer, Path(folder) / "supervised.safetensors")
-    return layer
-
-
-def load_strictly(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a safetensors file; ValueError, with the names, unless 100 % of the tensors match."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    check_match(module.state_dict(), tensors, str(path))
-    module.load_state_dict(tensors)
-
-
-def check_match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Raises ValueError saying which names and shapes differ between a network's tensors and a file's."""
-    wrong = [
-        f"{name} is {tuple(found[name].shape)} not {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    lists = {
-        "missing": expected.keys() - found.keys(), "not of this network": found.keys() - expected.keys(),
-        "of another shape": wrong,
-    }  # fmt: skip
-    if any(lists.values()):
-        matched = len(expected.keys() & found.keys()) - len(wrong)
-        raise ValueError(
-            f"{where}: {matched} of {len(expected)} tensors match; "
-            + "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
-        )
-
-
-def _some(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _plain_state(module: nn.Module) -> dict[str, Tensor]:
-    state = {}
-    for name, tensor in module.state_dict().items():
-        while name.startswith(PREFIXES):
-            name = name.partition(".")[2]
-        state[name] = tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-    return state

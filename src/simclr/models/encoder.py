@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from .resnet import DEPTHS, resnet
+from simclr.models.resnet import DEPTHS, resnet
 
 
 def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:

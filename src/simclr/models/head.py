@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norm import BatchNorm1d
+from simclr.models.norm import BatchNorm1d
 
 
 class HeadLayer(nn.Module):

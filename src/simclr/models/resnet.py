@@ -15,7 +15,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norm import BatchNorm2d
+from simclr.models.norm import BatchNorm2d
 
 # depth -> (blocks in each group, bottleneck or not); depth 10 is ours, the rest official
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {

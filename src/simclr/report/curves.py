@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from simclr.report.folders import Folder
+from simclr.report.record import Folder
 from simclr.report.words import term
 
 BINS = 300  # along a curve; each keeps its least and greatest value, so that no spike is lost

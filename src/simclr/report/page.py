@@ -8,13 +8,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr.evaluation import METRICS
-from simclr.report import comparing
-from simclr.report.concerns import BASELINES, concerns, concerns_together
+from simclr.evaluation.metrics import METRICS
+from simclr.report import comparison as comparing
 from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
-from simclr.report.folders import Folder, Measurement, task_of
+from simclr.report.record import Folder, Measurement, task_of
+from simclr.report.warnings import BASELINES, concerns, concerns_together
 from simclr.report.words import duration, interval, number, setting, several, term
-from simclr.run import flatten, write_atomically
+from simclr.runs.files import write_atomically
+from simclr.runs.recipe import flatten
 
 MAKER = "simclr report"
 MARKS = (f'<meta name="generator" content="{MAKER}">'.encode(), f'"generator": "{MAKER}"'.encode())

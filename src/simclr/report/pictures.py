@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from simclr.data import Source
-from simclr.evaluation import neighbours
-from simclr.features import Features
+from simclr.evaluation.features import Features
+from simclr.evaluation.neighbours import neighbours
 from simclr.randomness import permutation
 
 TILE = 64  # pixels; smaller images are enlarged without smoothing, so that they show what the network saw

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from simclr.cli import COMMANDS
-from simclr.outputs import PICTURES
-from simclr.report.folders import Folder, Measurement, is_number
+from simclr.cli.commands import COMMANDS
+from simclr.report.record import Folder, Measurement, is_number
+from simclr.runs.files import PICTURES
 
 SIGNS = ("recipe.yaml", "card.json", "metrics.jsonl", "result.json")  # any of them makes a folder a run
 NO_MEASUREMENTS = ("card.json", "data.json", "environment.json", "report.json")

@@ -1,9 +1,8 @@
 """How fast each part of a pretraining run is here, and which of them is worth changing."""
 
 import json
-import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,11 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source, jpeg
-from simclr.data.learning import unlabelled
-from simclr.data.loading import cores
-from simclr.outputs import writable_folder
-from simclr.run import environment, write_atomically
+from simclr.data.specs import unlabelled
+from simclr.runs.environment import cores, environment
+from simclr.runs.files import writable_folder, write_atomically
 from simclr.tasks.pretrain import Assembly, Pretrain
+from simclr.training.throughput import _finish, loop_rate, memory_used, step_of
 
 WAIT = 0.1  # share of a step spent waiting for data from which on loading is what to change
 
@@ -137,17 +136,6 @@ class Bench(Pretrain):
         return "the step is the limit and data are never waited for: a smaller encoder, or more devices"
 
 
-def step_of(parts: Assembly) -> Callable[[Any], None]:
-    """A training step, without a schedule, as a function of a batch."""
-
-    def train(batch: Any) -> None:
-        parts.backward(batch)
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-
-    return train
-
-
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product, measured: what no network exceeds here."""
     n = 1024 if device.type == "cpu" else 8192
@@ -169,46 +157,6 @@ def _rate(
         times.append(time.perf_counter() - start)
     typical = float(np.median(times))
     return {"seconds": typical, "images_per_s": images / typical}
-
-
-def loop_rate(
-    batches: Callable[[range], Iterable],
-    work: Callable[[Any], None],
-    images: int,
-    device: torch.device,
-    seconds: float,
-    agreed: Callable[[bool], bool] = bool,
-) -> dict[str, float]:
-    """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting.
-
-    Processes that work together must all take as many steps: `agreed` is what they make of whether to take one more.
-    """
-    iterator = iter(batches(range(1_000_000)))
-    for _ in range(2):
-        work(next(iterator))
-    _finish(device)
-    done, waited, start = 0, 0.0, time.perf_counter()
-    while agreed(not done or time.perf_counter() - start < seconds):
-        before = time.perf_counter()
-        batch = next(iterator)
-        waited += time.perf_counter() - before
-        work(batch)
-        done += 1
-    _finish(device)
-    total = time.perf_counter() - start
-    return {"seconds": total / done, "images_per_s": images * done / total, "data_wait": waited / total}
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def memory_used(device: torch.device) -> float:
-    """Most memory held so far, MB: of the device where it keeps count, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr.models.card import save_encoder
-from simclr.models.convert import Converted, convert
+from simclr.models.official.convert import Converted, convert
+from simclr.models.weights import save_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simclr.cli.parsing import parse
 from simclr.data import open_source
-from simclr.embed import load
-from simclr.features import extract
-from simclr.parsing import parse
+from simclr.evaluation.features import extract
+from simclr.models.pretrained import load
 from simclr.report import keep_page
 from simclr.report.pictures import loss_curve, neighbour_sheet
-from simclr.run import Run
+from simclr.runs.run import Run
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain

@@ -10,20 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simclr.data import Source
-from simclr.data.batches import Batch, open_batches, report_bad_files
-from simclr.data.learning import unlabelled
-from simclr.data.subsets import balanced_rows
-from simclr.embed import Encoder, load, load_classifier
-from simclr.evaluation import accuracy
-from simclr.features import extract
-from simclr.fit import Plan, begin, finished, fit
+from simclr.data.specs import unlabelled
+from simclr.data.splits import balanced_rows
+from simclr.evaluation.features import extract
+from simclr.evaluation.figures import Result, summary, table
+from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.protocol import describe, labelled
 from simclr.losses import distillation
-from simclr.machine import Machine
-from simclr.measuring import Result, describe, labelled, summary, table
 from simclr.models import ProjectionHead, create_encoder
-from simclr.models.card import Card, save_encoder
+from simclr.models.card import Card
 from simclr.models.classifier import Classifier, classifier_groups
+from simclr.models.pretrained import Encoder, load, load_classifier
+from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
+from simclr.runs.files import report_bad_files
+from simclr.runs.machine import Machine
+from simclr.training.batches import Batch, open_batches
+from simclr.training.fit import Plan, begin, finished, fit
+from simclr.training.session import prepare
 from simclr.views import Views
 
 
@@ -118,7 +122,9 @@ class Distill:
 
         torch.manual_seed(self.seed)
         card, encoder = self.student(given.card)
-        student = self.machine.prepare(fabric, Classifier(encoder, ProjectionHead(card.features, layers=0), len(names)))
+        student = prepare(
+            self.machine, fabric, Classifier(encoder, ProjectionHead(card.features, layers=0), len(names))
+        )
         dtype = next(student.parameters()).dtype
         teacher = load_classifier(self.teacher).requires_grad_(False).to(fabric.device, dtype)
         optimizer = create_optimizer(self.optimizer, classifier_groups(student, self.weight_decay), lr=peak)

@@ -17,19 +17,20 @@ import torch
 from lightning_fabric import Fabric
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simclr import findings
 from simclr.data import Source, UnreadableImage
-from simclr.data.loading import attempt, cores
-from simclr.data.order import Order
-from simclr.diagnosis import diagnose
-from simclr.evaluation import embedding_std
-from simclr.findings import Finding
-from simclr.gathering import gather
-from simclr.outputs import writable_folder
-from simclr.room import bytes_of, disk, duration, free_memory, kept_for_backward, memory
-from simclr.run import Run
-from simclr.tasks.bench import loop_rate, memory_used, step_of
+from simclr.data.loading import attempt
+from simclr.evaluation.metrics import embedding_std
+from simclr.report import checks as findings
+from simclr.report.checks import Finding
+from simclr.report.diagnosis import diagnose
+from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_for_backward, memory
+from simclr.runs.environment import cores
+from simclr.runs.files import writable_folder
+from simclr.runs.run import Run
 from simclr.tasks.pretrain import Assembly, Pretrain
+from simclr.training.gathering import gather
+from simclr.training.sampler import Order
+from simclr.training.throughput import loop_rate, memory_used, step_of
 
 IMAGES = 16  # of the batch that must be learnt
 STEPS = 60  # in which it must be

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from simclr.data import open_source
-from simclr.embed import load
-from simclr.features import Features, extract
-from simclr.layers import read_layer
-from simclr.machine import Machine
-from simclr.measuring import provenance
-from simclr.outputs import new_file
+from simclr.evaluation.features import Features, extract
+from simclr.models.layers import read_layer
+from simclr.models.pretrained import load
+from simclr.runs.files import new_file
+from simclr.runs.machine import Machine
+from simclr.runs.results import provenance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from simclr.embed import Encoder, load, load_classifier
-from simclr.export import save_onnx, save_pt2, to_timm, to_torchvision
-from simclr.layers import read_layer
-from simclr.models.card import write_tensors
-from simclr.outputs import new_file
+from simclr.models.export import save_onnx, save_pt2, to_timm, to_torchvision
+from simclr.models.layers import read_layer
+from simclr.models.pretrained import Encoder, load, load_classifier
+from simclr.models.weights import write_tensors
+from simclr.runs.files import new_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,22 +12,25 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source
-from simclr.data.batches import Batch, open_batches, report_bad_files
-from simclr.data.several import class_names, truth
-from simclr.data.subsets import balanced, held_out_rows, listed
-from simclr.embed import load
-from simclr.evaluation import accuracy
-from simclr.features import extract
-from simclr.fit import Plan, begin, finished, fit
-from simclr.machine import Machine
-from simclr.measuring import Result, describe, labelled, summary, table
+from simclr.data.multilabel import class_names, truth
+from simclr.data.splits import balanced, held_out_rows, listed
+from simclr.evaluation.features import extract
+from simclr.evaluation.figures import Result, summary, table
+from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.protocol import describe, labelled
 from simclr.models import ProjectionHead
-from simclr.models.card import Card, save_encoder
-from simclr.models.classifier import Classifier, classifier_groups
-from simclr.models.freezing import FROZEN
+from simclr.models.card import Card
+from simclr.models.classifier import FROZEN, Classifier, classifier_groups
+from simclr.models.pretrained import load
+from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
+from simclr.runs.files import report_bad_files
+from simclr.runs.machine import Machine
+from simclr.training.batches import Batch, open_batches
+from simclr.training.fit import Plan, begin, finished, fit
+from simclr.training.session import prepare
 from simclr.views import Views
-from simclr.views.evaluation import Preprocess
+from simclr.views.preprocess import Preprocess
 
 Truth = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, or the presence of each class
 
@@ -131,7 +134,7 @@ class FineTune:
 
         start = load(self.run)
         torch.manual_seed(self.seed)
-        model = self.machine.prepare(fabric, self.network(start.card, start.network, start.head, len(names)))
+        model = prepare(self.machine, fabric, self.network(start.card, start.network, start.head, len(names)))
         optimizer = create_optimizer(self.optimizer, classifier_groups(model, self.weight_decay), lr=peak)
         if self.machine.compile:
             model.compile()  # before it is wrapped: what is wrapped would call itself for ever

@@ -9,13 +9,14 @@ import yaml
 from torch import nn
 
 from simclr.data import Source, open_source
-from simclr.embed import Encoder, load, untrained
-from simclr.features import extract
-from simclr.health import HealthCheck
-from simclr.machine import Machine
-from simclr.measuring import Result, destination, report
-from simclr.outputs import keep_older
+from simclr.evaluation.features import extract
+from simclr.evaluation.figures import Result, report
+from simclr.evaluation.health import HealthCheck
+from simclr.models.pretrained import Encoder, load, untrained
 from simclr.report.pictures import neighbour_sheet
+from simclr.runs.files import keep_older
+from simclr.runs.machine import Machine
+from simclr.runs.results import destination
 from simclr.views import Views
 
 

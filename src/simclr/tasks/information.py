@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simclr.corruptions import gaussian_noise, greyscale, sobel
 from simclr.data import Source, open_source
-from simclr.data.ordered import eval_batches
-from simclr.embed import load
-from simclr.layers import layer_names, read_layer
-from simclr.machine import Machine
-from simclr.measuring import Result, describe, destination, report, workplace
-from simclr.mlp_probe import mlp_probe
+from simclr.evaluation.features import eval_batches
+from simclr.evaluation.figures import Result, report
+from simclr.evaluation.mlp_probe import mlp_probe
+from simclr.evaluation.protocol import describe, workplace
+from simclr.models.layers import layer_names, read_layer
+from simclr.models.pretrained import load
 from simclr.randomness import bits, uniforms
+from simclr.runs.machine import Machine
+from simclr.runs.results import destination
+from simclr.views.corruptions import gaussian_noise, greyscale, sobel
 
 TASKS = {  # name: (shares of the outcomes, their names)
     "colour or grey": ((0.8, 0.2), ("colour", "grey")),  # as often grey as in the views: paper's guess is 80

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr.evaluation import knn_votes
-from simclr.machine import Machine
-from simclr.measuring import Candidate, Measured, Result, candidates, destination, labelled, report, workplace
+from simclr.evaluation.figures import Result, report
+from simclr.evaluation.neighbours import knn_votes
+from simclr.evaluation.protocol import Candidate, Measured, candidates, labelled, workplace
+from simclr.runs.machine import Machine
+from simclr.runs.results import destination
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simclr.data.subsets import held_out_rows
-from simclr.embed import load
-from simclr.evaluation import accuracy
-from simclr.layers import layer_names
-from simclr.logistic import PENALTIES, choose_and_refit
-from simclr.machine import Machine
-from simclr.measuring import Measured, Result, candidates, destination, labelled, report, workplace
-from simclr.sgd_probe import Probes, sgd_probes
+from simclr.data.splits import held_out_rows
+from simclr.evaluation.figures import Result, report
+from simclr.evaluation.logistic import PENALTIES, choose_and_refit
+from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.protocol import Measured, candidates, labelled, workplace
+from simclr.evaluation.sgd_probe import Probes, sgd_probes
+from simclr.models.layers import layer_names
+from simclr.models.pretrained import load
+from simclr.runs.machine import Machine
+from simclr.runs.results import destination
 
 NAMES = {"lbfgs": "linear, L-BFGS", "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from simclr.data import Source, decode, open_source
-from simclr.embed import load
-from simclr.evaluation import neighbours
-from simclr.layers import read_layer
-from simclr.machine import Machine
-from simclr.outputs import new_file, picture_file
+from simclr.evaluation.neighbours import neighbours
+from simclr.models.layers import read_layer
+from simclr.models.pretrained import load
 from simclr.report.pictures import rows_of_images
+from simclr.runs.files import new_file, picture_file
+from simclr.runs.machine import Machine
 from simclr.tasks.embed import embed_source, origin
 
 

@@ -1,7 +1,6 @@
 """Many image files as a few tar files, large images reduced."""
 
 import io
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.batches import report_bad_files
 from simclr.data.decoding import Picture
 from simclr.data.folders import understand
-from simclr.data.loading import cores
 from simclr.data.paths import is_image
-from simclr.outputs import new_file, writable_folder
-from simclr.progress import Progress
+from simclr.data.shards import TarWriter
+from simclr.runs.environment import cores
+from simclr.runs.files import new_file, report_bad_files, writable_folder
+from simclr.training.progress import Progress
 
 QUALITY = 92  # of JPEG and WebP files that are written anew
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG") | {".webp": "WEBP", ".png": "PNG", ".bmp": "BMP"}
@@ -167,46 +166,3 @@ def _clean(name: str) -> str:
     """A path that stays within an archive, and has nothing hidden."""
     parts = [part.lstrip(".") for part in PurePosixPath(name).parts if part.strip("./")]
     return "/".join(parts) if is_image(parts[-1].encode(errors="surrogateescape")) else "/".join(parts) + ".png"
-
-
-class TarWriter:
-    """Tar files of about `size` bytes in a folder: 000000.tar and so on, under these names once all of them are whole;
-    what an error leaves unfinished is removed."""
-
-    def __init__(self, folder: Path, size: int):
-        self.files: list[Path] = []
-        self._folder, self._size = folder, size
-        self._archive: tarfile.TarFile | None = None
-
-    def __enter__(self) -> "TarWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        if self._archive is not None:
-            self._archive.close()
-            self._finish()
-        for file in self.files:
-            if kind is None:
-                file.rename(file.with_suffix(""))
-            else:
-                file.unlink()
-
-    def write(self, members: dict[str, bytes]) -> None:
-        """Files that belong together, by their names."""
-        if self._archive is None:
-            self._archive = tarfile.TarFile(self._partial, "w")
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o644
-            self._archive.addfile(member, io.BytesIO(content))
-        if self._archive.offset >= self._size:
-            self._archive.close()
-            self._finish()
-
-    @property
-    def _partial(self) -> Path:
-        return self._folder / f"{len(self.files):06d}.tar.partial"
-
-    def _finish(self) -> None:
-        self.files.append(self._partial)
-        self._archive = None

@@ -11,25 +11,29 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source
-from simclr.data.batches import Batch, Resident, Streamed, open_batches, report_bad_files
-from simclr.data.learning import labels_for, unlabelled
-from simclr.evaluation import embedding_std, rankme
-from simclr.fit import Backward, Plan, begin, finished, fit
-from simclr.gathering import gather
-from simclr.gradcache import Norms, cached_backward
-from simclr.health import HealthCheck, set_aside
-from simclr.knn_check import KnnCheck
+from simclr.data.specs import labels_for, unlabelled
+from simclr.data.splits import set_aside
+from simclr.evaluation.health import HealthCheck
+from simclr.evaluation.metrics import embedding_std, rankme
+from simclr.evaluation.online import KnnCheck
 from simclr.losses import contrast_statistics
-from simclr.losses.chosen import Loss, check_choice, contrastive, negatives_in
+from simclr.losses.objective import Loss, check_choice, contrastive, negatives_in
 from simclr.losses.similarity import Negatives
-from simclr.machine import Machine
 from simclr.models import ProjectionHead, create_encoder
-from simclr.models.card import Card, save_encoder
+from simclr.models.card import Card
+from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
 from simclr.report import keep_page
-from simclr.run import plain
+from simclr.runs.files import report_bad_files
+from simclr.runs.machine import Machine
+from simclr.runs.recipe import plain
+from simclr.training.batches import Batch, Resident, Streamed, open_batches
+from simclr.training.fit import Backward, Plan, begin, finished, fit
+from simclr.training.gathering import gather
+from simclr.training.gradcache import Norms, cached_backward
+from simclr.training.session import prepare
 from simclr.views import Views
-from simclr.views.evaluation import Preprocess
+from simclr.views.preprocess import Preprocess
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all of a batch of thousands would take seconds
 
@@ -223,7 +227,7 @@ class Pretrain:
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
-        model = self.machine.prepare(fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
+        model = prepare(self.machine, fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
         encoder, head = model["encoder"], model["head"]
         groups = parameter_groups(model, self.weight_decay)
         peak = peak_lr(self.lr, self.batch, self.scaling)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from simclr.cli import recipe_folder
+from simclr.runs.recipe import recipe_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr.outputs import writable_file
 from simclr.report.page import replaceable, write_page
 from simclr.report.reading import find_runs, read_folder
-from simclr.run import OWN
+from simclr.runs.files import writable_file
+from simclr.runs.run import OWN
 
 FORMS = (".html", ".json")
 

@@ -9,13 +9,14 @@ import numpy as np
 import torch.distributed as dist
 import yaml
 
-from simclr.cli import recipe_path
-from simclr.data.learning import unlabelled
-from simclr.machine import Machine
-from simclr.measuring import labelled
-from simclr.outputs import keep_older, writable_folder
-from simclr.parsing import UsageError, parse
-from simclr.run import environment, write_atomically
+from simclr.cli.parsing import parse
+from simclr.data.specs import unlabelled
+from simclr.errors import UsageError
+from simclr.evaluation.protocol import labelled
+from simclr.runs.environment import environment
+from simclr.runs.files import keep_older, writable_folder, write_atomically
+from simclr.runs.machine import Machine
+from simclr.runs.recipe import recipe_path
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain

@@ -10,17 +10,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from simclr.calibration import calibration_error, fit_temperature
-from simclr.corruptions import KINDS, SEVERITIES, corrupt
 from simclr.data import Source
-from simclr.data.ordered import eval_batches
-from simclr.data.subsets import held_out_rows
-from simclr.embed import Encoder, load, load_classifier
-from simclr.features import extract
-from simclr.logistic import choose_and_refit, fit_path
-from simclr.machine import Machine
-from simclr.measuring import FROZEN, Result, describe, destination, labelled, report, workplace
-from simclr.significance import bootstrap_interval
+from simclr.data.splits import held_out_rows
+from simclr.evaluation.calibration import calibration_error, fit_temperature
+from simclr.evaluation.features import eval_batches, extract
+from simclr.evaluation.figures import FROZEN, Result, report
+from simclr.evaluation.intervals import bootstrap_interval
+from simclr.evaluation.logistic import choose_and_refit, fit_path
+from simclr.evaluation.protocol import describe, labelled, workplace
+from simclr.models.pretrained import Encoder, load, load_classifier
+from simclr.runs.machine import Machine
+from simclr.runs.results import destination
+from simclr.views.corruptions import KINDS, SEVERITIES, corrupt
 
 CLEAN = ("clean", 0)
 Cell = tuple[str, int]

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.batches import write_bad_files, write_table
 from simclr.data.decoding import file_form
-from simclr.data.loading import cores
-from simclr.data.opening import why_unlabelled
-from simclr.data.several import class_names, occurring, truth
-from simclr.outputs import new_file, writable_folder
+from simclr.data.multilabel import class_names, occurring, truth
+from simclr.data.specs import why_unlabelled
+from simclr.runs.environment import cores
+from simclr.runs.files import new_file, writable_folder, write_bad_files, write_table
 
 LISTS = ("bad_files.csv", "duplicates.csv", "images.csv")
 

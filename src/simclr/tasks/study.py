@@ -10,17 +10,18 @@ from typing import Any, Literal, NamedTuple
 from lightning_fabric import Fabric
 
 from simclr.data import Source
-from simclr.data.learning import unlabelled
-from simclr.data.order import Order
-from simclr.measuring import labelled, provenance
-from simclr.outputs import writable_folder
-from simclr.run import plain
-from simclr.studies import STUDIES, Ablation, Member, Then
-from simclr.studies.outcome import Outcome, differences, summary, table, write
+from simclr.data.specs import unlabelled
+from simclr.evaluation.protocol import labelled
+from simclr.runs.files import writable_folder
+from simclr.runs.recipe import plain
+from simclr.runs.results import provenance
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.studies import STUDIES, Ablation, Member, Then
+from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
+from simclr.training.sampler import Order
 
 K = 20  # neighbours
 ELSEWHERE = {"run", "data", "out", "machine"}  # settings of a measurement that the weights or their run answer for

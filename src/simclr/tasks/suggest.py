@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from simclr.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.data import Source
-from simclr.data.learning import unlabelled
 from simclr.data.loading import attempt
-from simclr.machine import Machine
+from simclr.data.specs import unlabelled
 from simclr.optim import total_steps
-from simclr.outputs import new_file
-from simclr.room import in_words, total_memory
-from simclr.run import write_atomically
-from simclr.tasks.bench import loop_rate, step_of
+from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
+from simclr.report.resources import in_words, total_memory
+from simclr.runs.files import new_file, write_atomically
+from simclr.runs.machine import Machine
 from simclr.tasks.pretrain import Pretrain
+from simclr.training.throughput import loop_rate, step_of
 from simclr.views import Views
 
 LOOKED = 200  # images whose sizes are looked at

@@ -11,14 +11,15 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from simclr.data import Source
-from simclr.data.several import class_names, truth
-from simclr.data.subsets import held_out_rows
-from simclr.evaluation import METRICS
-from simclr.logistic import PENALTIES, choose_and_refit
-from simclr.machine import Machine
-from simclr.measuring import Candidate, Result, candidates, hits, labelled, report, workplace
-from simclr.outputs import writable_file, writable_folder
-from simclr.significance import SAMPLES, permutation_test, permutation_test_of
+from simclr.data.multilabel import class_names, truth
+from simclr.data.splits import held_out_rows
+from simclr.evaluation.figures import Result, hits, report
+from simclr.evaluation.intervals import SAMPLES, permutation_test, permutation_test_of
+from simclr.evaluation.logistic import PENALTIES, choose_and_refit
+from simclr.evaluation.metrics import METRICS
+from simclr.evaluation.protocol import Candidate, candidates, labelled, workplace
+from simclr.runs.files import writable_file, writable_folder
+from simclr.runs.machine import Machine
 from simclr.tasks.finetune import FineTune
 
 GRIDS: dict[str, dict[str, Any]] = {

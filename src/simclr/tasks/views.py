@@ -8,7 +8,7 @@ import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.loading import attempt
-from simclr.outputs import picture_file
+from simclr.runs.files import picture_file
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
 

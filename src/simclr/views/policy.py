@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from simclr.randomness import uniforms
-from simclr.views import draw, tensor
+from simclr.views import draw
+from simclr.views import torch_backend as tensor
 from simclr.views.draw import ViewParameters
 
 PART = 1 << 25  # values of the views that the batched operations make at a time
@@ -219,7 +220,7 @@ class Views:
     ) -> UInt8[np.ndarray, "s s 3"]:
         """The `box` (y, x, height, width) of one image, resized, flipped or not, and rounded to bytes: the share of a
         worker. `box` and `flip` are a row of drawn parameters."""
-        from simclr.views import fused  # numba is only loaded where the CPU backend is used
+        from simclr.views import cpu_backend as fused  # numba is only loaded where the CPU backend is used
 
         y, x, height, width = box.tolist()
         if min(y, x) < 0 or min(height, width) < 1 or y + height > image.shape[0] or x + width > image.shape[1]:
@@ -251,7 +252,7 @@ class Views:
         torchvision, additive = self.semantics == "torchvision", self.brightness_form == "add"
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         if backend == "numba" or (backend == "auto" and device.type == "cpu"):
-            from simclr.views import fused
+            from simclr.views import cpu_backend as fused
 
             arrays = images.cpu().numpy() if isinstance(images, Tensor) else images
             own = out is None or out.device.type != "cpu" or not out.is_contiguous()

@@ -1,0 +1,32 @@
+"""Table of commands; imports nothing."""
+
+COMMANDS = {  # name: (task, words that need no flag, what it does)
+    "pretrain": ("simclr.tasks.pretrain:Pretrain", ("data",), "learn an encoder from images without labels"),
+    "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
+    "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
+    "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
+    "distill": ("simclr.tasks.distill:Distill", ("teacher", "data"), "teach a network what a fine-tuned one knows"),
+    "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
+    "study": ("simclr.tasks.study:Study", ("name", "data"), "run an ablation of the papers, or list them"),
+    "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of the views"),
+    "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),
+    "transfer": ("simclr.tasks.transfer:Transfer", ("run", "data..."), "measure an encoder on many data sets"),
+    "report": ("simclr.tasks.report:Report", ("runs...",), "write what came of runs as one page that opens anywhere"),
+    "embed": ("simclr.tasks.embed:Embed", ("run", "data"), "write the embeddings of all images of a data set"),
+    "neighbours": ("simclr.tasks.neighbours:Neighbours", ("run", "images..."), "find the images most like given ones"),
+    "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
+    "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
+    "reproduce": (
+        "simclr.tasks.reproduce:Reproduce",
+        ("recipe",),
+        "train by a recipe, and compare with what it expects",
+    ),
+    "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
+    "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
+    "suggest": ("simclr.tasks.suggest:Suggest", ("data",), "suggest the settings of a first run, each with its reason"),
+    "doctor": ("simclr.tasks.doctor:Doctor", ("data",), "check settings and data in a minute, before a long run"),
+    "pack": ("simclr.tasks.pack:Pack", ("data",), "write a data set as a few tar files, large images reduced"),
+    "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
+    "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
+    "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),
+}

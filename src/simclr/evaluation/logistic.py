@@ -1,0 +1,212 @@
+"""L2-penalised logistic regression on frozen features, multinomial or one a class, by preconditioned L-BFGS.
+
+The objective is scikit-learn's: the sum over images of the cross-entropy plus penalty / 2 * |W|^2, with a bias that
+is not penalised (C = 1 / penalty). The search runs in the eigenbasis of the feature covariance, scaled by the
+inverse root of an upper bound of the Hessian there: another coordinate system, the same optimum, a fraction of the
+iterations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from simclr.evaluation.metrics import accuracy
+
+PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
+ROWS_PER_FEATURE = 24  # of the sample from which the covariance is taken
+PATIENCE = 8  # penalties, two decades, without a better held-out score or loss after which a sweep ends
+Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]
+Metric = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Linear classifier over features: scores are features @ weight.T + bias."""
+
+    weight: Float[Tensor, "c d"]
+    bias: Float[Tensor, " c"]
+    penalty: float
+    iterations: int
+
+    def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        return features @ self.weight.T + self.bias
+
+
+def fit_path(
+    features: Float[Tensor, "n d"],
+    labels: Labels,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    tolerance: float = 1e-5,
+    max_iterations: int = 500,
+) -> list[Classifier]:
+    """One classifier a penalty, in the order given; each starts from the solution of the next larger penalty.
+
+    Labels (n,) are classes that exclude one another; labels (n, classes), true where a class is present, give one
+    two-class regression a class. A fit ends when the largest entry of the gradient of the mean objective, in the
+    scaled coordinates, falls below `tolerance`. Raises ValueError for fewer than two classes in labels (n,).
+    """
+    ordered = sorted(set(penalties), reverse=True)
+    fits = path(features, labels, classes, ordered, tolerance=tolerance, max_iterations=max_iterations)
+    solved = dict(zip(ordered, fits, strict=True))
+    return [solved[penalty] for penalty in penalties]
+
+
+def path(
+    features: Float[Tensor, "n d"],
+    labels: Labels,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> Iterator[Classifier]:
+    """`fit_path`, one at a time as they are asked for; the penalties must fall."""
+    if labels.ndim == 1 and len(labels.unique()) < 2:
+        raise ValueError("labels hold one class only; a classifier needs at least two")
+    n, d = features.shape
+    mean = features.mean(0)
+    centred = features - mean
+    # the eigenbasis only shapes the search, so a sample of the rows is as good as all of them
+    sample = centred[:: max(1, n // (ROWS_PER_FEATURE * d))]
+    values, basis = torch.linalg.eigh((sample.T @ sample / len(sample)).double())
+    values, basis = values.clamp_min(0).to(features), basis.to(features)
+    weight, bias = features.new_zeros(classes, d), _prior(labels, classes).to(features)
+    curvature = 1 / classes if labels.ndim == 1 else 1 / 4  # p (1 - p), where nothing is known
+    for penalty in penalties:
+        scale = (curvature * values + penalty / n).clamp_min(1e-10).rsqrt()
+        scaled = basis * scale
+        start = torch.cat([weight @ basis / scale, bias[:, None]], 1)  # the last solution in the new coordinates
+        loss = _Objective(centred, labels, scaled, penalty / n)
+        point, iterations = lbfgs(loss, start, tolerance, max_iterations)
+        weight, bias = point[:, :-1] @ scaled.T, point[:, -1]
+        yield Classifier(weight, bias - weight @ mean, penalty, iterations)
+
+
+def _prior(labels: Labels, classes: int) -> Float[Tensor, " c"]:
+    """Scores that give every image the frequencies of the classes, each seen once more than it was."""
+    if labels.ndim == 2:
+        return ((labels.sum(0) + 1) / (len(labels) + 2)).logit()
+    counts = labels.bincount(minlength=classes).float().add(1).log()
+    return counts - counts.mean()
+
+
+class _Objective:
+    """Mean cross-entropy plus decay / 2 * |W|^2 and its gradient, at points [V | bias] with W = V @ scaled.T."""
+
+    def __init__(self, x: Tensor, labels: Labels, scaled: Tensor, decay: float) -> None:
+        self.x, self.labels, self.scaled, self.decay = x, labels, scaled, decay
+        self.rows = torch.arange(len(x), device=x.device)
+
+    def __call__(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        w, n = point[:, :-1] @ self.scaled.T, len(self.x)
+        loss, residual = self._loss(torch.addmm(point[:, -1], self.x, w.T))
+        value = loss.double().sum() / n + 0.5 * self.decay * w.double().square().sum()
+        gradient = (residual.T @ self.x / n + self.decay * w) @ self.scaled
+        return value, torch.cat([gradient, residual.mean(0)[:, None]], 1)
+
+    def _loss(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each row or entry, and its derivative by the scores."""
+        if self.labels.ndim == 2:
+            loss = F.softplus(scores).sub_(scores * self.labels)
+            return loss, scores.sigmoid_().sub_(self.labels.to(scores))
+        log_p = scores.log_softmax(1)
+        loss = -log_p[self.rows, self.labels]
+        residual = log_p.exp_()
+        residual[self.rows, self.labels] -= 1
+        return loss, residual
+
+
+def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 20) -> tuple[Tensor, int]:
+    """Limited-memory BFGS (Nocedal and Wright, algorithm 7.4) with a backtracking line search.
+
+    `objective(point)` gives value and gradient. torch.optim.LBFGS does the same with several times the evaluations:
+    its line search looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
+    """
+    value, gradient = objective(point)
+    steps: list[Tensor] = []
+    changes: list[Tensor] = []
+    for iteration in range(limit):
+        if gradient.abs().max() <= tolerance:
+            return point, iteration
+        direction = -_two_loops(gradient, steps, changes)
+        slope = (direction * gradient).sum()
+        if slope >= 0:
+            steps, changes, direction = [], [], -gradient
+            slope = -(gradient * gradient).sum()
+        rate = 1.0 if steps else min(1.0, 1.0 / gradient.norm().item())
+        for _ in range(20):
+            candidate = point + rate * direction
+            new_value, new_gradient = objective(candidate)
+            if new_value <= value + 1e-4 * rate * slope.double():
+                break
+            rate *= 0.5
+        else:
+            return point, iteration  # float precision is exhausted: no step of any size goes lower
+        step, change = candidate - point, new_gradient - gradient
+        if (step * change).sum() > 1e-10 * change.square().sum():
+            steps, changes = [*steps[1 - memory :], step], [*changes[1 - memory :], change]
+        point, value, gradient = candidate, new_value, new_gradient
+    return point, limit
+
+
+def _two_loops(gradient: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
+    """The inverse-Hessian product of L-BFGS."""
+    q, factors = gradient.clone(), []
+    for s, y in zip(reversed(steps), reversed(changes), strict=True):
+        factors.append((s * q).sum() / (s * y).sum())
+        q -= factors[-1] * y
+    if steps:
+        q *= (steps[-1] * changes[-1]).sum() / changes[-1].square().sum()
+    for s, y, factor in zip(steps, changes, reversed(factors), strict=True):
+        q += (factor - (y * q).sum() / (s * y).sum()) * s
+    return q
+
+
+def choose_and_refit(
+    features: Float[Tensor, "n d"],
+    labels: Labels,
+    held_out: np.ndarray,
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    metric: Metric = accuracy,
+) -> tuple[Classifier, dict[float, float]]:
+    """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, refit on all.
+
+    Penalties are tried from the largest down, and no more once neither the score nor the cross-entropy of the held-out
+    rows has improved over two decades. Ties go to the larger penalty. Returns the classifier and the held-out score
+    of every penalty tried.
+    """
+    chosen_on = torch.from_numpy(held_out).to(labels.device)
+    if not 0 < int(chosen_on.sum()) < len(labels):
+        raise ValueError(f"{len(labels)} training images are too few to hold out some for choosing the penalty")
+    unseen, truth = features[chosen_on], labels[chosen_on]
+    # a thirtieth of the precision ranks penalties as well; small ones on separable data would take for ever
+    fits = path(
+        features[~chosen_on], labels[~chosen_on], classes, sorted(set(penalties), reverse=True),
+        tolerance=3e-4, max_iterations=100,
+    )  # fmt: skip
+    scores: dict[float, float] = {}
+    best, idle = (-np.inf, np.inf), 0
+    for classifier in fits:
+        predicted = classifier(unseen)
+        scores[classifier.penalty] = score = metric(predicted, truth)
+        loss = _cross_entropy(predicted, truth)
+        idle = 0 if score > best[0] or loss < best[1] else idle + 1
+        best = max(best[0], score), min(best[1], loss)
+        if idle == PATIENCE:
+            break
+    chosen = max(scores, key=lambda penalty: (scores[penalty], penalty))
+    return fit_path(features, labels, classes, [chosen])[0], scores
+
+
+def _cross_entropy(scores: Tensor, labels: Labels) -> float:
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(scores, labels.to(scores)).item()
+    return F.cross_entropy(scores, labels).item()

@@ -1,0 +1,72 @@
+"""Metrics of predictions and of embeddings."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from simclr.losses import unit_rows
+
+RECALLS = np.linspace(0, 1, 11)
+
+
+def accuracy(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
+    """Share of rows whose highest score is at the label."""
+    return (scores.argmax(1) == labels).cpu().double().mean().item()
+
+
+def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
+    """Accuracy within each class that occurs, averaged over classes."""
+    hits = (scores.argmax(1) == labels).cpu().double()
+    labels = labels.cpu()
+    return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
+
+
+def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
+    """11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1 of the best
+    precision at that recall or beyond. `scores` (N,), `present` (N,) bool; nan where the class never occurs."""
+    hits = present[np.argsort(-scores, kind="stable")].cumsum()
+    if not len(hits) or hits[-1] == 0:
+        return float("nan")
+    precision = hits / np.arange(1, len(hits) + 1)
+    best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.mean([best_beyond[np.searchsorted(hits, recall * hits[-1] - 1e-9)] for recall in RECALLS]))
+
+
+def map11(scores: Float[Tensor, "n c"], present: Bool[Tensor, "n c"]) -> float:
+    """Mean over classes that occur of the 11-point average precision; images may show several classes or none."""
+    columns = zip(scores.cpu().double().numpy().T, present.cpu().numpy().T, strict=True)
+    return float(np.nanmean([average_precision(*column) for column in columns]))
+
+
+METRICS = {"top1": accuracy, "mean_per_class": mean_per_class, "map11": map11}
+
+
+@torch.no_grad()
+def rankme(features: Float[Tensor, "n d"]) -> float:
+    """Effective rank exp(entropy of the normalised singular values) (Garrido et al. 2023); at most min(n, d)."""
+    x = features.cpu().double()
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    p = singular / singular.sum().clamp_min(1e-30) + 1e-7
+    return torch.exp(-(p * p.log()).sum()).item()
+
+
+@torch.no_grad()
+def embedding_std(features: Float[Tensor, "n d"]) -> float:
+    """Mean over dimensions of the standard deviation of unit rows, times sqrt(d): 1 for isotropic features, 0 once
+    they have collapsed to a point (Chen and He 2021)."""
+    unit = unit_rows(features.cpu().double())
+    return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
+
+
+@torch.no_grad()
+def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
+    """Mean squared distance of the unit rows of two views (Wang and Isola 2020); 0 is perfect."""
+    return (unit_rows(a.cpu().double()) - unit_rows(b.cpu().double())).square().sum(1).mean().item()
+
+
+@torch.no_grad()
+def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
+    """Log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform."""
+    return torch.pdist(unit_rows(features.cpu().double())).square().mul(-t).exp().mean().log().item()

@@ -1,0 +1,117 @@
+"""What came of a study: its members with their figures, as a table, and as files beside their runs."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simclr.report.pictures import study_figure
+from simclr.runs.files import keep_older, write_atomically
+from simclr.runs.recipe import flatten, plain
+from simclr.tasks.pretrain import Pretrain
+
+COLUMNS = ("member", "seed", "measure", "value", "low", "high", "n", "published", "run")
+UNTOLD = ("out", "fresh", "seed", "run", "teacher", "data", "machine")  # settings that tell no member from another
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One member with one seed."""
+
+    label: str
+    seed: int
+    chain: tuple[Any, ...]
+    """its tasks, each of which goes on from the one before"""
+    figures: dict[str, dict[str, Any]]
+    """by measure: what a result holds, see `simclr.measuring`; none for a run that diverged"""
+    failed: str | None = None
+    """why it has no figures"""
+
+
+def differences(base: Pretrain, *chain: Any) -> dict[str, Any]:
+    """Settings of a pretraining that are not the base's, and of what follows it those that are not its defaults."""
+    changed: dict[str, Any] = {}
+    for task in chain:
+        first = isinstance(task, Pretrain)
+        given = {f.name: getattr(task, f.name) for f in fields(task) if f.name in ("run", "teacher", "data")}
+        before = dict(flatten(plain(base if first else type(task)(**given))))
+        prefix = "" if first else f"{type(task).__name__.lower()}."
+        changed |= {
+            prefix + name: value
+            for name, value in flatten(plain(task))
+            if value != before.get(name) and name.split(".")[0] not in UNTOLD
+        }
+    return changed
+
+
+def summary(outcomes: list[Outcome], base: Pretrain, published: dict[str, float], folder: Path) -> dict[str, Any]:
+    """By label: settings, every run's figures, their mean and standard deviation over seeds, the published figure."""
+    members: dict[str, Any] = {}
+    for one in outcomes:
+        entry = members.setdefault(
+            one.label,
+            {"settings": differences(base, *one.chain), "runs": {}, "mean": {}, "sd": {}, "failed": {},
+             "published": published.get(one.label)},
+        )  # fmt: skip
+        values = {name: row["value"] for name, row in one.figures.items()}
+        entry["runs"][str(one.seed)] = {"run": str(one.chain[-1].folder.relative_to(folder)), **values}
+        if one.failed:
+            entry["failed"][str(one.seed)] = one.failed
+    for entry in members.values():
+        names = dict.fromkeys(name for run in entry["runs"].values() for name in run if name != "run")
+        for name in names:
+            values = [run[name] for run in entry["runs"].values() if name in run]
+            entry["mean"][name] = float(np.mean(values))
+            if len(values) > 1:
+                entry["sd"][name] = float(np.std(values, ddof=1))
+    return members
+
+
+def table(members: dict[str, Any], source: str) -> str:
+    """Mean ± standard deviation over seeds, %; beside it what the paper has."""
+    names = list(dict.fromkeys(name for entry in members.values() for name in entry["mean"]))
+    told = any(entry["published"] is not None for entry in members.values())
+    rows = [("", *names, *([f"published, {source}"] if told else []), "")]
+    for label, entry in members.items():
+        cells = [_mean_and_sd(entry, name) for name in names]
+        cells += ["" if entry["published"] is None else f"{entry['published']:.1f}"] if told else []
+        rows.append((label, *cells, f"seed {', '.join(entry['failed'])} diverged" if entry["failed"] else ""))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _mean_and_sd(entry: dict[str, Any], name: str) -> str:
+    if name not in entry["mean"]:
+        return "-"
+    spread = f" ± {100 * entry['sd'][name]:.1f}" if name in entry["sd"] else ""
+    return f"{100 * entry['mean'][name]:.1f}{spread}"
+
+
+def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> None:
+    """study.json, study.csv and study.png, unless they say this already; older ones keep their names with a number."""
+    text = json.dumps(content, indent=2) + "\n"
+    whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "png"))
+    if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
+        for path in (whole, sheet, picture):
+            keep_older(path)
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
+        write_atomically(sheet, lines.getvalue())
+        study_figure(content, picture)
+        write_atomically(whole, text)  # last: it says that the others are there
+    print(f"wrote {whole}, {sheet.name} and {picture.name}")
+
+
+def _rows(content: dict[str, Any], outcomes: list[Outcome]) -> list[tuple]:
+    found = []
+    for one in outcomes:
+        entry = content["members"][one.label]
+        for name, row in one.figures.items():
+            interval = row["interval"] or (None, None)
+            run = entry["runs"][str(one.seed)]["run"]
+            found.append((one.label, one.seed, name, row["value"], *interval, row["n"], entry["published"], run))
+    return found

@@ -1,0 +1,67 @@
+"""Health on a sample: its closed forms, the same views each time, and networks left as they were."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from simclr.data import open_source
+from simclr.data.splits import set_aside
+from simclr.evaluation.health import HealthCheck, health
+from simclr.models import ProjectionHead, create_encoder
+from simclr.views import Views
+
+
+def test_isotropic_embeddings():
+    x = torch.randn(1024, 64, generator=torch.Generator().manual_seed(0))
+    found = health(x, x, x, 0.1)
+    assert found["alignment"] == pytest.approx(0, abs=1e-9)
+    assert found["contrastive_top1"] == 1.0
+    assert found["embedding_std"] == pytest.approx(1, abs=0.01)
+    assert found["idle_dimensions"] == 0
+    assert found["rankme_h"] == found["rankme_z"] == pytest.approx(63, abs=1)
+
+
+def test_collapse_to_a_point_and_to_a_plane():
+    constant = torch.ones(64, 8)
+    found = health(constant, constant, constant, 0.5)
+    assert found["entropy"] == pytest.approx(math.log(2 * 64 - 1), abs=1e-5)  # all candidates are alike
+    assert found["uniformity"] == pytest.approx(0, abs=1e-9)
+    assert found["idle_dimensions"] == 1
+    flat = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    flat[:, 2:] = 0
+    assert health(flat, flat, flat, 0.5)["idle_dimensions"] == pytest.approx(6 / 8)
+    assert health(flat, flat, flat, 0.5)["rankme_z"] == pytest.approx(2, abs=0.1)
+
+
+def test_accuracy_is_over_all_other_candidates():
+    """An image whose nearest is another image's view of the same side counts as a miss; the official code, which
+    compares sides a and b only, would count a hit."""
+    a = nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]]))
+    b = nn.functional.normalize(torch.tensor([[1.0, -0.5], [1.0, 0.6], [-1.0, 0.1]]))
+    assert health(a, a, b, 0.1)["contrastive_top1"] == pytest.approx(4 / 6)
+
+
+def test_a_check_repeats_and_leaves_networks_as_they_were():
+    source, views = open_source("sample", "test"), Views(size=16)
+    encoder = create_encoder("simclr_resnet10", 16, {"width": 0.125}).train()
+    head = ProjectionHead(encoder.num_features, 8, 2).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    checks = [HealthCheck.of(source, views, 0.2, most=32) for _ in range(2)]
+    assert torch.equal(checks[0].views, checks[1].views)
+    assert not torch.equal(checks[0].views[0], checks[0].views[1])
+    assert checks[0](encoder, head, "cpu") == checks[1](encoder, head, "cpu")
+    assert encoder.training
+    assert head.training
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_images_set_aside_are_told_by_their_names():
+    source = open_source("sample", "train")
+    kept, aside = set_aside(source, 50)
+    assert (len(kept), len(aside)) == (len(source) - 50, 50)
+    names = [{part.path(i) for i in range(len(part))} for part in (kept, aside)]
+    assert not names[0] & names[1]
+    with pytest.raises(ValueError, match="held_out is"):
+        set_aside(source, len(source))

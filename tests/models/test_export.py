@@ -1,0 +1,90 @@
+"""Exported weights load strictly into the other libraries' networks and give the same features."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from simclr.models import create_encoder, resnet
+from simclr.models.export import to_timm, to_torchvision
+
+
+def trained(depth=50, **options):
+    """A network whose norms have statistics, gains and offsets to carry over."""
+    torch.manual_seed(0)
+    encoder = resnet(depth, **options).eval()
+    with torch.no_grad():
+        for name, tensor in encoder.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() == 1:
+                tensor.normal_(0.5, 0.1)
+    return encoder
+
+
+def from_torchvision(encoder, **allowed):
+    name, state = to_torchvision(encoder, **allowed)
+    model = getattr(torchvision.models, name)()
+    model.fc = nn.Identity()
+    if encoder.stem == "small":
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def from_timm(encoder, **allowed):
+    name, state = to_timm(encoder, **allowed)
+    model = timm.create_model(name, num_classes=0)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+@torch.inference_mode()
+def relative_difference(ours, theirs, size):
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    h = ours(x)
+    return ((theirs(x) - h).abs().max() / h.abs().max()).item()
+
+
+@pytest.mark.parametrize("other", [from_torchvision, from_timm])
+def test_features_are_equal_with_the_same_padding(other):
+    encoder = trained(pad="torch")
+    assert relative_difference(encoder, other(encoder), 64) < 1e-6
+
+
+def test_features_differ_by_the_padding_on_even_sides_only():
+    encoder = trained(pad="tf")
+    other = from_torchvision(encoder, allow_pad_difference=True)
+    assert relative_difference(encoder, other, 66) < 1e-6  # the first convolution gives 33
+    assert relative_difference(encoder, other, 64) > 1e-3
+
+
+def test_a_small_stem_goes_into_a_network_with_its_stem_replaced():
+    encoder = trained(stem="small")
+    assert relative_difference(encoder, from_torchvision(encoder, allow_small_stem=True), 32) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"depth": 50}, 'pads otherwise than pad="tf"'),
+        ({"depth": 50, "stem": "small"}, "allow_small_stem"),
+        ({"depth": 50, "sk_ratio": 0.0625}, "selective kernels"),
+        ({"depth": 50, "se_ratio": 0.25}, "squeeze"),
+        ({"depth": 50, "width": 2}, "widens everything"),
+        ({"depth": 18}, "no projection shortcut in the first group"),
+        ({"depth": 10}, "no ResNet of depth 10"),
+    ],
+)
+def test_what_torchvision_cannot_hold_is_refused_with_the_reason(options, reason):
+    with torch.device("meta"):
+        encoder = resnet(**options)
+    with pytest.raises(ValueError, match=reason) as error:
+        to_torchvision(encoder)
+    assert "\n" not in str(error.value)
+
+
+def test_other_encoders_are_refused():
+    with pytest.raises(ValueError, match="not one of SimCLR's ResNets"):
+        to_timm(create_encoder("resnet18", 32))

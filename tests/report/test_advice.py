@@ -1,0 +1,105 @@
+"""Advice: finite, monotone and runnable over everything from a few tiny images to millions of large ones."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import yaml
+
+from simclr.models import create_encoder
+from simclr.optim import peak_lr, total_steps, warmup_steps
+from simclr.report.advice import KEPT, Facts, as_yaml, caution, feature_map, fitting, nested, power_of_two, suggest
+from simclr.report.resources import kept_for_backward
+
+NUMBERS = (2, 17, 300, 5_000, 50_000, 130_000, 1_300_000, 100_000_000)
+SIDES = (8, 28, 32, 64, 96, 224, 4000)
+MACHINES = [("cuda", 4e9), ("cuda", 24e9), ("cuda", 80e9), ("cpu", 8e9), ("mps", 16e9)]
+TABLE = list(itertools.product(NUMBERS, SIDES, MACHINES))
+
+
+def facts(n, side, machine, **more):
+    return Facts(images=n, side=side, device=machine[0], memory=machine[1], **more)
+
+
+def value(name, *given, **more):
+    return suggest(facts(*given, **more))[name].value
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_suggestion_is_a_run_that_can_be_made(machine):
+    for n, side in itertools.product(NUMBERS, SIDES):
+        advice = {name: one.value for name, one in suggest(facts(n, side, machine)).items()}
+        batch, epochs = advice["batch"], advice["epochs"]
+        assert 2 <= batch <= n and batch == power_of_two(batch)
+        assert n // batch >= 1
+        steps, warmup = total_steps(n, batch, epochs), warmup_steps(n, batch, advice["warmup_epochs"])
+        assert 0 <= warmup < steps
+        assert 0 < peak_lr(advice["lr"], batch, advice["scaling"]) < 10
+        assert feature_map(advice["views.size"], advice["encoder_options.stem"]) >= 4
+        assert all(math.isfinite(v) for v in advice.values() if isinstance(v, float | int))
+        assert all(one.why for one in suggest(facts(n, side, machine)).values())
+
+
+@pytest.mark.parametrize(("n", "side", "machine"), TABLE[:: len(TABLE) // 12])
+def test_what_is_written_is_what_is_suggested(n, side, machine):
+    advice = suggest(facts(n, side, machine))
+    assert yaml.safe_load(as_yaml(advice)) == nested(advice)
+
+
+@pytest.mark.parametrize(("side", "machine"), list(itertools.product(SIDES, MACHINES)))
+def test_more_images_mean_no_smaller_batch_and_no_more_epochs(side, machine):
+    batches = [value("batch", n, side, machine) for n in NUMBERS if n < 100_000]  # beyond, the encoder is another
+    assert batches == sorted(batches)
+    epochs = [value("epochs", n, side, machine) for n in NUMBERS[3:]]
+    assert epochs == sorted(epochs, reverse=True)
+
+
+@pytest.mark.parametrize(("n", "side"), list(itertools.product(NUMBERS, SIDES)))
+def test_more_memory_means_no_smaller_batch_of_the_same_encoder(n, side):
+    assert value("batch", n, side, ("cuda", 24e9)) <= value("batch", n, side, ("cuda", 80e9))
+    fits = [value("batch", n, side, MACHINES[1], fits=k) for k in (2, 5, 64, 100_000)]
+    assert fits == sorted(fits) and fits[0] == 2
+
+
+def test_small_images_get_the_small_stem_weak_colour_and_no_blur():
+    for side in SIDES:
+        advice = suggest(facts(50_000, side, MACHINES[1]))
+        small = side <= 64
+        assert (advice["encoder_options.stem"].value == "small") is small
+        assert (advice["views.strength"].value, advice["views.blur"].value) == ((0.5, 0.0) if small else (1.0, 0.5))
+    sizes = [value("views.size", 50_000, side, MACHINES[1]) for side in SIDES]
+    assert sizes == [28, 28, 32, 64, 128, 224, 224]
+
+
+def test_few_images_are_advised_against():
+    assert "vit_small_patch14_dinov2" in caution(facts(300, 224, MACHINES[1]))
+    assert caution(facts(5_000, 224, MACHINES[1])) is None
+
+
+def test_the_encoders_that_are_advised_instead_exist():
+    import timm
+
+    words = caution(facts(300, 224, MACHINES[1])).split('"')[1::2]
+    assert len(words) == 2 and all(name in timm.list_pretrained() for name in words)
+
+
+@pytest.mark.parametrize("encoder", KEPT)
+@pytest.mark.parametrize(("size", "stem"), [(32, "small"), (64, "imagenet")])
+def test_the_estimate_of_memory_is_that_of_the_network(encoder, size, stem):
+    options = {"width": 0.25} if encoder == "simclr_resnet10" else {}
+    network = create_encoder(encoder, size, {**options, "stem": stem}).train()
+    with kept_for_backward(network) as kept:
+        network(torch.rand(4, 3, size, size))
+    estimate = KEPT[encoder][stem != "small"] * size**2
+    assert sum(kept) / 4 == pytest.approx(estimate, rel=0.1)
+    assert fitting(encoder, size, stem, 1e10, halves=True) == int(0.7e10 / estimate)
+
+
+@pytest.mark.parametrize(("size", "stem"), [(28, "small"), (32, "small"), (64, "small"), (128, "imagenet")])
+def test_the_feature_map_is_that_of_the_network(size, stem):
+    network = create_encoder("simclr_resnet10", size, {"width": 0.125, "stem": stem}).eval()
+    shapes = []
+    network.layer4.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[-1]))
+    network(torch.rand(1, 3, size, size))
+    assert shapes == [feature_map(size, stem)]

@@ -1,0 +1,138 @@
+"""The training loop on a problem with a known answer."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from support.processes import in_processes
+from torch import nn
+
+from simclr.errors import Interrupted
+from simclr.runs.machine import Machine
+from simclr.runs.run import Run
+from simclr.training.fit import Plan, fit
+
+
+class Batch(NamedTuple):
+    indices: np.ndarray
+    x: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str = "toy"
+
+
+def toy(tmp_path, plan, delay=0.0, lost_at=None, broken_at=None, **hooks):
+    """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    network, wrapped = fabric.setup(model, optimizer)
+
+    def batches(steps):
+        for step in steps:
+            time.sleep(delay)
+            yield Batch(np.zeros(4, np.int64), torch.full((4, 1), torch.nan if step == lost_at else 1.0))
+
+    def backward(batch):
+        loss = network(batch.x).square().mean() / 2
+        fabric.backward(loss)
+        if broken_at is not None and len(run.metrics()) == broken_at:
+            model.weight.grad.fill_(torch.inf)
+        return loss.detach(), None
+
+    run = Run.start(tmp_path, Task())
+    return model, run, fit(run, fabric, model, wrapped, batches, backward, plan, **hooks)
+
+
+def test_follows_the_schedule_to_the_letter(tmp_path):
+    rates = [0.0, 0.5, 0.25, 0.1]
+    model, run, last = toy(tmp_path, Plan(steps=4, lr=lambda s: rates[s], seed=0, log_every=1))
+    assert model.weight.item() == pytest.approx(np.prod([1 - r for r in rates]))
+    assert [line["lr"] for line in run.metrics()] == rates
+    assert last["step"] == 4
+    assert run.restore()["step"] == 4
+
+
+def test_evaluates_and_saves_when_planned(tmp_path):
+    seen = []
+    plan = Plan(steps=7, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3, evaluate_every=3)
+    _, run, _ = toy(tmp_path, plan, evaluate=lambda: seen.append(1) or {"knn_top1": 0.5})
+    assert len(seen) == 2
+    assert [line["step"] for line in run.metrics() if "knn_top1" in line] == [3, 6]
+    assert torch.load(tmp_path / "checkpoints" / "previous.pt", weights_only=True)["step"] == 6
+
+
+def test_reports_the_time_spent_waiting_for_data(tmp_path):
+    _, _, last = toy(tmp_path, Plan(steps=20, lr=lambda s: 0.1, seed=0), delay=0.02)
+    waited = last["data_wait_percent"] / 100 * last["seconds"]
+    assert waited >= 20 * 0.02 * 0.9
+    assert last["data_wait_percent"] <= 100
+    assert last["images_per_s"] == pytest.approx(80 / last["seconds"], rel=0.2)
+
+
+def test_a_state_that_is_lost_replaces_no_checkpoint(tmp_path):
+    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3)
+    with pytest.raises(FloatingPointError, match="at step 6"):
+        toy(tmp_path, plan, lost_at=4)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_nor_does_one_whose_last_loss_was_still_finite(tmp_path):
+    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=1, save_every=3)
+    with pytest.raises(FloatingPointError, match="weight is no longer finite at step 6"):
+        toy(tmp_path, plan, broken_at=5)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+
+
+def stopped(rank, world, folder):
+    """One of two processes that are asked to stop, of which the first takes its time to save."""
+    save = Run.save
+
+    def slow(self, state):
+        time.sleep(2.0 * self.writes)
+        save(self, state)
+
+    Run.save = slow
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    fabric = Machine(accelerator="cpu", devices=world).launch()
+    model = nn.Linear(1, 1, bias=False)
+    network, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+    def backward(batch):
+        loss = network(batch.x).square().mean()
+        fabric.backward(loss)
+        if rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return loss.detach(), None
+
+    batches = (lambda steps: (Batch(np.zeros(4, np.int64), torch.ones(4, 1)) for _ in steps))  # fmt: skip
+    plan = Plan(steps=9, lr=lambda s: 0.1, seed=0, log_every=1)
+    run = Run.start(folder, Task(), writes=fabric.is_global_zero)
+    try:
+        fit(run, fabric, model, optimizer, batches, backward, plan, bad={f"{rank}.jpg": "broken"})
+    except Interrupted:
+        return (folder / "checkpoints" / "last.pt").exists()
+
+
+def test_no_process_leaves_before_the_checkpoint_is_written(tmp_path):
+    assert in_processes(stopped, tmp_path) == [True, True]
+    assert Run(tmp_path).bad == {"0.jpg": "broken", "1.jpg": "broken"}
+
+
+def test_a_run_that_died_before_its_result_was_written_keeps_its_figures(tmp_path):
+    plan = Plan(steps=4, lr=lambda s: 0.1, seed=0)
+    _, _, last = toy(tmp_path, plan)
+    _, _, again = toy(tmp_path, plan)
+    assert again == last
+    with pytest.raises(ValueError, match="of step 4, but the run has 3 steps"):
+        toy(tmp_path, Plan(steps=3, lr=lambda s: 0.1, seed=0))
