@@ -1,6 +1,10 @@
 """Hardware, software versions and code version of this process."""
 
+import ast
+import contextlib
+import functools
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -11,10 +15,24 @@ from typing import Any
 
 import torch
 
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use: its affinity and its container's CPU quota, rounded
+    up."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(available, _quota())))
+
+
+def _quota() -> float:
+    """Return the CPU quota of this process's control group (versions 2 and 1) in cores; infinity if there is none."""
+    for folder, files in (("", ("cpu.max",)), ("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"))):
+        with contextlib.suppress(OSError, ValueError):
+            words = " ".join((CGROUPS / folder / name).read_text() for name in files).split()
+            if float(words[0]) > 0:  # version 2 writes max, version 1 writes -1, where there is no quota
+                return float(words[0]) / float(words[1])
+    return math.inf
 
 
 def environment() -> dict[str, Any]:
@@ -36,9 +54,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def code_hash() -> str:
-    """Hash of the package's Python files: says whether two results came from the same code."""
+    """Return a hash of the package's Python code without docstrings and comments: equal for two results that the same
+    code computed."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n{code_of(file.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def code_of(text: str) -> str:
+    """Return the syntax tree of Python source, without docstrings (those of fields included), as text."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -13,7 +13,9 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from simclr.errors import SettingError
 from simclr.runs.environment import cores
+from simclr.settings import check_settings, setting
 
 # torch 2.14 gave the setting another name and warns of the old one
 _SYNC_BUFFERS = next(
@@ -24,42 +26,24 @@ _SYNC_BUFFERS = next(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where and how a task computes. Nothing here changes what is computed, but for the rounding of `precision`.
-
-    Processes are started by the task itself (`devices`), or beforehand by torchrun or SLURM.
-    """
+class Device:
+    """Where a task computes: kind of device and number of decoding processes."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """kind of device; auto takes a GPU where there is one"""
-    devices: int = 1
-    """processes on this node, one a device; the batch is shared out among them"""
-    nodes: int = 1
-    """number of nodes"""
-    precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
-    """of the forward and backward pass; auto is bf16 on a GPU that has it, else 32, where convolutions on a GPU may
-    round to TF32, as PyTorch has it"""
-    workers: int = -1
-    """processes that decode images; -1 is one fewer than the CPU cores this process may use, at most 16"""
-    storage: Literal["auto", "resident", "streamed"] = "auto"
-    """images kept decoded on the device, or decoded by workers as they come; auto keeps them where they fit"""
-    compile: bool = False
-    """compile the network with torch.compile"""
-    recompute: bool = False
-    """keep activations at the ends of blocks only and compute the others again: less memory for a third more work"""
+    """kind of device; auto uses a GPU if there is one"""
+    workers: int = setting(-1, at_least=-1)
+    """number of processes that decode images; -1: one fewer than the available CPU cores, at most 16"""
 
     def __post_init__(self) -> None:
-        for name in ("devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"machine.{name} must be at least 1, got {getattr(self, name)}")
-        if self.compile and self.recompute:
-            raise ValueError("machine.compile and machine.recompute do not go together; choose one")
-        if self.workers < -1:
-            raise ValueError(f"machine.workers must be -1 or more, got {self.workers}")
+        check_settings(self, "machine.")
 
     @property
     def kind(self) -> str:
-        """cuda, mps or cpu: what `accelerator` stands for here."""
+        """The accelerator in use: cuda, mps or cpu."""
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise SettingError("machine.accelerator", "cpu or auto, since torch finds no CUDA device", "cuda")
+        if self.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise SettingError("machine.accelerator", "cpu or auto, since torch finds no MPS device", "mps")
         if self.accelerator != "auto":
             return self.accelerator
         if torch.cuda.is_available():
@@ -68,38 +52,71 @@ class Machine:
 
     @property
     def worker_processes(self) -> int:
-        """Number of decoding processes for each training process."""
-        if self.workers >= 0:
-            return self.workers
-        return max(0, min(cores() // self._layout[0] - 1, 16))
+        """Number of decoding processes of each process that computes."""
+        return self.workers if self.workers >= 0 else max(0, min(cores() // self._processes_here - 1, 16))
+
+    @property
+    def _processes_here(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Device):
+    """Devices, processes and precision of a training task. Processes are started by the task itself (`devices`), or
+    beforehand by torchrun or SLURM.
+    """
+
+    devices: int = setting(1, at_least=1)
+    """number of processes on this node, one per device; the batch is divided among them"""
+    nodes: int = setting(1, at_least=1)
+    """number of nodes"""
+    precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
+    """precision of the forward and backward pass; auto: bf16 on a GPU that supports it, otherwise 32 (convolutions on a
+    GPU may then round to TF32, PyTorch's default)"""
+    storage: Literal["auto", "resident", "streamed"] = "auto"
+    """where decoded images are kept: resident on the device, or streamed from worker processes; auto: resident if they
+    fit"""
+    compile: bool = False
+    """compile the network with torch.compile"""
+    recompute: bool = False
+    """keep only the activations at the ends of blocks and compute the others again: less memory, a third more
+    computation"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compile and self.recompute:
+            raise SettingError("machine.compile", "false when machine.recompute is true", True)
+
+    @property
+    def _processes_here(self) -> int:
+        return self._layout[0]
 
     @property
     def _layout(self) -> tuple[int, int]:
         """Training processes on each node, and nodes: as torchrun started them, else as asked for."""
-        if "LOCAL_WORLD_SIZE" not in os.environ:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or 0)
+        if not here:
             return self.devices, self.nodes
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
-        return here, int(os.environ.get("WORLD_SIZE", here)) // here
+        return here, int(os.environ.get("WORLD_SIZE") or here) // here
 
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""
-        if self.kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError("machine.accelerator is cuda, but torch finds no CUDA device; allowed here: cpu, auto")
         precision = self.precision
         if precision == "auto":
             native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "32"
         if precision == "64" and self.kind == "mps":
-            raise ValueError("machine.precision is 64, which MPS does not have; allowed there are auto, 32, bf16, 16")
+            raise SettingError("machine.precision", "auto, 32, bf16 or 16 on MPS, which has no float64", "64")
         if precision == "16" and self.kind == "cpu":
-            raise ValueError("machine.precision is 16, which needs a GPU; allowed on a CPU are auto, 32, bf16, 64")
+            raise SettingError("machine.precision", "auto, 32, bf16 or 64 on a CPU", "16")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         devices, nodes = self._layout
         many = devices * nodes > 1
         if (started := _started()) not in (None, devices * nodes):  # each would believe that it is alone
-            raise ValueError(
-                f"machine.devices x machine.nodes is {devices} x {nodes}, but {started} processes were started "
-                "(WORLD_SIZE or SLURM_NTASKS): say how many run on each node (devices), and on how many nodes"
+            raise SettingError(
+                "machine.devices x machine.nodes",
+                f"the number of processes started by torchrun or SLURM ({started})",
+                f"{devices} x {nodes}",
             )
         fabric = Fabric(
             accelerator=self.kind,
@@ -119,6 +136,6 @@ class Machine:
 
 def _started() -> int | None:
     """Processes that torchrun or SLURM have started for this run; None where that is left to us."""
-    if "WORLD_SIZE" in os.environ:
+    if os.environ.get("WORLD_SIZE"):  # set but empty counts as not set
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else None

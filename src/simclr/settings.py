@@ -1,0 +1,57 @@
+"""Settings of tasks: dataclass fields whose bounds are metadata, checked by one routine with one message."""
+
+import dataclasses
+import math
+import operator
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from simclr.errors import SettingError
+
+_TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+def setting(default: Any = dataclasses.MISSING, **bounds: float) -> Any:
+    """Return a dataclass field with a default value and bounds: `at_least`, `above`, `at_most`, `below`."""
+    return dataclasses.field(default=default, metadata=bounds)
+
+
+def check_settings(task: Any, prefix: str = "") -> None:
+    """Check every field of a dataclass against its bounds and its Literal type; raise SettingError for the first that
+    is outside of them. Values of None are not checked."""
+    for field in dataclasses.fields(task):
+        value, name = getattr(task, field.name), prefix + field.name
+        if value is None:
+            continue
+        options = choices(field.type)
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if options and isinstance(item, str) and item not in options and not _takes_text(field.type):
+                raise SettingError(name, f"one of {', '.join(map(str, options))}", item)
+            if field.metadata and not _within(item, field.metadata):
+                raise SettingError(name, describe_bounds(field.metadata), item)
+
+
+def describe_bounds(bounds: Any) -> str:
+    """Return bounds as text, such as `above 0 and at most 1`."""
+    return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """Return the values of the Literal types in a type, in lists and unions too."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType, tuple, list):
+        return tuple(value for part in get_args(kind) for value in choices(part))
+    return ()
+
+
+def _takes_text(kind: Any) -> bool:
+    return kind is str or (
+        get_origin(kind) in (Union, types.UnionType, tuple, list) and any(map(_takes_text, get_args(kind)))
+    )
+
+
+def _within(value: Any, bounds: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return all(_TESTS[name](value, bound) for name, bound in bounds.items())
