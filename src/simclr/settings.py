@@ -1,6 +1,9 @@
 """Settings of tasks: dataclass fields whose bounds are metadata, checked by one routine with one message."""
 
+import ast
 import dataclasses
+import functools
+import inspect
 import math
 import operator
 import types
@@ -55,3 +58,17 @@ def _within(value: Any, bounds: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return all(_TESTS[name](value, bound) for name, bound in bounds.items())
+
+
+@functools.cache
+def field_docs(task: type) -> dict[str, str]:
+    """Return the docstring of every field of a dataclass, inherited ones included, on one line each."""
+    docs: dict[str, str] = {}
+    for owner in reversed(task.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[field.target.id] = " ".join(text.value.value.split())
+    return docs

@@ -1,103 +1,148 @@
-"""Command line entry point."""
+"""Command line: one command, one task; the errors of a user as one line, bugs with their traceback in a file."""
 
 import difflib
 import importlib
 import os
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 
-from simclr.cli.commands import COMMANDS
+from simclr.cli.commands import COMMANDS, GROUPS
 
-OK, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130
+OK, FAILED, WRONG_USAGE, BUG, STOPPED = 0, 1, 2, 70, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0 when it went well, 1 when it failed, 2 for wrong usage, 130 for Ctrl-C."""
-    # Threads that wait by spinning take a shared core from the ones they wait for: measured, 6 times slower and more
+    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 70 bug of simclr, 130 Ctrl-C."""
+    # Threads that wait by spinning take a shared core from the threads they wait for: measured, 6 times slower and more
     # on a machine with other work, no slower on a free one. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
-        return OK
+        return _print(help_of(words[1]) if words[1:] and words[1] in COMMANDS else overview())
     if words[0] in ("-V", "--version"):
         from importlib.metadata import version
 
-        print(version("simclr-toolkit"))
-        return OK
+        return _print(version("simclr-toolkit"))
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        meant = f"did you mean {close[0]}?" if close else "simclr --help lists them"
-        return _complain(f"there is no command {words[0]}; {meant}", WRONG_USAGE)
+        hint = f"did you mean {close[0]}?" if close else "`simclr --help` lists the commands"
+        return _report(f"there is no command {words[0]}; {hint}", WRONG_USAGE)
+    if {"-h", "--help"} & set(words):
+        return _print(help_of(words[0]))
+    if conflict := conflicting_distribution():
+        return _report(conflict, FAILED)
     try:
-        return _guarded(words[0], words[1:], debug)
+        return _run(words[0], words[1:], debug)
     except KeyboardInterrupt:  # also while torch is loaded, which takes seconds
         if debug:
             raise
-        return _complain("stopped", STOPPED)
+        return _report("stopped", STOPPED)
 
 
-def _guarded(command: str, words: list[str], debug: bool) -> int:
-    """Run a command; what a user can cause becomes one line on stderr, with `debug` the whole traceback."""
-    from simclr.cli.parsing import parse
-    from simclr.errors import Interrupted, UsageError
+def _run(command: str, words: list[str], debug: bool) -> int:
+    """Run a command and return its exit code."""
+    from simclr.errors import DivergedError, Error, Interrupted, TooManyBadImages
 
-    target, positional, _ = COMMANDS[command]
-    module, name = target.split(":")
+    module, name = COMMANDS[command].task.split(":")
     try:
-        found = parse(getattr(importlib.import_module(module), name), command, positional, words)()
-        if isinstance(found, dict) and found.get("passed") is False and not _rank():  # the first process speaks for all
+        from simclr.cli.parsing import parse
+
+        task = parse(getattr(importlib.import_module(module), name), command, COMMANDS[command].positional, words)
+        result = task()
+        if isinstance(result, dict) and result.get("passed") is False and not _rank():  # one process reports it
             return FAILED
-    except SystemExit as leave:  # after --help and --print_config
+    except SystemExit as leave:  # after --print_config
         return OK if leave.code in (0, None) else FAILED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UsageError, ValueError) as error:
-        if debug:
-            raise
-        return _complain(error, WRONG_USAGE, met_by_all=True)
     except Exception as error:
         if debug:
             raise
-        met_by_all = isinstance(error, (Interrupted, FloatingPointError))
-        return _complain(error, FAILED, met_by_all)
+        if isinstance(error, Error):
+            return _report(error, WRONG_USAGE, on_all_ranks=True)
+        if isinstance(error, (TooManyBadImages, DivergedError, Interrupted)):
+            return _report(error, FAILED, on_all_ranks=not isinstance(error, TooManyBadImages))
+        if isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+            return _report(error, FAILED)
+        return _report_bug(error)
     return OK
 
 
 def overview() -> str:
-    """The text of `simclr --help`."""
+    """Return the text of `simclr --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    lines = [
+        "usage: simclr COMMAND [DATA] [--SETTING VALUE ...] [--config RECIPE] [--debug]",
+        "",
+        "SimCLR and SimCLRv2: train an encoder on images without labels, evaluate it and use it.",
+    ]
+    for group in GROUPS:
+        rows = [f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items() if c.group == group]
+        lines += ["", f"{group}:", *rows]
     return "\n".join(
         [
-            "usage: simclr COMMAND [DATA] [--SETTING VALUE ...] [--config RECIPE] [--debug]",
-            "",
-            "SimCLR: an encoder learned from images without labels, measured and put to use.",
-            "",
             *lines,
             "",
-            "simclr COMMAND --help lists the settings of a command with units and defaults.",
-            "Data: a folder, list.txt, table.csv, arrays.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample.",
+            "`simclr COMMAND --help` describes the settings of a command.",
+            "DATA: a folder, list.txt, table.csv, arrays.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample.",
         ]
     )
 
 
-def _complain(error: BaseException | str, code: int, met_by_all: bool = False) -> int:
-    """One line on stderr; of an error that all processes of a run meet, the first one speaks."""
+def help_of(command: str) -> str:
+    """Return the text of `simclr COMMAND --help`, without importing the command; see `helptext`."""
+    return (Path(__file__).parent / "help" / f"{command}.txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+def conflicting_distribution() -> str | None:
+    """Return what to do where another distribution has written its files over this package: an unrelated one on PyPI is
+    called simclr and installs a package of that name."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        other = version("simclr")
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the unrelated distribution simclr {other} is installed and overwrites files of this package. "
+        "Run: pip uninstall simclr; pip install --force-reinstall --no-deps simclr-toolkit"
+    )
+
+
+def _print(text: str) -> int:
+    print(text)
+    return OK
+
+
+def _report(error: BaseException | str, code: int, on_all_ranks: bool = False) -> int:
+    """Print one line on stderr; an error that all processes of a run meet is printed by the first one."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror.lower()}"
     rank = _rank()
-    if not (met_by_all and rank):
-        where = f"process {rank}: " if rank else ""
-        print(f"simclr: {where}{' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+    if not (on_all_ranks and rank):
+        process = f"process {rank}: " if rank else ""
+        print(f"simclr: {process}{' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
     return code
 
 
+def _report_bug(error: Exception) -> int:
+    """Keep the traceback in a file and print one line that says where."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="simclr-bug-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write(f"command: {' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    line = f"bug in simclr, please report it: {type(error).__name__}: {error}. Traceback: {file.name}"
+    return _report(line, BUG)
+
+
 def _rank() -> int:
-    """The number of this process among those of its run."""
+    """Return the number of this process among those of its run."""
     torch = sys.modules.get("torch")
     if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK") or 0)

@@ -1,32 +1,145 @@
-"""Table of commands; imports nothing."""
+"""Table of commands. It imports nothing, so that the overview and the help of a command are printed at once."""
 
-COMMANDS = {  # name: (task, words that need no flag, what it does)
-    "pretrain": ("simclr.tasks.pretrain:Pretrain", ("data",), "learn an encoder from images without labels"),
-    "knn": ("simclr.tasks.knn:Knn", ("run", "data"), "measure an encoder by its nearest neighbours"),
-    "linear": ("simclr.tasks.linear:Linear", ("run", "data"), "measure an encoder by a linear classifier on it"),
-    "finetune": ("simclr.tasks.finetune:FineTune", ("run", "data"), "train encoder and classifier with labels"),
-    "distill": ("simclr.tasks.distill:Distill", ("teacher", "data"), "teach a network what a fine-tuned one knows"),
-    "health": ("simclr.tasks.health:Health", ("run", "data"), "measure an encoder without labels"),
-    "study": ("simclr.tasks.study:Study", ("name", "data"), "run an ablation of the papers, or list them"),
-    "information": ("simclr.tasks.information:Information", ("run", "data"), "measure what layers tell of the views"),
-    "robustness": ("simclr.tasks.robustness:Robustness", ("run", "data"), "measure corrupted images and calibration"),
-    "transfer": ("simclr.tasks.transfer:Transfer", ("run", "data..."), "measure an encoder on many data sets"),
-    "report": ("simclr.tasks.report:Report", ("runs...",), "write what came of runs as one page that opens anywhere"),
-    "embed": ("simclr.tasks.embed:Embed", ("run", "data"), "write the embeddings of all images of a data set"),
-    "neighbours": ("simclr.tasks.neighbours:Neighbours", ("run", "images..."), "find the images most like given ones"),
-    "demo": ("simclr.tasks.demo:Demo", (), "pretrain and measure on the bundled images, in minutes on a CPU"),
-    "recipes": ("simclr.tasks.recipes:Recipes", ("name",), "list the recipes that come with it, or show one"),
-    "reproduce": (
-        "simclr.tasks.reproduce:Reproduce",
-        ("recipe",),
-        "train by a recipe, and compare with what it expects",
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One command of `simclr`."""
+
+    group: str
+    task: str
+    """`module:class` of the task"""
+    positional: tuple[str, ...]
+    """fields that need no flag, in order; `name...` takes all words that are left"""
+    summary: str
+    examples: tuple[str, ...]
+
+
+GROUPS = ("Data", "Train", "Evaluate", "Use", "Papers")
+
+COMMANDS = {
+    "scan": Command(
+        "Data", "simclr.tasks.scan:Scan", ("data",),
+        "report the contents of a data set and its unreadable files",
+        ("simclr scan ./photos", "simclr scan ./photos --out report/"),
     ),
-    "views": ("simclr.tasks.views:ShowViews", ("data",), "draw a contact sheet of augmented views"),
-    "scan": ("simclr.tasks.scan:Scan", ("data",), "report what a data set holds, with its unreadable files"),
-    "suggest": ("simclr.tasks.suggest:Suggest", ("data",), "suggest the settings of a first run, each with its reason"),
-    "doctor": ("simclr.tasks.doctor:Doctor", ("data",), "check settings and data in a minute, before a long run"),
-    "pack": ("simclr.tasks.pack:Pack", ("data",), "write a data set as a few tar files, large images reduced"),
-    "bench": ("simclr.tasks.bench:Bench", ("data",), "measure the parts of a pretraining run, and say what to change"),
-    "export": ("simclr.tasks.export:Export", ("run",), "write an encoder as a program or as weights for elsewhere"),
-    "convert": ("simclr.tasks.convert:Convert", ("checkpoint",), "read an official TensorFlow checkpoint"),
-}
+    "suggest": Command(
+        "Data", "simclr.tasks.suggest:Suggest", ("data",),
+        "suggest pretraining settings for a data set and this machine",
+        ("simclr suggest ./photos --out photos.yaml", "simclr pretrain ./photos --config photos.yaml"),
+    ),
+    "doctor": Command(
+        "Data", "simclr.tasks.doctor:Doctor", ("data",),
+        "check data and settings before a long run, or the log of a run",
+        ("simclr doctor ./photos --config photos.yaml", "simclr doctor runs/photos"),
+    ),
+    "views": Command(
+        "Data", "simclr.tasks.views:ShowViews", ("data",),
+        "draw a contact sheet of augmented views",
+        ("simclr views ./photos --views.size 224 --out views.png",),
+    ),
+    "pack": Command(
+        "Data", "simclr.tasks.pack:Pack", ("data",),
+        "write a data set as a few tar files, with large images reduced",
+        ("simclr pack ./photos --out ./packed",),
+    ),
+    "pretrain": Command(
+        "Train", "simclr.tasks.pretrain:Pretrain", ("data",),
+        "train an encoder on images without labels",
+        (
+            "simclr pretrain ./photos",
+            "simclr pretrain ./photos --config photos.yaml --out runs/photos",
+            "simclr pretrain cifar10:DIR --config cifar10-fast --epochs 100",
+        ),
+    ),
+    "finetune": Command(
+        "Train", "simclr.tasks.finetune:FineTune", ("run", "data"),
+        "train encoder and classifier on labelled images",
+        ("simclr finetune runs/photos ./labelled --fraction 0.1",),
+    ),
+    "distill": Command(
+        "Train", "simclr.tasks.distill:Distill", ("teacher", "data"),
+        "train a student network on the predictions of a fine-tuned one",
+        ("simclr distill runs/photos/finetune-0.1 ./photos --encoder simclr_resnet18 --test ./labelled",),
+    ),
+    "knn": Command(
+        "Evaluate", "simclr.tasks.knn:Knn", ("run", "data"),
+        "k-NN accuracy of an encoder",
+        ("simclr knn runs/photos ./labelled",),
+    ),
+    "linear": Command(
+        "Evaluate", "simclr.tasks.linear:Linear", ("run", "data"),
+        "linear evaluation of an encoder",
+        ("simclr linear runs/photos ./labelled", "simclr linear runs/photos ./labelled --layer all"),
+    ),
+    "transfer": Command(
+        "Evaluate", "simclr.tasks.transfer:Transfer", ("run", "data..."),
+        "evaluate an encoder on several data sets",
+        ("simclr transfer runs/photos ./pets ./flowers --protocols linear,finetune",),
+    ),
+    "robustness": Command(
+        "Evaluate", "simclr.tasks.robustness:Robustness", ("run", "data"),
+        "accuracy and calibration on corrupted test images",
+        ("simclr robustness runs/photos ./labelled",),
+    ),
+    "information": Command(
+        "Evaluate", "simclr.tasks.information:Information", ("run", "data"),
+        "predict from each layer which transformation was applied (v1, Table 3)",
+        ("simclr information runs/photos ./photos",),
+    ),
+    "health": Command(
+        "Evaluate", "simclr.tasks.health:Health", ("run", "data"),
+        "statistics of embeddings that need no labels",
+        ("simclr health runs/photos ./photos",),
+    ),
+    "embed": Command(
+        "Use", "simclr.tasks.embed:Embed", ("run", "data"),
+        "write the embeddings of a data set",
+        ("simclr embed runs/photos ./photos --out photos.npz",),
+    ),
+    "neighbours": Command(
+        "Use", "simclr.tasks.neighbours:Neighbours", ("run", "images..."),
+        "find the images most similar to given ones",
+        ("simclr neighbours runs/photos query.jpg --among photos.npz --out similar.png",),
+    ),
+    "export": Command(
+        "Use", "simclr.tasks.export:Export", ("run",),
+        "write an encoder as a program or as weights for other libraries",
+        ("simclr export runs/photos", "simclr export runs/photos --to onnx --out photos.onnx"),
+    ),
+    "convert": Command(
+        "Use", "simclr.tasks.convert:Convert", ("checkpoint",),
+        "convert an official TensorFlow checkpoint to a run folder",
+        ("simclr convert ./r50_1x_sk0 --out runs/official",),
+    ),
+    "report": Command(
+        "Use", "simclr.tasks.report:Report", ("runs...",),
+        "write runs and their measurements as one HTML page",
+        ("simclr report runs/photos", "simclr report runs/a runs/b --out comparison.html"),
+    ),
+    "recipes": Command(
+        "Papers", "simclr.tasks.recipes:Recipes", ("name",),
+        "list the bundled recipes, or print one",
+        ("simclr recipes", "simclr recipes cifar10-fast"),
+    ),
+    "reproduce": Command(
+        "Papers", "simclr.tasks.reproduce:Reproduce", ("recipe",),
+        "train a recipe and compare its metrics with the recorded ones",
+        ("simclr reproduce sample", "simclr reproduce cifar10-cpu --data cifar10:DIR"),
+    ),
+    "study": Command(
+        "Papers", "simclr.tasks.study:Study", ("name", "data"),
+        "run an ablation study of the papers, or list the studies",
+        ("simclr study", "simclr study loss ./labelled --config sample --seeds 3"),
+    ),
+    "bench": Command(
+        "Papers", "simclr.tasks.bench:Bench", ("data",),
+        "measure the throughput of each part of pretraining",
+        ("simclr bench ./photos --config photos.yaml",),
+    ),
+    "demo": Command(
+        "Papers", "simclr.tasks.demo:Demo", (),
+        "pretrain and evaluate on the bundled images, in minutes on a CPU",
+        ("simclr demo",),
+    ),
+}  # fmt: skip

@@ -1,161 +1,174 @@
-"""From words on the command line and recipe files to a task, by jsonargparse; errors become one line."""
+"""Parse command-line words and recipe files into a task.
+
+Recipes become words too, so that everything takes one way: words -> {name: value} -> jsonargparse, which converts the
+values -> the task. Flags and positional words may stand in any order; flags override recipes.
+"""
 
 import dataclasses
 import difflib
 import json
 import re
-import types
-from argparse import SUPPRESS, ArgumentError
-from typing import Any, Literal, Union, get_args, get_origin
+from argparse import ArgumentError
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser
 
-from simclr.errors import UsageError
+from simclr.cli.fields import Flag, describe, flags, flat_part, is_list, is_mapping, options
+from simclr.errors import DataError, SettingError, UsageError
+from simclr.runs.recipe import flatten, plain, recipe_path
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+OUTSIDE = ("expected",)  # blocks of a recipe that are not settings; read by `simclr reproduce`
+
+
+class Words(NamedTuple):
+    """What stands on a command line."""
+
+    given: list[tuple[str, str]]
+    """names of settings and their values, in order"""
+    positional: list[str]
+    recipes: list[str]
+    print_config: bool
 
 
 def parse(task: type, command: str, positional: tuple[str, ...], words: list[str]) -> Any:
-    """The task that the words describe. Flags override recipe files, wherever they stand.
+    """Return the task that the words describe.
 
-    The first words that are no flags give the fields named in `positional`; one named `field...` takes all that are
-    left, as a list. Raises UsageError for anything that is no field of the task or does not fit its type, ValueError
-    from the task's own checks; `--help` and `--print_config` print and raise SystemExit(0).
+    Words that are no flags set the fields named in `positional`; a field `name...` takes all that are left, as a list.
+    Raises UsageError for an unknown setting or a missing value, SettingError for a value that a setting does not take.
+    `--print_config` prints the settings and raises SystemExit(0).
     """
-    parser = ArgumentParser(
-        prog=f"simclr {command}",
-        usage=f"simclr {command} {_places(task, positional)}[--SETTING VALUE ...] [--config RECIPE]",
-        description=(task.__doc__ or "").strip(),
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="recipe: a YAML file, or the name of a bundled one")
-    parser.add_argument("--expected", type=dict, default={}, help=SUPPRESS)  # in recipes, for `simclr reproduce`
-    parser.add_class_arguments(task)
-    for action in parser._actions:  # a part's field with a default is not required, though its class says so
-        action.required = action.required and action.default is None
-    kinds = _kinds(task)
-    try:
-        settings = parser.parse_args(_arranged(words, positional, kinds))
-    except ArgumentError as error:
-        raise UsageError(_explain(str(error), _names(parser), kinds, command)) from None
-    settings.pop("config"), settings.pop("expected")
-    return task(**parser.instantiate(settings))
+    known = flags(task)
+    split = split_words(words, command, known)
+    given = [pair for name in split.recipes for pair in read_recipe(Path(recipe_path(name)), command, known)]
+    given += [*_positional(split.positional, command, positional), *split.given]
+    for flag in known.values():
+        if flag.default is dataclasses.MISSING and flag.name not in dict(given):
+            raise UsageError(f"{command} needs {flag.name.upper()}: {flag.text}")
+    built = _build(task, known, given)
+    if split.print_config:
+        print(yaml.safe_dump(plain(built), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return built
 
 
-def _places(task: type, positional: tuple[str, ...]) -> str:
-    """The words that need no flag as the usage shows them: DATA, or [NAME] where it can be left out."""
-    optional = {f.name for f in dataclasses.fields(task) if f.default is not dataclasses.MISSING}
-    return "".join(f"[{p.upper()}] " if p in optional else f"{p.upper()} " for p in positional)
-
-
-def _arranged(words: list[str], positional: tuple[str, ...], kinds: dict[str, Any]) -> list[str]:
-    """Recipes first, so that they never override a flag; leading words as flags of their own; a switch alone is on;
-    a list without its brackets gets them."""
-    from simclr.runs.recipe import recipe_path
-
-    named: list[str] = []
-    for field in positional:
-        if field.endswith("..."):
-            count = next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
-            named += [f"--{field[:-3]}={json.dumps(words[:count])}"] if count else []
-            words = words[count:]
-        elif words and not words[0].startswith("-"):
-            named += [f"--{field}", words[0]]
-            words = words[1:]
-    recipes, rest = [], []
-    remaining = iter(words)
-    for word in remaining:
-        flag, equals, value = word.partition("=")
-        if flag == "--config":
-            value = value if equals else next(remaining, "")
-            try:
-                recipes += ["--config", recipe_path(value)]
-            except ValueError as error:
-                raise UsageError(str(error)) from None
+def split_words(words: list[str], command: str, known: dict[str, Flag]) -> Words:
+    """Tell flags with their values from positional words."""
+    split = Words([], [], [], "--print_config" in words)
+    rest = iter([word for word in words if word != "--print_config"])
+    pending: list[str] = []
+    while True:
+        word = pending.pop() if pending else next(rest, None)
+        if word is None:
+            return split
+        if not word.startswith("--"):
+            if re.match(r"-[A-Za-z]", word):
+                raise UsageError(f"{command} has no setting {word}; settings are written --NAME VALUE")
+            split.positional.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name != "config":
+            _check_name(name, command, known)
+        if not equals:
+            kind = known[name].kind if name in known else Any
+            value = next(rest, None)
+            if bool in (kind, *getattr(kind, "__args__", ())) and str(value).lower() not in ("true", "false"):
+                pending, value = [value] if value is not None else [], "true"
+            elif value is None or value.startswith("--"):
+                allowed = "a recipe" if name == "config" else describe(kind)
+                raise UsageError(f"--{name} needs a value: {allowed}")
+        if name == "config":
+            split.recipes.append(value)
         else:
-            rest.append(word)
-    for i, word in enumerate(rest):
-        kind, before = kinds.get(word[2:]), kinds.get(rest[i - 1][2:]) if i else None
-        if kind is bool and (i + 1 == len(rest) or rest[i + 1].startswith("--")):
-            rest[i] = f"{word}=true"
-        elif _is_list(before) and word[:1] not in "[-" and word not in _choices(before):
-            rest[i] = f"[{word}]"
-    return recipes + named + rest
+            split.given.append((name, value))
 
 
-def _kinds(task: type, prefix: str = "") -> dict[str, Any]:
-    """The type of each field of a task by its name, those of its parts included."""
-    found = {}
-    for field in dataclasses.fields(task):
-        found[prefix + field.name] = field.type
-        for part in _alternatives(field.type):
-            if dataclasses.is_dataclass(part):
-                found |= _kinds(part, f"{prefix}{field.name}.")
-    return found
+def read_recipe(path: Path, command: str, known: dict[str, Flag]) -> Iterator[tuple[str, str]]:
+    """Yield the settings of a recipe file as names and words."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(path, f"not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise DataError(path, "not a recipe, which is a mapping of settings to values")
+    for name, value in _leaves(content, known):
+        if name.partition(".")[0] in OUTSIDE:
+            continue
+        _check_name(name, command, known, f"{path}: ")
+        yield name, value if isinstance(value, str) else json.dumps(value)
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of a union; a type that is none as it is."""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+def _leaves(content: dict[str, Any], known: dict[str, Flag]) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and name not in known:
+            yield from flatten(value, f"{name}.")
+        else:
+            yield str(name), value
 
 
-def _is_list(kind: Any) -> bool:
-    return any(get_origin(one) in (tuple, list) for one in _alternatives(kind))
+def _positional(words: list[str], command: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if name.endswith("...") and words:
+            yield name.removesuffix("..."), json.dumps(words)
+            words = []
+        elif words:
+            yield name, words[0]
+            words = words[1:]
+    if words:
+        raise UsageError(f"{command}: unexpected argument {words[0]!r}; settings are written --NAME VALUE")
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return tuple(word for one in _alternatives(kind) if get_origin(one) is Literal for word in get_args(one))
+def _check_name(name: str, command: str, known: dict[str, Flag], where: str = "") -> None:
+    outer = name.partition(".")[0]
+    if name in known or (outer != name and outer in known and is_mapping(known[outer].kind)):
+        return
+    if parts := [flag.name for flag in known.values() if flag.part == name]:
+        raise UsageError(f"{where}{name} is a group of settings, such as {parts[0]}")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"`simclr {command} --help` lists the settings"
+    raise UsageError(f"{where}{command} has no setting {name}; {hint}")
 
 
-def _in_words(kind: Any) -> str:
-    """What a field of this type takes."""
-    words = []
-    for one in _alternatives(kind):
-        inner = [arg for arg in get_args(one) if arg is not ...]
-        if get_origin(one) is Literal:
-            words.append(f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0]))
-        elif get_origin(one) in (tuple, list):
-            count = "" if ... in get_args(one) or get_origin(one) is list else f"of {len(inner)} "
-            words.append(f"a list {count}such as [a,b], each {_in_words(inner[0])}")
-        elif dataclasses.is_dataclass(one):
-            words.append(f"settings of its own, such as {dataclasses.fields(one)[0].name}")
-        elif one is not types.NoneType and not (one is int and float in _alternatives(kind)):
-            named = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-            words.append(named.get(one, "a mapping such as '{name: value}'" if get_origin(one) is dict else "text"))
-    return " or ".join(words)
+def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> Any:
+    """Convert the values and build the task, and the task inside it where there is one."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    part = flat_part(task)
+    own = {field.name for field in dataclasses.fields(task)}
+    parser.add_class_arguments(task, skip={part.name} if part else set())
+    if part:
+        parser.add_class_arguments(part.type, skip=own & {field.name for field in dataclasses.fields(part.type)})
+    for action in parser._actions:  # whether a setting is required has been checked by name
+        action.required = False
+    words = [f"--{name}={_bracketed(value, known.get(name))}" for name, value in given]
+    try:
+        settings = parser.parse_args(words)
+    except ArgumentError as error:
+        raise _setting_error(str(error), known, given) from None
+    values = dict(parser.instantiate(settings).items())
+    if part:
+        inner = {field.name: values[field.name] for field in dataclasses.fields(part.type)}
+        values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**inner)}
+    return task(**values)
 
 
-def _names(parser: ArgumentParser) -> list[str]:
-    shown = [action for action in parser._actions if action.help != SUPPRESS]
-    return [option[2:] for action in shown for option in action.option_strings if option.startswith("--")]
+def _bracketed(value: str, flag: Flag | None) -> str:
+    """Return the value of a list in brackets, which people leave out."""
+    if flag and is_list(flag.kind) and value[:1] not in "[-" and value not in options(flag.kind) and value != "null":
+        return f"[{value}]"
+    return value
 
 
-def _explain(message: str, names: list[str], kinds: dict[str, Any], command: str) -> str:
-    """One line that names the setting, and the one that was probably meant."""
-    unknown = re.search(r"unrecognized arguments:.*?--([\w.]+)", message) or re.search(
-        r"Option '([\w.]+)' is not accepted", message
-    )
-    if unknown:
-        wrong = unknown[1]
-        close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-        meant = f"did you mean {close[0]}?" if close else f"simclr {command} --help lists the settings"
-        return f"{command} has no setting {wrong}; {meant}"
-    stray = re.search(r"unrecognized arguments: (.*)", message)
-    if stray:
-        return f"{command} does not know what to do with {stray[1]!r}; settings are written --NAME VALUE"
-    missing = re.search(r"the following arguments are required: (.*)", message) or re.search(
-        r"Option '([\w.]+)' is required", message
-    )
-    if missing:
-        return f"{command} needs {missing[1].replace('--', '')}"
-    lacks = re.search(r"argument --([\w.]+): expected one argument", message)
-    if lacks:
-        return f"{lacks[1]} needs a value: {_in_words(kinds.get(lacks[1], str))}"
-    wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
-    if wrong_type and wrong_type[1] in kinds:
-        name, text = wrong_type.groups()
-        got = (re.findall(r"(?:Got|Given) value: (.*)", text) or re.findall(r'config "(.*)"', text) or [""])[-1]
-        if inner := re.match(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)$", got):
-            name, got = f"{name}.{inner[1]}", inner[2]
-        return f"{name} must be {_in_words(kinds[name])}{f'; got {got}' if got else ''}"
-    return " ".join(message.split())
+def _setting_error(message: str, known: dict[str, Flag], given: list[tuple[str, str]]) -> Exception:
+    """Return the error of a value that a setting does not take: jsonargparse names the setting, the rest is known."""
+    named = re.search(r'(?:Parser key|argument) "?(?:--)?([\w.]+)', message)
+    name = named[1] if named else ""
+    values = dict(given)
+    if name not in values:  # of a mapping it names the outer setting
+        name = next((inner for inner in values if inner.startswith(f"{name}.")), name)
+    flag = known.get(name) or known.get(name.partition(".")[0])
+    if flag is None or name not in values:
+        return UsageError(" ".join(message.split()))
+    return SettingError(name, describe(flag.kind), values[name])

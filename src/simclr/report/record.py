@@ -197,7 +197,7 @@ def task_of(kind: str) -> type | None:
     """The class of a task by its command."""
     if kind not in COMMANDS:
         return None
-    module, name = COMMANDS[kind][0].split(":")
+    module, name = COMMANDS[kind].task.split(":")
     return getattr(importlib.import_module(module), name)
 
 

@@ -6,50 +6,52 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from simclr.errors import SettingError
+
 
 def recipe_path(name: str) -> str:
-    """A file as it is; the name of a bundled recipe as its file; ValueError for anything else."""
+    """Return the path of a recipe file, or of the bundled recipe of that name."""
     if Path(name).exists() and not Path(name).is_dir():
         return name
     bundled = {path.stem: str(path) for path in sorted(recipe_folder().glob("*.yaml"))}
     if name.removesuffix(".yaml") in bundled:
         return bundled[name.removesuffix(".yaml")]
     close = difflib.get_close_matches(name, bundled, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise ValueError(f"config: there is no file or recipe {name!r}; {meant}recipes are {', '.join(bundled)}")
+    hint = f"Did you mean {close[0]}?" if close else ""
+    raise SettingError("config", f"a file or a bundled recipe ({', '.join(bundled)})", name, hint)
 
 
 def recipe_folder() -> Path:
-    """Recipes lie beside the package once installed, and at the root of a checkout."""
+    """Return the folder of the bundled recipes: in the installed package, or at the root of a checkout."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as the mappings, lists and strings of a YAML file."""
+    """Return dataclasses, tuples and paths as the mappings, lists and strings of a YAML file."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [plain(inner) for inner in value]
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
-def defaults(task: Any) -> dict[str, Any]:
-    """What the settings of a task are where nothing is said of them, in the form of `plain`."""
-    found = {}
-    for f in dataclasses.fields(task):
-        value = getattr(task, f.name)
+def default_settings(task: Any) -> dict[str, Any]:
+    """Return the default settings of a task in the form of `plain`; required settings are left out."""
+    settings = {}
+    for field in dataclasses.fields(task):
+        value = getattr(task, field.name)
         if dataclasses.is_dataclass(value):
-            found[f.name] = defaults(value)
-        elif f.default is not dataclasses.MISSING:
-            found[f.name] = plain(f.default)
-    return found
+            settings[field.name] = default_settings(value)
+        elif field.default is not dataclasses.MISSING:
+            settings[field.name] = plain(field.default)
+    return settings
 
 
 def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested mapping under their dotted names."""
+    """Yield the leaves of a nested mapping under their dotted names."""
     for name, value in mapping.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{name}.")

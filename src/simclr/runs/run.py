@@ -21,7 +21,7 @@ import yaml
 
 from simclr.runs.environment import environment
 from simclr.runs.files import writable_folder, write_atomically
-from simclr.runs.recipe import defaults, flatten, plain
+from simclr.runs.recipe import default_settings, flatten, plain
 
 OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
        "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures",
@@ -63,7 +63,7 @@ class Run:
             if fresh:
                 self._clear()
             elif self._begun:
-                self._must_agree(recipe, defaults(task), data)
+                self._must_agree(recipe, default_settings(task), data)
         self.path.mkdir(parents=True, exist_ok=True)
         header = f"# simclr {type(task).__name__.lower()}: the settings of this run, usable as --config\n"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
