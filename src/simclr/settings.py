@@ -14,7 +14,7 @@ from simclr.errors import SettingError
 _TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def setting(default: Any = dataclasses.MISSING, **bounds: float) -> Any:
+def setting(default: Any = dataclasses.MISSING, **bounds: float | int) -> Any:
     """Return a dataclass field with a default value and bounds: `at_least`, `above`, `at_most`, `below`."""
     return dataclasses.field(default=default, metadata=bounds)
 

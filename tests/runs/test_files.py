@@ -4,43 +4,49 @@ import os
 
 import pytest
 
-from simclr.runs.files import keep_older, new_file, picture_file, writable_file, writable_folder
+from simclr.runs.files import (
+    number_existing,
+    require_file_path,
+    require_folder_path,
+    require_new_file,
+    require_picture_path,
+)
 
 
 def test_a_folder_is_no_file_and_keeps_its_name(tmp_path):
     (tmp_path / "flat").mkdir()
     with pytest.raises(ValueError, match=r"--out is a file; .*flat is a folder"):
-        writable_file(tmp_path / "flat")
+        require_file_path(tmp_path / "flat")
     with pytest.raises(ValueError, match="is a folder"):
-        new_file(tmp_path / "flat")
+        require_new_file(tmp_path / "flat")
     with pytest.raises(ValueError, match="is a folder"):
-        keep_older(tmp_path / "flat")
+        number_existing(tmp_path / "flat")
     assert os.listdir(tmp_path) == ["flat"]
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "afile").touch()
     with pytest.raises(ValueError, match=r"--out is a folder; .*afile is a file"):
-        writable_folder(tmp_path / "afile")
+        require_folder_path(tmp_path / "afile")
     with pytest.raises(ValueError, match="afile is a file, so there can be no folder"):
-        writable_file(tmp_path / "afile" / "knn.json")
+        require_file_path(tmp_path / "afile" / "knn.json")
     with pytest.raises(ValueError, match="exists already; choose another --out"):
-        new_file(tmp_path / "afile")
+        require_new_file(tmp_path / "afile")
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_one_that_can_is_not_made(tmp_path, monkeypatch):
-    assert writable_file(tmp_path / "new" / "deep" / "x.json") == tmp_path / "new" / "deep" / "x.json"
+    assert require_file_path(tmp_path / "new" / "deep" / "x.json") == tmp_path / "new" / "deep" / "x.json"
     assert not os.listdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(ValueError, match="nothing can be written to"):
-        writable_file(tmp_path / "new" / "x.json")
+        require_file_path(tmp_path / "new" / "x.json")
     with pytest.raises(ValueError, match="nothing can be written to"):
-        writable_folder(tmp_path / "new")
+        require_folder_path(tmp_path / "new")
 
 
 def test_older_files_get_the_next_number(tmp_path):
     for k in range(3):
-        keep_older(tmp_path / "knn.json")
+        number_existing(tmp_path / "knn.json")
         (tmp_path / "knn.json").write_text(str(k))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "knn.1.json": "0", "knn.2.json": "1", "knn.json": "2",
@@ -48,6 +54,6 @@ def test_older_files_get_the_next_number(tmp_path):
 
 
 def test_a_picture_has_a_form(tmp_path):
-    assert picture_file(tmp_path / "a.PNG") == tmp_path / "a.PNG"
+    assert require_picture_path(tmp_path / "a.PNG") == tmp_path / "a.PNG"
     with pytest.raises(ValueError, match=r"out: .*sheet must end with \.png, \.jpg, \.jpeg or \.webp"):
-        picture_file(tmp_path / "sheet")
+        require_picture_path(tmp_path / "sheet")

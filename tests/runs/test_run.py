@@ -81,16 +81,16 @@ def test_half_a_line_at_the_end_of_the_log_is_no_obstacle(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "lo')
     assert run.metrics() == [{"step": 1}]
-    run.forget_after(1)
+    run.truncate_log(1)
     run.log(step=2)
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
 def test_unreadable_images_of_an_earlier_start_are_kept(tmp_path):
     odd = "caf\udce9.jpg"  # a name that is no text
-    Run.start(tmp_path, Task()).note_bad({"a.jpg": "empty", odd: "broken, cut off"})
+    Run.start(tmp_path, Task()).record_unreadable({"a.jpg": "empty", odd: "broken, cut off"})
     run = Run.start(tmp_path, Task())
-    run.note_bad({"b.jpg": "empty"})
+    run.record_unreadable({"b.jpg": "empty"})
     assert run.bad == {"a.jpg": "empty", odd: "broken, cut off", "b.jpg": "empty"}
 
 
@@ -144,7 +144,7 @@ def test_metrics_of_steps_to_be_repeated_are_forgotten(tmp_path):
     run = Run.start(tmp_path, Task())
     for step in (1, 2, 3):
         run.log(step=step)
-    run.forget_after(2)
+    run.truncate_log(2)
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from simclr.data import decoding, open_source
 from simclr.data.loading import load_images, loader
-from simclr.runs.files import write_bad_files
+from simclr.runs.files import write_unreadable
 from simclr.training.batches import Resident, Streamed, TooManyBadImages, open_batches
 from simclr.training.crops import Cutter
 from simclr.training.sampler import Order
@@ -151,7 +151,7 @@ def test_unreadable_images_are_replaced_and_listed(folder, tmp_path):
             else:
                 assert used == wanted
     assert batches.bad.keys() == {names[i] for i in bad}
-    write_bad_files(tmp_path / "bad_files.csv", batches.bad)
+    write_unreadable(tmp_path / "bad_files.csv", batches.bad)
     with open(tmp_path / "bad_files.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["05.png", "11.png", "23.png"]

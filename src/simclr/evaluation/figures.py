@@ -15,7 +15,7 @@ from torch import Tensor
 from simclr.evaluation.intervals import bootstrap_interval, class_interval, resampled_interval
 from simclr.evaluation.metrics import METRICS
 from simclr.runs.environment import code_hash, environment
-from simclr.runs.files import keep_older, write_atomically
+from simclr.runs.files import number_existing, write_atomically
 from simclr.runs.recipe import plain
 from simclr.runs.results import provenance
 
@@ -109,7 +109,7 @@ def report(results: Sequence[Result], task: Any, path: Path, run: Path | None = 
     print(f"{type(task).__name__.lower()} of {run} on {data}\n{table(results)}")
     content = summary(results, task, run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    keep_older(path)
+    number_existing(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
     print(f"wrote {path}")
     return content

@@ -1,85 +1,91 @@
-"""Files that commands write: atomic replacement, tables, and checks that a path can be written."""
+"""Files that commands write: atomic replacement, tables, and checks that a path can be written.
+
+There are two policies for a path that exists. Runs resume. Every other file is refused unless the command is told to
+overwrite it; measurements keep history instead, by `number_existing`.
+"""
 
 import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from simclr.errors import SettingError
 
-def write_bad_files(path: Path, bad: dict[str, str]) -> None:
-    """A table of unreadable images, sorted by path: columns path, reason."""
-    write_table(path, ("path", "reason"), sorted(bad.items()))
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def report_bad_files(folder: Path, bad: dict[str, str]) -> None:
-    """Write `bad_files.csv` and say so, if there are unreadable images."""
-    if bad:
-        path = folder / "bad_files.csv"
-        write_bad_files(path, bad)
-        print(f"{len(bad)} {'files' if len(bad) > 1 else 'file'} could not be read: {path}")
+def require_file_path(path: Path) -> Path:
+    """Return `path` if a file can be written there; raise SettingError otherwise."""
+    if path.is_dir():
+        raise SettingError("out", "the path of a file", str(path), "This is a folder")
+    _require_writable(path.parent)
+    return path
+
+
+def require_new_file(path: Path, overwrite: bool = False) -> Path:
+    """Return `path` if a file can be written there and none exists, unless it may be overwritten."""
+    if path.is_file() and not overwrite:
+        raise SettingError("out", "the path of a new file", str(path), "It exists; choose another --out or --overwrite")
+    return require_file_path(path)
+
+
+def require_picture_path(path: Path, overwrite: bool = False) -> Path:
+    """Return `path` if a picture can be written there and none exists, unless it may be overwritten."""
+    if path.suffix.lower() not in PICTURES:
+        raise SettingError("out", f"a path that ends with {', '.join(PICTURES[:-1])} or {PICTURES[-1]}", str(path))
+    return require_new_file(path, overwrite)
+
+
+def require_folder_path(path: Path) -> Path:
+    """Return `path` if files can be written in a folder of that name; raise SettingError otherwise."""
+    if path.exists() and not path.is_dir():
+        raise SettingError("out", "the path of a folder", str(path), "This is a file")
+    _require_writable(path)
+    return path
+
+
+def number_existing(path: Path) -> None:
+    """Add a number to the name of an existing file, so that another file can take its name."""
+    if not path.exists():
+        return
+    number = 1
+    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    require_file_path(path).rename(older)
+
+
+def _require_writable(folder: Path) -> None:
+    existing = next(above for above in (folder, *folder.parents) if above.exists())
+    if not existing.is_dir():
+        raise SettingError("out", "a path below folders", str(folder), f"{existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        remedy = f"{existing} is read-only or belongs to another user"
+        raise SettingError("out", "a path that can be written", str(folder), remedy)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that a reader or a crash never meets half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
-    """A CSV file with a header; names of files that are no text keep their bytes."""
+    """Write a CSV file with a header; file names that are not valid UTF-8 keep their bytes."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(rows)
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+def write_unreadable(path: Path, reasons: dict[str, str]) -> None:
+    """Write a table of unreadable images, sorted by path: columns path, reason."""
+    write_table(path, ("path", "reason"), sorted(reasons.items()))
 
 
-def writable_file(path: Path) -> Path:
-    """`path`, if a file can be written there; ValueError, in one line, if not."""
-    if path.is_dir():
-        raise ValueError(f"--out is a file; {path} is a folder")
-    _check_writable(path.parent)
-    return path
-
-
-def new_file(path: Path) -> Path:
-    """`path`, if a file can be written there and none is; ValueError, in one line, if not."""
-    if path.is_file():
-        raise ValueError(f"out: {path} exists already; choose another --out")
-    return writable_file(path)
-
-
-def picture_file(path: Path) -> Path:
-    """`path`, if a picture can be written there; ValueError, in one line, if not."""
-    if path.suffix.lower() not in PICTURES:
-        raise ValueError(f"out: {path} must end with {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
-    return writable_file(path)
-
-
-def writable_folder(path: Path) -> Path:
-    """`path`, if files can be written in a folder of that name; ValueError, in one line, if not."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out is a folder; {path} is a file")
-    _check_writable(path)
-    return path
-
-
-def keep_older(path: Path) -> None:
-    """Add a number to the name of a file, so that another can take its place."""
-    if not path.exists():
-        return
-    number = 1
-    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    writable_file(path).rename(older)
-
-
-def _check_writable(folder: Path) -> None:
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    if not there.is_dir():
-        raise ValueError(f"out: {there} is a file, so there can be no folder {folder}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"out: nothing can be written to {there}, which is read-only or belongs to another user")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole, so that a reader or a crash never meets half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def report_unreadable(folder: Path, reasons: dict[str, str]) -> None:
+    """Write `bad_files.csv` and print its path if there are unreadable images."""
+    if reasons:
+        path = folder / "bad_files.csv"
+        write_unreadable(path, reasons)
+        print(f"{len(reasons)} {'files' if len(reasons) > 1 else 'file'} could not be read: {path}")

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from simclr.runs.files import writable_file
+from simclr.runs.files import require_file_path
 
 
 def destination(task: Any) -> Path:
@@ -13,7 +13,7 @@ def destination(task: Any) -> Path:
     Asked for before anything is computed: ValueError if nothing can be written there.
     """
     folder = task.run.parent if task.run.suffix == ".safetensors" else task.run
-    return writable_file(task.out or folder / f"{type(task).__name__.lower()}.json")
+    return require_file_path(task.out or folder / f"{type(task).__name__.lower()}.json")
 
 
 def provenance(run: Path) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""The run folder: what a task was asked to do, how far it came, and what came of it.
+"""Run folder: the settings, the progress and the result of a training task.
 
-recipe.yaml        the task's fields, enough to start it again
+recipe.yaml        the task's settings, usable as --config
 environment.json   versions, hardware and the command of each start
-data.json          how many images the run learns from, and their fingerprint
-metrics.jsonl      one JSON object a line
+data.json          number of images the run learns from, and their fingerprint
+metrics.jsonl      one JSON object per line
 bad_files.csv      images that could not be read, if there are any
-checkpoints/       last.pt and previous.pt: everything needed to go on; tensors and plain types only
+checkpoints/       last.pt and previous.pt: everything needed to resume; tensors and plain types only
 encoder.safetensors, head.safetensors, card.json, result.json, report.html   written at the end
 """
 
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import yaml
 
+from simclr.errors import RunError
 from simclr.runs.environment import environment
-from simclr.runs.files import writable_folder, write_atomically
+from simclr.runs.files import require_folder_path, write_atomically, write_unreadable
 from simclr.runs.recipe import default_settings, flatten, plain
 
 OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
@@ -29,10 +30,11 @@ OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpo
 WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
+REMEDY = "Repeat its settings to resume, choose another --out, or start over with --fresh"
 
 
 class Run:
-    """A folder that a task fills. Of several processes only the one with `writes` changes anything in it."""
+    """The folder of a training task. Of several processes only the one with `writes` changes it."""
 
     def __init__(self, path: Path, *, writes: bool = False) -> None:
         self.path, self.writes = Path(path), writes
@@ -41,11 +43,12 @@ class Run:
     def start(
         cls, path: Path, task: Any, *, data: dict[str, Any] | None = None, fresh: bool = False, writes: bool = True
     ) -> "Run":
-        """Begin a run of `task` in `path`, or go on with the one that is there.
+        """Begin a run of `task` in `path`, or resume the one that is there.
 
-        Once it has a checkpoint or a result, settings saved there must equal those of `task`, but for those that say
-        where it runs rather than what it computes, and so must `data`, what the run learns from. `fresh` deletes what
-        an earlier run left in the folder, and nothing else.
+        Once it has a checkpoint or a result, the settings saved there must equal those of `task`, except for those that
+        say where it runs rather than what it computes, and so must `data`, the description of the images it learns
+        from. Where the images are the same, their path may differ. `fresh` deletes what an earlier run left in the
+        folder, and nothing else.
         """
         run = cls(path, writes=writes)
         if writes:
@@ -53,29 +56,29 @@ class Run:
         return run
 
     def _open(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
-        writable_folder(self.path)
+        require_folder_path(self.path)
         recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
-        if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no words of its own
+        if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no path
             recipe["data"] = type(task.data).__name__
         if self.path.is_dir() and any(self.path.iterdir()):
             if not (self.path / "recipe.yaml").is_file():
-                raise ValueError(f"out: {self.path} holds other files and no run; name an empty or new folder")
+                raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
             if fresh:
                 self._clear()
-            elif self._begun:
-                self._must_agree(recipe, default_settings(task), data)
+            elif self._has_progress:
+                self._check_agreement(recipe, default_settings(task), data)
         self.path.mkdir(parents=True, exist_ok=True)
-        header = f"# simclr {type(task).__name__.lower()}: the settings of this run, usable as --config\n"
+        header = f"# simclr {task.command}: the settings of this run, usable as --config\n"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", header + text)
         write_atomically(self.path / "data.json", json.dumps(data) + "\n")
-        self._note_environment()
+        self._add_environment()
 
     @property
-    def _begun(self) -> bool:
-        """Whether there is something to go on with: a command that was refused leaves a recipe alone."""
-        kept = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
-        return any((self.path / name).exists() for name in kept)
+    def _has_progress(self) -> bool:
+        """Whether there is something to resume: a command that was refused leaves at most a recipe."""
+        names = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
+        return any((self.path / name).exists() for name in names)
 
     def _clear(self) -> None:
         for name in OWN:
@@ -84,29 +87,31 @@ class Run:
         if kept := sorted(path.name for path in self.path.iterdir()):
             print(f"kept in {self.path}, from before: {', '.join(kept)}")
 
-    def _must_agree(self, recipe: dict, unsaid: dict, data: dict) -> None:
+    def _check_agreement(self, recipe: dict, defaults: dict, data: dict) -> None:
         saved = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
         before, now = dict(flatten(saved)), dict(flatten(recipe))
-        # a setting that came after the run began had its default then
-        before |= {name: value for name, value in flatten(unsaid) if name in now and name not in before}
+        # a setting that was added after the run began had its default then
+        before |= {name: value for name, value in flatten(defaults) if name in now and name not in before}
+        seen = self._saved_data
+        same_images = seen is not None and seen.get("fingerprint") == data.get("fingerprint") is not None
+        ignored = WHERE | ({"data"} if same_images else set())
         changed = [
             f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
             for name in {**before, **now}
-            if before.get(name) != now.get(name) and name not in WHERE
+            if before.get(name) != now.get(name) and name not in ignored
         ]
         if changed:
-            raise ValueError(
-                f"{self.path} holds a run with other settings: {'; '.join(changed)}. "
-                "Repeat its settings to go on, choose another --out, or start over with --fresh"
-            )
-        seen = self.path / "data.json"
-        if seen.is_file() and (then := json.loads(seen.read_text(encoding="utf-8"))) != data:
-            raise ValueError(
-                f"the images have changed since the run in {self.path} began: {then.get('images')} then, "
-                f"{data.get('images')} now. Put them back to go on, choose another --out, or start over with --fresh"
-            )
+            raise RunError(self.path, f"holds a run with other settings: {'; '.join(changed)}", REMEDY)
+        if seen is not None and any(data.get(name) != value for name, value in seen.items()):
+            counts = f"{seen.get('images')} when the run began, {data.get('images')} now"
+            raise RunError(self.path, f"the images or their labels have changed: {counts}", REMEDY)
 
-    def _note_environment(self) -> None:
+    @property
+    def _saved_data(self) -> dict[str, Any] | None:
+        path = self.path / "data.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _add_environment(self) -> None:
         path = self.path / "environment.json"
         starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         starts.append(environment())
@@ -122,7 +127,7 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines written so far."""
+        """Return all lines of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
         try:
@@ -130,8 +135,8 @@ class Run:
         except json.JSONDecodeError:  # a full disk or a crash leaves half a line, at the end
             return [json.loads(line) for line in lines[:-1]]
 
-    def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that will be computed again, so that a resumed log reads like one run's."""
+    def truncate_log(self, step: int) -> None:
+        """Drop the metrics of steps that will be computed again, so that a resumed log reads like that of one run."""
         if not self.writes:
             return
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
@@ -139,19 +144,17 @@ class Run:
 
     # unreadable images
 
-    def note_bad(self, bad: dict[str, str]) -> None:
+    def record_unreadable(self, reasons: dict[str, str]) -> None:
         """Add images, path to reason, to bad_files.csv."""
-        if not self.writes or not bad:
+        if not self.writes or not reasons:
             return
-        from simclr.runs.files import write_bad_files  # with it come the compilers of the views
-
         partial = self.path / "bad_files.csv.partial"
-        write_bad_files(partial, {**self.bad, **bad})
+        write_unreadable(partial, {**self.bad, **reasons})
         os.replace(partial, self.path / "bad_files.csv")
 
     @property
     def bad(self) -> dict[str, str]:
-        """Path and reason of every image noted so far, whichever start of the run found it."""
+        """Path and reason of every unreadable image recorded by any start of the run."""
         path = self.path / "bad_files.csv"
         if not path.is_file():
             return {}
@@ -172,17 +175,17 @@ class Run:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # on a full disk torch's writer tells of its own lines
+        except (OSError, RuntimeError) as error:  # on a full disk torch's writer names a line of its own source
             partial.unlink(missing_ok=True)
             free = shutil.disk_usage(folder).free / 1e6
-            raise OSError(f"{partial} cannot be written; {free:,.0f} MB are free there. Older ones are kept") from error
+            raise OSError(f"{partial} cannot be written ({free:,.1f} MB free). Older checkpoints are kept") from error
         if last.exists():
             os.replace(last, folder / "previous.pt")
         os.replace(partial, last)
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest readable checkpoint on the CPU, or None where there is none."""
-        broken = []
+        """Return the newest readable checkpoint on the CPU, or None if there is none."""
+        damaged = []
         for name in ("last.pt", "previous.pt"):
             path = self.path / "checkpoints" / name
             if not path.exists():
@@ -190,9 +193,10 @@ class Run:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch reads pickles: half a file can raise nearly anything
-                broken.append(f"{path} is damaged: {type(error).__name__}")
-        if broken:
-            raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); --fresh starts over")
+                damaged.append(f"{name}: {type(error).__name__}")
+        if damaged:
+            problem = f"no checkpoint can be read ({'; '.join(damaged)})"
+            raise RunError(self.path / "checkpoints", problem, "Start over with --fresh")
         return None
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -203,6 +207,6 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What a finished run found, or None while it is unfinished."""
+        """The result of a finished run; None while it is unfinished."""
         path = self.path / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simclr.data import Source, jpeg
 from simclr.data.specs import unlabelled
 from simclr.runs.environment import cores, environment
-from simclr.runs.files import writable_folder, write_atomically
+from simclr.runs.files import require_folder_path, write_atomically
 from simclr.tasks.pretrain import Assembly, Pretrain
 from simclr.training.throughput import _finish, loop_rate, memory_used, step_of
 
@@ -31,6 +31,8 @@ class Bench(Pretrain):
     optimizer on one batch that is there already. loader: batches without a step. all: batches and steps together.
     Images are counted once, not once a view.
     """
+
+    command: ClassVar[str] = "bench"
 
     out: Path | None = None
     """folder for bench.json; None writes nothing"""
@@ -49,7 +51,7 @@ class Bench(Pretrain):
     def __call__(self) -> dict[str, Any]:
         """Print the table and return it; with `out`, also write it there as bench.json."""
         if self.out is not None:
-            writable_folder(self.out)
+            require_folder_path(self.out)
         source = unlabelled(self.data)
         fabric = self.machine.launch()
         parts = self.assemble(fabric, source)

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from simclr.models.weights import save_encoder
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
     """Convert an official SimCLR or SimCLRv2 checkpoint, without TensorFlow; all of it or nothing."""
+
+    command: ClassVar[str] = "convert"
 
     checkpoint: Path
     """folder, SavedModel, hub module, or path of a checkpoint without its `.index`"""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from simclr.cli.parsing import parse
 from simclr.data import open_source
@@ -23,6 +23,8 @@ class Demo:
 
     Takes minutes on two CPU cores. Interrupted, the same command goes on.
     """
+
+    command: ClassVar[str] = "demo"
 
     out: Path = Path("runs/demo")
     """run folder"""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.runs.files import report_bad_files
+from simclr.runs.files import report_unreadable
 from simclr.runs.machine import Machine
 from simclr.training.batches import Batch, open_batches
 from simclr.training.fit import Plan, begin, finished, fit
@@ -39,6 +39,8 @@ class Distill:
     see the same crop and flip, and learning rate, decay and batch are those of pretraining. A student of the
     teacher's own architecture is self-distillation. Calling it trains, or goes on with, the run in `out`.
     """
+
+    command: ClassVar[str] = "distill"
 
     teacher: Path
     """run folder of a fine-tuned network, as `simclr finetune` and `simclr distill` write"""
@@ -175,7 +177,7 @@ class Distill:
             print(table(results))
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             run.finish(content)
-            report_bad_files(run.path, run.bad)
+            report_unreadable(run.path, run.bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from simclr.report.checks import Finding
 from simclr.report.diagnosis import diagnose
 from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_for_backward, memory
 from simclr.runs.environment import cores
-from simclr.runs.files import writable_folder
+from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
 from simclr.tasks.pretrain import Assembly, Pretrain
 from simclr.training.gathering import gather
@@ -57,6 +57,8 @@ class Doctor(Pretrain):
 
     Where `data` is a run folder, the run's log is read instead. The exit code is 1 where a check failed.
     """
+
+    command: ClassVar[str] = "doctor"
 
     out: Path | None = None
     """run folder that is meant, for the room on its disk; runs/pretrain-DATA if not given"""
@@ -99,7 +101,7 @@ class Doctor(Pretrain):
 
     def examine(self, fabric: Fabric, source: Source) -> Iterator[Finding]:
         """All checks of a run over `source`; later ones are left out where an earlier one makes them senseless."""
-        writable_folder(self.folder)
+        require_folder_path(self.folder)
         world = fabric.world_size
         order = Order(len(source), self.batch, self.seed, 0, world)  # complains as the run would
         if self.micro_batch and order.local % self.micro_batch:

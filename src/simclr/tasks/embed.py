@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from simclr.data import open_source
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
-from simclr.runs.files import new_file
+from simclr.runs.files import require_new_file
 from simclr.runs.machine import Machine
 from simclr.runs.results import provenance
 
@@ -23,6 +23,8 @@ class Embed:
     and `classes` where there are labels, and `run`, `weights`, `data`, `part` and `layer`, which say what they are of.
     Images that cannot be read are left out and named.
     """
+
+    command: ClassVar[str] = "embed"
 
     run: Path
     """run folder of the encoder"""
@@ -42,7 +44,7 @@ class Embed:
         path = self.out or self.run / f"embeddings-{source.name}.npz"
         if path.suffix != ".npz":
             raise ValueError(f"out: {path} must end with .npz")
-        new_file(path)
+        require_new_file(path)
         found = embed_source(self.run, self.data, self.part, self.layer, self.machine)
         content = {
             "features": found.features.numpy(),

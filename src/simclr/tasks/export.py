@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from simclr.models.export import save_onnx, save_pt2, to_timm, to_torchvision
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import write_tensors
-from simclr.runs.files import new_file
+from simclr.runs.files import require_new_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class Export:
     Both take images (B, 3, S, S) in [0, 1] as the card says, which they hold. timm and torchvision are weights under
     the names of that library, refused with the reason where it has no such network.
     """
+
+    command: ClassVar[str] = "export"
 
     run: Path
     """run folder of the encoder"""
@@ -43,7 +45,7 @@ class Export:
     def program(self, encoder: Encoder) -> dict[str, Any]:
         """The network up to `layer`, checked against itself before it is kept."""
         network = self.network(encoder)
-        path = new_file(self.out or self.run / f"{self.layer}.{self.to}")
+        path = require_new_file(self.out or self.run / f"{self.layer}.{self.to}")
         size = encoder.card.image_size
         difference = {"pt2": save_pt2, "onnx": save_onnx}[self.to](network, size, path, encoder.card.to_json())
         print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; differs by {difference:.1e} at most")
@@ -68,7 +70,7 @@ class Export:
                 allow_pad_difference=self.allow_pad_difference,
                 allow_small_stem=self.allow_small_stem,
             )
-        path = new_file(self.out or self.run / f"{self.to}-{name}.safetensors")
+        path = require_new_file(self.out or self.run / f"{self.to}-{name}.safetensors")
         write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
         print(f"{len(state)} tensors of {self.to}'s {name}\nwrote {path}")
         return {"name": name, "tensors": len(state), "out": str(path)}

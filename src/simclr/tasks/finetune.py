@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from simclr.models.classifier import FROZEN, Classifier, classifier_groups
 from simclr.models.pretrained import load
 from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.runs.files import report_bad_files
+from simclr.runs.files import report_unreadable
 from simclr.runs.machine import Machine
 from simclr.training.batches import Batch, open_batches
 from simclr.training.fit import Plan, begin, finished, fit
@@ -43,6 +43,8 @@ class FineTune:
     decay, crops and flips only; `--config finetune-v2` is SimCLRv2's. Calling it trains, or goes on with, the run in
     `out`, which is a run folder as others are: its encoder can be measured, and it holds the classifier.
     """
+
+    command: ClassVar[str] = "finetune"
 
     run: Path
     """run folder of the encoder"""
@@ -181,7 +183,7 @@ class FineTune:
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, known), model.classifier)
             run.finish(content)
-            report_bad_files(run.path, run.bad)
+            report_unreadable(run.path, run.bad)
             print(f"wrote {run.path}")
         fabric.barrier()
         return content

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -14,7 +14,7 @@ from simclr.evaluation.figures import Result, report
 from simclr.evaluation.health import HealthCheck
 from simclr.models.pretrained import Encoder, load, untrained
 from simclr.report.pictures import neighbour_sheet
-from simclr.runs.files import keep_older
+from simclr.runs.files import number_existing
 from simclr.runs.machine import Machine
 from simclr.runs.results import destination
 from simclr.views import Views
@@ -28,6 +28,8 @@ class Health:
     Pretraining has seen the images of a source without labels and without a test part: of such a source `--held_out`
     of `simclr pretrain` keeps some aside, which are measured during the run. Each result says which images it is of.
     """
+
+    command: ClassVar[str] = "health"
 
     run: Path
     """run folder of the encoder"""
@@ -84,7 +86,7 @@ class Health:
                 workers=self.machine.worker_processes,
             )  # fmt: skip
             sheet = path.with_suffix(".png")
-            keep_older(sheet)
+            number_existing(sheet)
             neighbour_sheet(features, few, seed=self.seed).save(sheet)
             print(f"wrote {sheet}")
         return content

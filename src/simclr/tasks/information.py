@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Information:
     The paper's encoder was trained with rotations, noise and Sobel among its views; one that was not shows what its
     layers keep of transformations it never had to ignore. Labels are not used.
     """
+
+    command: ClassVar[str] = "information"
 
     run: Path
     """run folder of the encoder"""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from simclr.evaluation.figures import Result, report
 from simclr.evaluation.neighbours import knn_votes
@@ -17,6 +17,8 @@ class Knn:
 
     Shown beside the same vote on raw pixels and on the untrained network. The test images are read once.
     """
+
+    command: ClassVar[str] = "knn"
 
     run: Path
     """run folder of the encoder"""

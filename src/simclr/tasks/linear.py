@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Linear:
     and a weight decay, trained in one pass over nine tenths of the training images, chosen on the last tenth, and the
     chosen one trained again on all. The test images are read once, after every choice is made.
     """
+
+    command: ClassVar[str] = "linear"
 
     run: Path
     """run folder of the encoder"""

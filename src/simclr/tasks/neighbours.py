@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from simclr.evaluation.neighbours import neighbours
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
 from simclr.report.pictures import rows_of_images
-from simclr.runs.files import new_file, picture_file
+from simclr.runs.files import require_new_file, require_picture_path
 from simclr.runs.machine import Machine
 from simclr.tasks.embed import embed_source, origin
 
@@ -25,6 +25,8 @@ class Neighbours:
     Embeddings come from a file that `simclr embed` wrote, or are made now. An image that is in the data set finds
     itself first.
     """
+
+    command: ClassVar[str] = "neighbours"
 
     run: Path
     """run folder of the encoder"""
@@ -47,7 +49,7 @@ class Neighbours:
         if not self.images:
             raise ValueError("neighbours needs at least one image file")
         if self.out is not None:
-            picture_file(new_file(self.out))
+            require_picture_path(require_new_file(self.out))
 
     def __call__(self) -> dict[str, Any]:
         pixels = [decode(image) for image in self.images]  # complains of a bad file before the long part

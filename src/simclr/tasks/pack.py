@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from simclr.data.folders import understand
 from simclr.data.paths import is_image
 from simclr.data.shards import TarWriter
 from simclr.runs.environment import cores
-from simclr.runs.files import new_file, report_bad_files, writable_folder
+from simclr.runs.files import report_unreadable, require_folder_path, require_new_file
 from simclr.training.progress import Progress
 
 QUALITY = 92  # of JPEG and WebP files that are written anew
@@ -33,6 +33,8 @@ class Pack:
     to it and written anew, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG, upright and without
     metadata. Images that are no files become PNG files. Labels and parts stay what they are.
     """
+
+    command: ClassVar[str] = "pack"
 
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
@@ -56,9 +58,9 @@ class Pack:
     def __call__(self) -> dict[str, Any]:
         """Write the tar files; returns how many images and tar files, how many images were written anew, and those that
         had to be looked into and could not be read, which are left out, with the reason."""
-        if any(writable_folder(self.out).glob("*.tar*")):
+        if any(require_folder_path(self.out).glob("*.tar*")):
             raise ValueError(f"out: {self.out} holds tar files already; choose another --out")
-        new_file(self.out / "bad_files.csv")
+        require_new_file(self.out / "bad_files.csv")
         source = open_source(self.data, "all")
         names, classes = plan(source, self._is_test(source))
         self.out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ class Pack:
                     shards.write(members)
                     written, reduced = written + 1, reduced + (suffix is not None)
                 progress.show({"step": progress.done})
-        report_bad_files(self.out, bad)
+        report_unreadable(self.out, bad)
         count = len(shards.files)
         print(f"wrote {written} images, {reduced} of them anew, in {count} tar files: {self.out}")
         return {"images": written, "anew": reduced, "shards": count, "bad": bad}

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from simclr.models.card import Card
 from simclr.models.weights import save_encoder
 from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
 from simclr.report import keep_page
-from simclr.runs.files import report_bad_files
+from simclr.runs.files import report_unreadable
 from simclr.runs.machine import Machine
 from simclr.runs.recipe import plain
 from simclr.training.batches import Batch, Resident, Streamed, open_batches
@@ -63,6 +63,8 @@ class Pretrain:
 
     Calling it trains, or goes on with, the run in `out` and returns its result.
     """
+
+    command: ClassVar[str] = "pretrain"
 
     data: Any
     """images to learn from: a folder, list, table, array file or named data set; in Python also any sequence"""
@@ -196,7 +198,7 @@ class Pretrain:
         if fabric.is_global_zero:
             save_encoder(run.path, encoder, head, self.card(encoder, head, source))
             run.finish(result)
-            report_bad_files(run.path, run.bad)
+            report_unreadable(run.path, run.bad)
             keep_page(run.path)
             print(f"wrote {run.path}")
         fabric.barrier()

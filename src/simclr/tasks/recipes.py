@@ -1,6 +1,7 @@
 """The recipes that come with the package."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from simclr.runs.recipe import recipe_folder
 
@@ -8,6 +9,8 @@ from simclr.runs.recipe import recipe_folder
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
     """List the bundled recipes, or print one; `--config NAME` uses it."""
+
+    command: ClassVar[str] = "recipes"
 
     name: str | None = None
     """recipe to print"""

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from simclr.report.page import replaceable, write_page
 from simclr.report.reading import find_runs, read_folder
-from simclr.runs.files import writable_file
+from simclr.runs.files import require_file_path
 from simclr.runs.run import OWN
 
 FORMS = (".html", ".json")
@@ -20,6 +20,8 @@ class Report:
     measurement, the curves of the log, settings, environment and pictures; of several runs also how they compare.
     Anything may be missing: unfinished runs, runs of any task and converted checkpoints have a page too.
     """
+
+    command: ClassVar[str] = "report"
 
     runs: list[Path]
     """run folders, or folders of run folders"""
@@ -38,7 +40,7 @@ class Report:
     def __call__(self) -> dict[str, Any]:
         paths = find_runs(self.runs)
         alone = paths[0] if len(paths) == 1 else Path()
-        out = replaceable(writable_file(self.out or alone / "report.html"))
+        out = replaceable(require_file_path(self.out or alone / "report.html"))
         shown = write_page([read_folder(path) for path in paths], out)
         for run in shown["runs"]:
             print(f"{run['name']}: {run['head']}\n  {run['answer']}")

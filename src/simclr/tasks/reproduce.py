@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from simclr.data.specs import unlabelled
 from simclr.errors import UsageError
 from simclr.evaluation.protocol import labelled
 from simclr.runs.environment import environment
-from simclr.runs.files import keep_older, writable_folder, write_atomically
+from simclr.runs.files import number_existing, require_folder_path, write_atomically
 from simclr.runs.machine import Machine
 from simclr.runs.recipe import recipe_path
 from simclr.tasks.knn import Knn
@@ -73,6 +73,8 @@ class Reproduce:
     images, the figures are reported unjudged. Interrupted, the same command goes on.
     """
 
+    command: ClassVar[str] = "reproduce"
+
     recipe: str
     """name of a bundled recipe, or a recipe file"""
     data: str | None = None
@@ -98,7 +100,7 @@ class Reproduce:
         if data is None:
             known = f", as the recipe's figures are of {expected.data}" if expected.data else ""
             raise ValueError(f"{path.stem} needs --data{known}")
-        folder = writable_folder(self.out or Path("runs") / f"reproduce-{path.stem}")
+        folder = require_folder_path(self.out or Path("runs") / f"reproduce-{path.stem}")
         runs = self.runs(path, data, folder)
         if self.seeds > 1 and runs[0].machine.devices * runs[0].machine.nodes > 1:
             raise ValueError(
@@ -125,7 +127,7 @@ class Reproduce:
             print(f"other images than those on record ({expected.data}): nothing is judged")
         verdicts = [row["passed"] for row in rows if row["passed"] is not None]
         result = {"recipe": self.recipe, "data": data, "figures": rows, "passed": all(verdicts) if verdicts else None}
-        keep_older(folder / "reproduce.json")
+        number_existing(folder / "reproduce.json")
         content = json.dumps({**result, "environment": environment()}, indent=2)
         write_atomically(folder / "reproduce.json", content + "\n")
         print(f"wrote {folder / 'reproduce.json'}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Robustness:
     images. The temperature is chosen on training images the classifier was not fitted on; a fine-tuned run has such
     images if it was made with `--measure held-out`, and is else measured without scaling.
     """
+
+    command: ClassVar[str] = "robustness"
 
     run: Path
     """run folder of the encoder"""

@@ -5,7 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from simclr.data.decoding import file_form
 from simclr.data.multilabel import class_names, occurring, truth
 from simclr.data.specs import why_unlabelled
 from simclr.runs.environment import cores
-from simclr.runs.files import new_file, writable_folder, write_bad_files, write_table
+from simclr.runs.files import require_folder_path, require_new_file, write_table, write_unreadable
 
 LISTS = ("bad_files.csv", "duplicates.csv", "images.csv")
 
@@ -37,6 +37,8 @@ class Scan:
     cannot be read, with the reason. Every image is decoded once.
     """
 
+    command: ClassVar[str] = "scan"
+
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: Path | None = None
@@ -53,7 +55,7 @@ class Scan:
         """Print the report and return it: sizes in pixels, duplicates as lists of paths with the same pixels."""
         if self.out is not None:
             for name in LISTS:
-                new_file(writable_folder(self.out) / name)
+                require_new_file(require_folder_path(self.out) / name)
         source = open_source(self.data, "all")
         pictures, bad = self._look(source)
         report = {
@@ -84,7 +86,7 @@ class Scan:
     def _write(self, pictures: list[Picture], report: dict[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         bad, duplicates, images = (self.out / name for name in LISTS)
-        write_bad_files(bad, report["bad"])
+        write_unreadable(bad, report["bad"])
         same = [(group, path) for group, paths in enumerate(report["duplicates"]) for path in paths]
         write_table(duplicates, ("group", "path"), same)
         columns = ("path", "height", "width", "form")

@@ -5,14 +5,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lightning_fabric import Fabric
 
 from simclr.data import Source
 from simclr.data.specs import unlabelled
 from simclr.evaluation.protocol import labelled
-from simclr.runs.files import writable_folder
+from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
 from simclr.runs.results import provenance
 from simclr.tasks.finetune import FineTune
@@ -45,6 +45,8 @@ class Study(Pretrain):
     what is finished is not run again. Without a name the studies are listed. Figures of the papers stand beside ours
     where they give any.
     """
+
+    command: ClassVar[str] = "study"
 
     name: str | None = None
     """the study; none lists them"""
@@ -89,7 +91,7 @@ class Study(Pretrain):
         self.check(plan, unlabelled(self.data))
         if self.dry_run:
             return self.show(plan)
-        writable_folder(self.folder)
+        require_folder_path(self.folder)
         fabric = self.machine.launch()
         failed = self.train(plan, fabric)
         if not fabric.is_global_zero:  # all processes train together; the rest is the work of one

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from simclr.data.specs import unlabelled
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.report.resources import in_words, total_memory
-from simclr.runs.files import new_file, write_atomically
+from simclr.runs.files import require_new_file, write_atomically
 from simclr.runs.machine import Machine
 from simclr.tasks.pretrain import Pretrain
 from simclr.training.throughput import loop_rate, step_of
@@ -32,6 +32,8 @@ class Suggest:
     Each line gives its reason and source. On a GPU the batch is tried out: the largest that runs, up to what the data
     allow. The duration follows from a short measurement. The rules are `simclr.advice.suggest`.
     """
+
+    command: ClassVar[str] = "suggest"
 
     data: Any
     """images to learn from, as for pretrain"""
@@ -49,7 +51,7 @@ class Suggest:
     def __call__(self) -> dict[str, Any]:
         """Print the recipe, write it to `out`, and return its settings."""
         if self.out is not None:
-            new_file(self.out)
+            require_new_file(self.out)
             if self.out.suffix.lower() not in (".yaml", ".yml"):
                 raise ValueError(f"out: {self.out} must end with .yaml")
         source = unlabelled(self.data)

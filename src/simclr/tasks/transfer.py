@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from simclr.evaluation.intervals import SAMPLES, permutation_test, permutation_t
 from simclr.evaluation.logistic import PENALTIES, choose_and_refit
 from simclr.evaluation.metrics import METRICS
 from simclr.evaluation.protocol import Candidate, candidates, labelled, workplace
-from simclr.runs.files import writable_file, writable_folder
+from simclr.runs.files import require_file_path, require_folder_path
 from simclr.runs.machine import Machine
 from simclr.tasks.finetune import FineTune
 
@@ -46,6 +46,8 @@ class Transfer:
     and the chosen one is fitted on all of them; then the test images are read, once. Data sets whose images show
     several classes are measured by 11-point mean average precision.
     """
+
+    command: ClassVar[str] = "transfer"
 
     run: Path
     """run folder of the encoder"""
@@ -88,7 +90,7 @@ class Transfer:
 
     def __call__(self) -> dict[str, Any]:
         # all complain before anything is computed
-        path = writable_file(writable_folder(self.folder) / "transfer.json")
+        path = require_file_path(require_folder_path(self.folder) / "transfer.json")
         parts = {spec: labelled(spec, several=True) for spec in self.data}
         for run in filter(None, (self.run, self.against)):
             candidates(run, False, self.layer)

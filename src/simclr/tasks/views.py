@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.loading import attempt
-from simclr.runs.files import picture_file
+from simclr.runs.files import require_picture_path
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
 
@@ -16,6 +16,8 @@ from simclr.views.sheet import contact_sheet
 @dataclass(frozen=True, kw_only=True)
 class ShowViews:
     """Draw a contact sheet: each row an image and pairs of its views, as training with this seed sees them."""
+
+    command: ClassVar[str] = "views"
 
     data: str
     """images; labels are not needed"""
@@ -38,7 +40,7 @@ class ShowViews:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
     def __call__(self) -> dict[str, Any]:
-        if picture_file(self.out).exists() and not self.force:
+        if require_picture_path(self.out).exists() and not self.force:
             raise FileExistsError(f"{self.out} exists; --force overwrites it")
         source = open_source(self.data, "pretrain")
         chosen, images = self.readable(source)

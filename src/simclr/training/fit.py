@@ -93,7 +93,7 @@ def fit(
             if done % plan.save_every == 0 or last or stopping:
                 with clock.paused():
                     _must_be_finite(model, done)
-                    run.note_bad(gather_entries(dict(bad)))
+                    run.record_unreadable(gather_entries(dict(bad)))
                     run.save(_state(fabric, model, optimizer, done))
             progress.advance()
             if stopping and not last:
@@ -148,12 +148,12 @@ def _restore(run: Run, fabric: Fabric, model: nn.Module, optimizer: torch.optim.
     if not _seen_alike(fabric, -1 if state is None else state["step"]):
         raise ValueError(f"processes see different checkpoints in {run.path}: {_SHARED}")
     if state is None:
-        run.forget_after(-1)
+        run.truncate_log(-1)
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     fabric.strategy.precision.load_state_dict(state["precision"])
-    run.forget_after(state["step"])
+    run.truncate_log(state["step"])
     fabric.barrier()
     return state["step"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from simclr.report.pictures import study_figure
-from simclr.runs.files import keep_older, write_atomically
+from simclr.runs.files import number_existing, write_atomically
 from simclr.runs.recipe import flatten, plain
 from simclr.tasks.pretrain import Pretrain
 
@@ -97,7 +97,7 @@ def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> Non
     whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "png"))
     if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
         for path in (whole, sheet, picture):
-            keep_older(path)
+            number_existing(path)
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
         write_atomically(sheet, lines.getvalue())
