@@ -43,11 +43,12 @@ class UsageError(Error):
 
 
 class _Located(Error):
-    def __init__(self, path: Any, problem: str, remedy: str = ""):
-        super().__init__(path, problem, remedy)
+    def __init__(self, path: Any, problem: str, remedy: str = "", names: tuple[str, ...] = ()):
+        super().__init__(path, problem, remedy, names)
         self.path = str(path)
         self.problem = problem
         self.remedy = remedy
+        self.names = names  # of the settings, columns, classes or tensors at fault
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" + (f". {self.remedy}" if self.remedy else "")

@@ -1,8 +1,10 @@
-"""What a machine makes of its settings and of who started it."""
+"""Machine: processes, devices and environment variables."""
 
 import pytest
 from lightning_fabric import Fabric
 
+from simclr.cli import _rank
+from simclr.errors import SettingError
 from simclr.runs.environment import cores
 from simclr.runs.machine import Machine
 
@@ -29,10 +31,19 @@ class FakeFabric(Fabric):
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
 def test_processes_that_would_each_believe_to_be_alone_are_refused(monkeypatch, name):
     monkeypatch.setenv(name, "2")
-    with pytest.raises(ValueError, match="is 1 x 1, but 2 processes were started"):
+    with pytest.raises(SettingError) as refused:
         Machine(accelerator="cpu").launch()
+    assert refused.value.field == "machine.devices x machine.nodes"
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_that_is_set_but_empty_counts_as_not_set(monkeypatch, name):
+    monkeypatch.setenv(name, "")
+    assert Machine(accelerator="cpu").launch().world_size == 1
+    assert _rank() == 0
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ValueError, match="do not go together"):
+    with pytest.raises(SettingError) as refused:
         Machine(compile=True, recompute=True)
+    assert refused.value.field == "machine.compile"

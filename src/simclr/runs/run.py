@@ -95,16 +95,13 @@ class Run:
         seen = self._saved_data
         same_images = seen is not None and seen.get("fingerprint") == data.get("fingerprint") is not None
         ignored = WHERE | ({"data"} if same_images else set())
-        changed = [
-            f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name) and name not in ignored
-        ]
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in ignored]
         if changed:
-            raise RunError(self.path, f"holds a run with other settings: {'; '.join(changed)}", REMEDY)
-        if seen is not None and any(data.get(name) != value for name, value in seen.items()):
+            texts = [f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in changed]
+            raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, tuple(changed))
+        if changed := [name for name, value in (seen or {}).items() if data.get(name) != value]:
             counts = f"{seen.get('images')} when the run began, {data.get('images')} now"
-            raise RunError(self.path, f"the images or their labels have changed: {counts}", REMEDY)
+            raise RunError(self.path, f"the images or their labels have changed ({counts})", REMEDY, tuple(changed))
 
     @property
     def _saved_data(self) -> dict[str, Any] | None:
@@ -185,7 +182,7 @@ class Run:
 
     def restore(self) -> dict[str, Any] | None:
         """Return the newest readable checkpoint on the CPU, or None if there is none."""
-        damaged = []
+        damaged: dict[str, str] = {}
         for name in ("last.pt", "previous.pt"):
             path = self.path / "checkpoints" / name
             if not path.exists():
@@ -193,10 +190,10 @@ class Run:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch reads pickles: half a file can raise nearly anything
-                damaged.append(f"{name}: {type(error).__name__}")
+                damaged[name] = type(error).__name__
         if damaged:
-            problem = f"no checkpoint can be read ({'; '.join(damaged)})"
-            raise RunError(self.path / "checkpoints", problem, "Start over with --fresh")
+            problem = f"no checkpoint can be read ({', '.join(f'{name}: {error}' for name, error in damaged.items())})"
+            raise RunError(self.path / "checkpoints", problem, "Start over with --fresh", tuple(damaged))
         return None
 
     def finish(self, result: dict[str, Any]) -> None:

@@ -1,0 +1,35 @@
+"""CPU quotas and the hash of the code."""
+
+import os
+
+import pytest
+
+from simclr.runs import environment
+from simclr.runs.environment import code_hash, code_of, cores
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),  # version 2: one and a half cores
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),  # version 1
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_cores_respect_the_quota_of_a_container(tmp_path, monkeypatch, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(environment, "CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert cores() == expected
+
+
+def test_the_code_hash_ignores_docstrings_and_comments_alone():
+    code = 'class A:\n    """One."""\n\n    x: int = 1\n    """two"""\n\n    def f(self):\n        """Three."""\n'
+    other = "# a comment\nclass A:\n    x: int = 1\n\n    def f(self):\n        pass\n"
+    assert code_of(code) == code_of(other)
+    assert code_of(code) != code_of(code.replace("= 1", "= 2"))
+    assert len(code_hash()) == 12
