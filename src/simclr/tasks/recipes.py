@@ -1,21 +1,23 @@
-"""The recipes that come with the package."""
+"""Bundled recipes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from simclr.errors import SettingError
 from simclr.runs.recipe import recipe_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """List the bundled recipes, or print one; `--config NAME` uses it."""
+    """List the bundled recipes, or print one of them. `--config NAME` uses a recipe."""
 
     command: ClassVar[str] = "recipes"
 
     name: str | None = None
-    """recipe to print"""
+    """name of the recipe to print"""
 
     def __call__(self) -> dict[str, str]:
+        """Print and return the texts of the recipes by name."""
         texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(recipe_folder().glob("*.yaml"))}
         if self.name is None:
             width = max(map(len, texts))
@@ -24,10 +26,10 @@ class Recipes:
         elif self.name in texts:
             print(texts[self.name], end="")
         else:
-            raise ValueError(f"there is no recipe {self.name!r}; there are {', '.join(texts)}")
+            raise SettingError("name", f"the name of a recipe ({', '.join(texts)})", self.name)
         return texts
 
 
 def headline(text: str) -> str:
-    """The first line of a recipe's comment."""
+    """Return the first line of a recipe's comment."""
     return text.splitlines()[0].lstrip("# ")
