@@ -1,8 +1,8 @@
-"""NT-Xent that never holds the matrix of similarities: memory grows with N, not N squared.
+"""NT-Xent in blocks: the similarity matrix is never held whole, so memory grows with N, not N squared.
 
-The matrix is walked in blocks. Forward keeps one number a row, the log-sum over its negatives; backward computes
-each block again. Among the embeddings of one process the matrix is symmetric, so a block above the diagonal serves
-its rows and, transposed, its columns: half the products.
+The matrix is computed block by block. The forward pass keeps one number per row, the log-sum over its negatives;
+the backward pass computes each block again. Among the embeddings of one process the matrix is symmetric, so a block
+above the diagonal serves its rows and, transposed, its columns: half the products.
 
 All exponentials are taken relative to 1 / temperature, which no cosine exceeds. The smallest is then
 exp(-2 / temperature): float32 holds it while 2 / temperature < 80, and below that temperature blocks are float64.
@@ -24,9 +24,9 @@ def blockwise_nt_xent(
     block: int,
     offset: int | None,
 ) -> Float[Tensor, ""]:
-    """Mean loss of unit-length anchors (two views of n images, view-major) against unit-length keys.
+    """Return the mean loss of unit-length anchors (two views of n images, view-major) and unit-length keys.
 
-    `offset` is the place of the first anchor's image among the keys' images; None says that the keys are the anchors.
+    `offset` is the row of the first anchor's image among the keys' images; None means that the keys are the anchors.
     """
     exact = torch.float64 if needs_float64(temperature) else anchors.dtype
     loss = _Blockwise.apply(anchors.to(exact), keys.to(exact), temperature, block, offset)
@@ -34,7 +34,7 @@ def blockwise_nt_xent(
 
 
 def needs_float64(temperature: float) -> bool:
-    """Whether exp(-2 / temperature) is too small for float32."""
+    """Return whether exp(-2 / temperature) is too small for float32."""
     return 2 / temperature >= 80
 
 
@@ -63,13 +63,13 @@ class _Blockwise(torch.autograd.Function):
         a, k, positive, negatives = ctx.saved_tensors
         temperature, block, first, symmetric = ctx.settings
         n, m = len(a) // 2, len(k) // 2
-        share = torch.sigmoid(negatives - positive) * (gradient / (len(a) * temperature))  # d loss / d log-sum
-        weight = share * (1 / temperature - negatives).exp()
+        fraction = torch.sigmoid(negatives - positive) * (gradient / (len(a) * temperature))  # d loss / d log-sum
+        weight = fraction * (1 / temperature - negatives).exp()
 
         grad_a = torch.zeros_like(a)
         grad_k = grad_a if symmetric else torch.zeros_like(k)
         own, grad_own = (x.view(2, m, -1)[:, first : first + n] for x in (k, grad_k))
-        for v, other, weigh in ((0, 1, share[:n, None]), (1, 0, share[n:, None])):
+        for v, other, weigh in ((0, 1, fraction[:n, None]), (1, 0, fraction[n:, None])):
             grad_a.view(2, n, -1)[v].addcmul_(weigh, own[other], value=-1)
             grad_own[other].addcmul_(weigh, a.view(2, n, -1)[v], value=-1)
         for rows, columns, e in _exponentials(a, k, temperature, block, first, symmetric):
@@ -88,9 +88,9 @@ class _Blockwise(torch.autograd.Function):
 def _exponentials(
     a: Tensor, k: Tensor, temperature: float, block: int, first: int, symmetric: bool
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks of exp((cosine - 1) / temperature) with zeros at an anchor's own place and at its positive.
+    """Yield blocks of exp((cosine - 1) / temperature), which are zero for an anchor itself and for its positive.
 
-    Symmetric: those on and above the diagonal. The tensor is the same memory each time.
+    If symmetric, only blocks on and above the diagonal are computed. All blocks share the same memory.
     """
     rows, columns = _slices(len(a) // 2, block), _slices(len(k) // 2, block)
     memory = a.new_empty(min(block, len(a)), min(block, len(k)))
@@ -103,7 +103,7 @@ def _exponentials(
             e = memory[: r.stop - r.start, : c.stop - c.start]
             torch.addmm(shift, a[r], k[c].T, alpha=1 / temperature, out=e)
             e.exp_()
-            # image of an anchor less image of a key, both counted among the keys' images
+            # difference between the images of anchor and key, both counted among the keys' images
             start = (r.start % n) + first - (c.start % m)
             if -len(e) < start < e.shape[1]:
                 e.diagonal(start).zero_()
@@ -111,7 +111,7 @@ def _exponentials(
 
 
 def _slices(images: int, block: int) -> list[slice]:
-    """Ranges of at most `block` rows over two views, none of which holds rows of both."""
+    """Return ranges of at most `block` rows over two views, none of which spans both views."""
     return [
         slice(view * images + start, view * images + min(start + block, images))
         for view in (0, 1)

@@ -6,7 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simclr.losses.blockwise import blockwise_nt_xent, needs_float64
-from simclr.losses.similarity import Keys, Negatives, _split, check, frugal_unit_rows, full_precision
+from simclr.losses.similarity import (
+    Keys,
+    Negatives,
+    check_views,
+    full_precision,
+    split_similarities,
+    unit_rows_low_memory,
+)
 
 
 def nt_xent(
@@ -18,19 +25,18 @@ def nt_xent(
     negatives: Negatives = "both",
     block: int | None = None,
     keys: Keys | None = None,
-    offset: int = 0,
 ) -> Float[Tensor, ""]:
-    """Normalised-temperature cross-entropy of each embedding against its other view (Chen et al. 2020, eq. 1).
+    """Return the normalised-temperature cross-entropy of each embedding and its other view (Chen et al. 2020, eq. 1).
 
     `z_a[i]` and `z_b[i]` are two views of image i. Each of the 2n anchors has its other view as the positive
-    and, of the 2m keys, all but itself and its positive as negatives; with `negatives` other, those of the other view
-    alone. The scalar is the mean over anchors, in nats; ln(2m - 1) is chance. `normalize` compares by cosine, else by
-    dot product. `block` is the side, in rows, of the blocks in which similarities are computed and forgotten; 0 holds
-    the whole matrix, None does whichever is faster. The result is the same.
+    and, of the 2m keys, all but itself and its positive as negatives; with `negatives` other, only those of the other
+    view. The result is the mean over anchors, in nats; its chance level is ln(2m - 1). `normalize` compares by cosine,
+    otherwise by dot product. `block` is the side, in rows, of the blocks in which similarities are computed and
+    discarded; 0 holds the whole matrix and None chooses the faster way. The result does not depend on it.
     """
-    check(z_a, z_b, temperature)
+    check_views(z_a, z_b, temperature)
     whole = not normalize or negatives == "other"
-    candidates = 2 * len(z_a if keys is None else keys[0])
+    candidates = 2 * len(z_a if keys is None else keys.a)
     if block is None:
         block = 0 if whole else _fastest_block(z_a, candidates)
     if block and whole:  # the exponentials of blocks are scaled by the largest cosine there can be
@@ -39,18 +45,19 @@ def nt_xent(
         block = 0  # MPS has no float64; the whole matrix is exact without
     with torch.autocast(z_a.device.type, enabled=False):
         if block and candidates > 2:
-            anchors = frugal_unit_rows(full_precision(torch.cat([z_a, z_b])))
-            if keys is None or keys[0] is z_a:
+            anchors = unit_rows_low_memory(full_precision(torch.cat([z_a, z_b])))
+            if keys is None or keys.a is z_a:
                 return blockwise_nt_xent(anchors, anchors, temperature, block, None)
-            others = frugal_unit_rows(full_precision(torch.cat(keys)))
-            return blockwise_nt_xent(anchors, others, temperature, block, offset)
-        positive, others, _ = _split(z_a, z_b, temperature, normalize, negatives, keys, offset)
-        # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives its gradient
-        # is their share, which "softmax - 1" would round to zero in float32
+            others = unit_rows_low_memory(full_precision(torch.cat([keys.a, keys.b])))
+            return blockwise_nt_xent(anchors, others, temperature, block, keys.offset)
+        positive, others, _ = split_similarities(z_a, z_b, temperature, normalize, negatives, keys)
+        # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives, its gradient
+        # is their fraction of the sum, which "softmax - 1" would round to zero in float32
         return -F.logsigmoid(positive - others.logsumexp(1, keepdim=True)).mean()
 
 
 def _fastest_block(z: Tensor, candidates: int) -> int:
-    """Measured: on a CPU blocks win once the matrix leaves the cache, on a GPU once it is large."""
+    """Return the fastest block side as measured: on a CPU blocks win once the matrix leaves the cache, on a GPU once it
+    is large."""
     threshold, block = (8192, 8192) if z.is_cuda else (256, 512)
     return block if candidates > threshold else 0

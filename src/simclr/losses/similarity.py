@@ -1,17 +1,28 @@
-"""What the contrastive losses share: unit-length rows and the matrix of similarities."""
+"""Unit-length rows and the similarity matrix of contrastive losses."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-NORM_FLOOR = 1e-6  # the least norm a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
+NORM_FLOOR = 1e-6  # minimum norm that a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
 
 Negatives = Literal["both", "other"]
-Keys = tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]
+
+
+class Keys(NamedTuple):
+    """Embeddings that anchors are compared with: both views of the m images of all processes, in the order of the
+    ranks."""
+
+    a: Float[Tensor, "m d"]
+    b: Float[Tensor, "m d"]
+    offset: int = 0
+    """row of the first of this process's images"""
+    labels: Int64[Tensor, " m"] | None = None
+    """class of each image, for supcon"""
 
 
 def similarities(
@@ -22,19 +33,18 @@ def similarities(
     normalize: bool = True,
     negatives: Negatives = "both",
     keys: Keys | None = None,
-    offset: int = 0,
 ) -> tuple[Float[Tensor, "anchors candidates"], Int[Tensor, " anchors"]]:
-    """Scaled similarity of every anchor with every key, -inf with itself, and the column of its positive.
+    """Return the scaled similarity of every anchor with every key, -inf with itself, and the column of its positive.
 
-    `negatives` other: -inf with all keys of the anchor's own view, as where the paper compares losses (App. B.10)."""
-    keys_a, keys_b = (z_a, z_b) if keys is None else keys
-    n, m = len(z_a), len(keys_a)
+    With `negatives` other, similarities with all keys of the anchor's own view are -inf (paper, App. B.10)."""
+    keys = keys or Keys(z_a, z_b)
+    n, m = len(z_a), len(keys.a)
     with torch.autocast(z_a.device.type, enabled=False):
-        anchors, candidates = full_precision(torch.cat([z_a, z_b])), full_precision(torch.cat([keys_a, keys_b]))
+        anchors, candidates = full_precision(torch.cat([z_a, z_b])), full_precision(torch.cat([keys.a, keys.b]))
         if normalize:
             anchors, candidates = unit_rows(anchors), unit_rows(candidates)
         logits = anchors @ candidates.T / temperature
-    own = torch.arange(offset, offset + n, device=logits.device)
+    own = torch.arange(keys.offset, keys.offset + n, device=logits.device)
     own, positives = torch.cat([own, own + m]), torch.cat([own + m, own])
     if negatives == "other":
         view_of_anchor, view_of_key = (torch.arange(2 * k, device=logits.device) // k for k in (n, m))
@@ -43,12 +53,13 @@ def similarities(
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Rows at length 1; a row shorter than 1e-6 is divided by 1e-6 and so stays finite."""
+    """Return rows scaled to length 1; a row shorter than 1e-6 is divided by 1e-6 and so stays finite."""
     return F.normalize(x, dim=1, eps=NORM_FLOOR)
 
 
-def frugal_unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """As `unit_rows`, keeping nothing but its result for the backward pass: beside a blockwise loss the rest shows."""
+def unit_rows_low_memory(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return `unit_rows(x)`, keeping nothing but the result for the backward pass: next to a blockwise loss, what
+    autograd would keep is noticeable."""
     return _UnitRows.apply(x)
 
 
@@ -70,24 +81,25 @@ class _UnitRows(torch.autograd.Function):
 
 
 def full_precision(x: Tensor) -> Tensor:
+    """Return a tensor as float32, or as it is if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
+def check_views(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
+    """Raise ValueError unless both views have one shape and the temperature is positive."""
     if z_a.shape != z_b.shape:
         raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
-def _split(
-    z_a: Tensor, z_b: Tensor, temperature: float, normalize: bool, negatives: Negatives, keys: Keys | None, offset: int
+def split_similarities(
+    z_a: Tensor, z_b: Tensor, temperature: float, normalize: bool, negatives: Negatives, keys: Keys | None
 ) -> tuple[Float[Tensor, "anchors 1"], Float[Tensor, "anchors candidates"], int]:
-    """Similarity of each anchor with its positive, those with its negatives (-inf elsewhere), and their number."""
-    check(z_a, z_b, temperature)
-    logits, positives = similarities(
-        z_a, z_b, temperature, normalize=normalize, negatives=negatives, keys=keys, offset=offset
-    )
+    """Return each anchor's similarity with its positive, those with its negatives (-inf elsewhere), and the number of
+    negatives."""
+    check_views(z_a, z_b, temperature)
+    logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, negatives=negatives, keys=keys)
     others = logits.scatter(1, positives[:, None], -torch.inf)
     count = (1 if negatives == "other" else 2) * (logits.shape[1] // 2 - 1)
     return logits.gather(1, positives[:, None]), others, count

@@ -1,4 +1,4 @@
-"""What a batch of embeddings looks like, beside its loss."""
+"""Statistics of a batch of embeddings."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from simclr.losses.similarity import full_precision, unit_rows
 
-CELLS = 1 << 24  # of the matrix of similarities that `contrast_statistics` holds at a time
+CELLS = 1 << 24  # maximum number of similarities that `contrast_statistics` holds at a time
 
 
 class ContrastStatistics(NamedTuple):
-    """What a batch of embeddings looks like, beside its loss; scalars on the device of the embeddings."""
+    """Contrastive accuracy, entropy and mean cosines of a batch; scalars on the device of the embeddings."""
 
-    top1: Tensor  # share of anchors whose positive is the nearest of the 2m - 1 candidates
+    top1: Tensor  # fraction of anchors whose positive is the nearest of the 2m - 1 candidates
     entropy: Tensor  # of the softmax over those candidates, nats
     positive_cosine: Tensor  # mean over pairs
     negative_cosine: Tensor  # mean over all other keys
@@ -24,7 +24,7 @@ class ContrastStatistics(NamedTuple):
 def contrast_statistics(
     z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "n d"], temperature: float = 0.1
 ) -> ContrastStatistics:
-    """Contrastive accuracy, entropy and mean cosines over all 2n - 1 candidates.
+    """Return contrastive accuracy, entropy and mean cosines over all 2n - 1 candidates.
 
     The official code reports accuracy and entropy over the n candidates of the other view only: see
     `official_contrast_statistics`.
@@ -36,9 +36,9 @@ def contrast_statistics(
         for rows in torch.arange(2 * n, device=z.device).split(max(1, CELLS // (2 * n))):
             own, other = rows[:, None], (rows[:, None] + n) % (2 * n)
             logits = z[rows] @ z.T / temperature
-            found = logits.gather(1, other).sum()
-            positive += found
-            negative += logits.scatter_(1, own, 0.0).sum() - found
+            matched = logits.gather(1, other).sum()
+            positive += matched
+            negative += logits.scatter_(1, own, 0.0).sum() - matched
             log_p = logits.scatter_(1, own, -torch.inf).log_softmax(1)
             top1 += (logits.argmax(1) == other[:, 0]).sum()
             entropy -= (log_p.exp() * log_p.scatter_(1, own, 0.0)).sum()
@@ -59,7 +59,7 @@ def official_contrast_statistics(
     normalize: bool = True,
     offset: int = 0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Accuracy and entropy as the official code reports them (metrics.py): from view a to view b only, so
+    """Return accuracy and entropy as the official code reports them (metrics.py): from view a to view b only, and so
     among m candidates rather than 2m - 1."""
     a, b = full_precision(z_a), full_precision(z_b)
     if normalize:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr.cli.commands import COMMANDS
-from simclr.losses.objective import negatives_in
+from simclr.losses.objective import Objective
 from simclr.optim import total_steps
 from simclr.runs.recipe import flatten, plain
 
@@ -132,7 +132,7 @@ class Folder:
         """NT-Xent of chance, nats; None for runs by another loss."""
         if self.kind != "pretrain" or (self.batch or 0) < 2 or self.recipe.get("loss", "nt_xent") != "nt_xent":
             return None
-        return math.log(negatives_in(self.batch, self.recipe.get("negatives", "both")) + 1)
+        return Objective(negatives=self.recipe.get("negatives", "both")).chance(self.batch)
 
     @property
     def chance_form(self) -> str:

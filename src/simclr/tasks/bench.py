@@ -17,7 +17,8 @@ from simclr.data import Source, jpeg
 from simclr.data.specs import unlabelled
 from simclr.runs.environment import cores, environment
 from simclr.runs.files import require_folder_path, write_atomically
-from simclr.tasks.pretrain import Assembly, Pretrain
+from simclr.tasks.pretrain import Pretrain
+from simclr.training.fit import Parts
 from simclr.training.throughput import _finish, loop_rate, memory_used, step_of
 
 WAIT = 0.1  # share of a step spent waiting for data from which on loading is what to change
@@ -100,13 +101,11 @@ class Bench(Pretrain):
 
         def work() -> Tensor:
             z_a, z_b = z.clone().requires_grad_()
-            return torch.autograd.grad(self.contrast(z_a, z_b, labels), (z_a, z_b))[0]
+            return torch.autograd.grad(self.objective(z_a, z_b, labels), (z_a, z_b))[0]
 
         return work
 
-    def _step(
-        self, parts: Assembly, local: int, device: torch.device, agreed: Callable[[bool], bool]
-    ) -> dict[str, float]:
+    def _step(self, parts: Parts, local: int, device: torch.device, agreed: Callable[[bool], bool]) -> dict[str, float]:
         batch, train = next(iter(parts.batches(range(1)))), step_of(parts)
         with FlopCounterMode(display=False) as counter:
             train(batch)

@@ -1,4 +1,4 @@
-"""Distillation of a fine-tuned network into another by images without labels (SimCLRv2, section 2.3)."""
+"""Distillation of a fine-tuned network into another on images without labels (SimCLRv2, section 2.3)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -6,12 +6,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simclr.data import Source
 from simclr.data.specs import unlabelled
 from simclr.data.splits import balanced_rows
+from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import Result, summary, table
 from simclr.evaluation.metrics import accuracy
@@ -22,90 +24,58 @@ from simclr.models.card import Card
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
-from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.runs.files import report_unreadable
-from simclr.runs.machine import Machine
-from simclr.training.batches import Batch, open_batches
-from simclr.training.fit import Plan, begin, finished, fit
-from simclr.training.session import prepare
+from simclr.settings import setting
+from simclr.tasks.training import Training, close_run, default
+from simclr.training.batches import Batch
+from simclr.training.fit import Parts, fit
+from simclr.training.session import is_finished, open_run, prepare, wrap
 from simclr.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
-    """Train a student to give the class probabilities of a fine-tuned teacher, and measure both.
+class Distill(Training):
+    """Train a student to give the class probabilities of a fine-tuned teacher, and evaluate both.
 
-    The defaults are the second paper's: the loss needs no labels, the teacher stands still in inference mode, both
-    see the same crop and flip, and learning rate, decay and batch are those of pretraining. A student of the
-    teacher's own architecture is self-distillation. Calling it trains, or goes on with, the run in `out`.
+    The defaults are the second paper's: the loss needs no labels, the teacher stays in inference mode, both see the
+    same crop and flip, and learning rate, weight decay and batch are those of pretraining. A student of the teacher's own
+    architecture is self-distillation. Labels of `data` are only used if label_weight is above 0. The run folder is
+    TEACHER/distill-ENCODER by default; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "distill"
+    most_warmup: ClassVar[float] = 20
 
     teacher: Path
-    """run folder of a fine-tuned network, as `simclr finetune` and `simclr distill` write"""
-    data: Any
-    """images to learn from; of labelled data the training part, whose labels are not used"""
-    out: Path | None = None
-    """run folder to make; TEACHER/distill-ENCODER if not given"""
-    fresh: bool = False
-    """delete what an earlier run left in `out` and start over"""
+    """run folder of a fine-tuned network, as `simclr finetune` and `simclr distill` write it"""
+    lr: float = default("lr", 0.1)
+    scaling: Literal["linear", "sqrt", "none"] = default("scaling", "sqrt")
+    weight_decay: float = default("weight_decay", 1e-4)
+    epochs: float | int | None = default("epochs", 400)
     encoder: str | None = None
-    """the student: simclr_resnet18/34/50/101/152/200, or any timm model by name; the teacher's own if not given"""
+    """encoder of the student: simclr_resnet18/34/50/101/152/200, or the name of any timm model (default: the
+    teacher's)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
     """options of the student's encoder, such as width"""
     start: Path | None = None
-    """run folder of an encoder to start the student from, instead of fresh weights"""
-    temperature: float = 1.0
-    """divides the scores of both; paper 1 for a smaller student, 0.1 for self-distillation"""
-    label_weight: float = 0.0
-    """share of the loss that labels have, as cross-entropy; the teacher has the rest"""
-    fraction: float = 1.0
-    """share of the training images whose labels count, where label_weight is above 0, chosen as in `simclr finetune`"""
+    """run folder of an encoder that the student starts from (default: random weights)"""
+    temperature: float = setting(1.0, above=0)
+    """temperature that divides the scores of both networks (paper: 1 for a smaller student, 0.1 for
+    self-distillation)"""
+    label_weight: float = setting(0.0, at_least=0, at_most=1)
+    """weight of the labels' cross-entropy in the loss; the teacher has the remainder"""
+    fraction: float = setting(1.0, above=0, at_most=1)
+    """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """least and largest area of a training crop, fractions of the image"""
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
-    """lars leaves the classifier unadapted"""
-    lr: float = 0.1
-    """base learning rate; per sqrt(image) with sqrt scaling, per 256 images with linear"""
-    scaling: Literal["linear", "sqrt", "none"] = "sqrt"
-    """how the learning rate grows with the batch"""
-    weight_decay: float = 1e-4
-    """of weights, not of biases and norms"""
-    batch: int = 4096
-    """images in a step, over all processes; cut to the number of images"""
-    epochs: float | int = 400
-    """passes over the images"""
-    warmup_epochs: float | int = 20
-    """passes over which the learning rate rises linearly from 0"""
+    """minimum and maximum area of a training crop, as fractions of the image"""
     test: str | None = None
-    """labelled images to measure student and teacher on; `data` if not given and labelled"""
-    max_bad: float = 0.05
-    """share of unreadable images past which the run stops, though never for fewer than 20 of them"""
-    log_every: int = 20
-    """steps between lines of the log"""
-    save_every: int = 500
-    """steps between checkpoints"""
-    seed: int = 0
-    """names every random draw"""
-    machine: Machine = Machine()
-    """devices, processes, precision and workers"""
+    """labelled images to evaluate student and teacher on (default: `data`, if it is labelled)"""
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "lr", "epochs", "batch", "log_every", "save_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "max_bad"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.max_bad > 1:
-            raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
-        if not 0 <= self.label_weight <= 1:
-            raise ValueError(f"label_weight must lie between 0 and 1, got {self.label_weight}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        super().__post_init__()
+        if self.epochs is None:
+            raise SettingError("epochs", "above 0", None)
         if self.start is not None and (self.encoder is not None or self.encoder_options):
-            raise ValueError("start brings its own encoder; give start, or encoder with its options")
+            raise SettingError("start", "absent if encoder or encoder_options are given", self.start)
 
     def __call__(self) -> dict[str, Any]:
         source = unlabelled(self.data)
@@ -113,108 +83,97 @@ class Distill:
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
         fabric = self.machine.launch()
-        batch = min(self.batch, len(source) // fabric.world_size * fabric.world_size)
-        steps = total_steps(len(source), batch, self.epochs)
-        warmup = warmup_steps(len(source), batch, self.warmup_epochs)
-        peak = peak_lr(self.lr, batch, self.scaling)
-        run = begin(fabric, self.folder, self, source, self.fresh)
-        if finished(run, fabric):
-            fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
+        batch = self.largest_batch(len(source), fabric.world_size)
+        schedule = self.schedule(len(source), batch)
+        run = open_run(
+            fabric, self.folder, self, {"images": len(source), "fingerprint": source.fingerprint}, self.fresh
+        )
+        if is_finished(run, fabric):
             return run.result
-
         torch.manual_seed(self.seed)
         card, encoder = self.student(given.card)
-        student = prepare(
-            self.machine, fabric, Classifier(encoder, ProjectionHead(card.features, layers=0), len(names))
-        )
+        student = Classifier(encoder, ProjectionHead(card.features, layers=0), len(names))
+        student = prepare(self.machine, fabric, student)
         dtype = next(student.parameters()).dtype
         teacher = load_classifier(self.teacher).requires_grad_(False).to(fabric.device, dtype)
-        optimizer = create_optimizer(self.optimizer, classifier_groups(student, self.weight_decay), lr=peak)
-        if self.machine.compile:
-            student.compile()
-        network, optimizer = fabric.setup(student, optimizer)
-        batches = open_batches(
-            source, Views(size=card.image_size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0), batch=batch,
-            seed=self.seed, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size,
-            mode=self.machine.storage, workers=self.machine.worker_processes, max_bad=self.max_bad, count=1,
-        )  # fmt: skip
-        known = self.labels(source)
+        parts = self.assemble(fabric, source, student, teacher, card.image_size, batch)
         fabric.print(
             f"{len(source):,} images of {source.name} -> {run.path}\n"
-            f"{given.card.encoder['name']} of {self.teacher} teaches {card.encoder['name']}: {len(names)} classes, "
-            f"temperature {self.temperature:g}\n"
-            f"{steps:,} steps of {batch}; peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling})"
+            f"teacher {given.card.encoder['name']} ({self.teacher}), student {card.encoder['name']}: {len(names)} "
+            f"classes, temperature {self.temperature:g}\n{self.describe_schedule(schedule.steps, batch)}"
         )
+        last = fit(run, fabric, parts, schedule, describe=agreement)
+
+        results = [] if test is None else self.figures(student, teacher, test, given, len(source))
+        content = {**summary(results, self, self.teacher), "images": len(source), "steps": schedule.steps, **last}
+        content |= {f"{result.name}_{result.metric}": result.value for result in results}
+
+        def save() -> None:
+            print(table(results))
+            save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
+
+        return close_run(fabric, run, {**content, "bad": len(run.bad)}, save)
+
+    def assemble(
+        self, fabric: Fabric, source: Source, student: Classifier, teacher: nn.Module, size: int, batch: int
+    ) -> Parts:
+        """Return network, optimizer, batches and the step of a prepared student."""
+        optimizer = self.create_optimizer(classifier_groups(student, self.weight_decay), batch)
+        network, optimizer = wrap(self.machine, fabric, student, optimizer)
+        policy = Views(size=size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0)
+        batches = self.open_batches(fabric, source, (policy,), batch)
+        all_labels, dtype = self.labels(source), next(student.parameters()).dtype
+        student.train()
 
         def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             images = batch.views[0].to(dtype)
             with torch.no_grad(), fabric.autocast():
-                wanted = teacher(images)
+                targets = teacher(images)
             scores = network(images)
-            loss = distillation(scores, wanted, self.temperature)
+            loss = distillation(scores, targets, self.temperature)
             if self.label_weight:
-                labels = known[torch.from_numpy(batch.indices)].to(fabric.device)
+                labels = all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
                 loss = (1 - self.label_weight) * loss + self.label_weight * labels_loss(scores, labels)
             fabric.backward(loss)
-            return loss.detach(), (scores.detach(), wanted)
+            return loss.detach(), (scores.detach(), targets)
 
-        plan = Plan(
-            steps=steps, lr=lambda step: peak * lr_factor(step, steps, warmup), seed=self.seed,
-            log_every=self.log_every, save_every=self.save_every,
-        )  # fmt: skip
-        student.train()
-        last = fit(
-            run, fabric, student, optimizer, batches, backward, plan,
-            describe=lambda outputs: {"agreement": accuracy(outputs[0], outputs[1].argmax(1))},
-            bad=batches.bad,
-        )  # fmt: skip
-
-        results = [] if test is None else self.figures(student, teacher, test, given, len(source))
-        content = {**summary(results, self, self.teacher), "images": len(source), "steps": steps, **last}
-        content |= {f"{result.name}_{result.metric}": result.value for result in results}
-        content["bad"] = len(run.bad)
-        if fabric.is_global_zero:
-            print(table(results))
-            save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
-            run.finish(content)
-            report_unreadable(run.path, run.bad)
-            print(f"wrote {run.path}")
-        fabric.barrier()
-        return content
+        return Parts(student, optimizer, batches, backward)
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """The run folder."""
         return self.out or self.teacher / f"distill-{self.encoder or 'self'}"
 
     def class_names(self, card: Card) -> list[str]:
-        """The classes the teacher tells apart."""
+        """Return the names of the teacher's classes."""
         if card.supervised is None:
-            raise ValueError(f"{self.teacher} has no classifier to learn from; simclr finetune gives it one")
+            raise RunError(self.teacher, "has no classifier to learn from", "Train one with simclr finetune")
         return list(card.supervised.get("names") or [f"class {k}" for k in range(card.supervised["classes"])])
 
     def measured(self, source: Source, given: Card) -> Source | None:
-        """The test part student and teacher are measured on."""
+        """Return the test images that student and teacher are evaluated on."""
         if self.test is None and source.labels is None:
             return None
         names = self.class_names(given)
         train, test = labelled(self.data if self.test is None else self.test)
         named = "names" in given.supervised
         if list(train.classes) != names if named else len(train.classes) != len(names):
-            raise ValueError(
-                f"{test.name} has {len(train.classes)} classes, {', '.join(train.classes[:3])} ...; "
-                f"the teacher tells {len(names)} others apart, {', '.join(names[:3])} ..."
+            raise DataError(
+                test.name,
+                f"it has {len(train.classes)} classes ({', '.join(train.classes[:3])} ...), which are not the "
+                f"teacher's {len(names)} ({', '.join(names[:3])} ...)",
             )
         return test
 
     def student(self, teacher: Card) -> tuple[Card, nn.Module]:
-        """A card of the student's encoder, and the encoder."""
+        """Return a card of the student's encoder, and the encoder."""
         if self.start is not None:
             start = load(self.start)
             if start.card.image_size != teacher.image_size:
-                raise ValueError(
-                    f"start: {self.start} is for {start.card.image_size} px, the teacher for {teacher.image_size} px"
-                )
+                raise SettingError(
+                    "start", f"an encoder for {teacher.image_size} px, as the teacher",
+                    f"{self.start}, which is for {start.card.image_size} px",
+                )  # fmt: skip
             return start.card, start.network
         name = self.encoder or teacher.encoder["name"]
         options = self.encoder_options if self.encoder else {**teacher.encoder["options"], **self.encoder_options}
@@ -225,37 +184,37 @@ class Distill:
         ), encoder  # fmt: skip
 
     def labels(self, source: Source) -> Tensor:
-        """The class of each image, -1 where it does not count."""
-        known = torch.full((len(source),), -1)
+        """Return the class of each image, -1 if it is not used."""
+        labels = torch.full((len(source),), -1)
         if not self.label_weight:
-            return known
+            return labels
         if source.labels is None:
-            raise ValueError(f"label_weight is {self.label_weight}, but {source.name} has no labels")
+            raise SettingError("label_weight", f"0 for {source.name}, which has no labels", self.label_weight)
         rows = torch.from_numpy(balanced_rows(source, self.fraction, self.seed))
-        known[rows] = torch.from_numpy(source.labels)[rows]
-        return known
+        labels[rows] = torch.from_numpy(source.labels)[rows]
+        return labels
 
     def figures(
         self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, images: int
     ) -> list[Result]:
-        """Accuracy of both on the test part, and how often they agree there."""
+        """Return the test accuracy of both networks and how often they agree."""
         facts: dict[str, Any] = {
             "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
             "split": f"fitted on {images:,} images, last step measured on the test part",
         }  # fmt: skip
-        found, results = {}, []
+        features, results = {}, []
         for name, network in (("teacher", teacher), ("student", student)):
-            found[name] = extract(
+            features[name] = extract(
                 network, test, given.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
             )
-            results.append(Result.of(name, "distilled", found[name].features, found[name].labels, **facts))
-        choice = found["teacher"].features.argmax(1)
-        agreement = Result.of("student", "distilled", found["student"].features, choice, **facts)
-        return [*results, replace(agreement, metric="agreement_top1")]
+            results.append(Result.of(name, "distilled", features[name].features, features[name].labels, **facts))
+        choice = features["teacher"].features.argmax(1)
+        matches = Result.of("student", "distilled", features["student"].features, choice, **facts)
+        return [*results, replace(matches, metric="agreement_top1")]
 
     def card(self, student: Card, names: list[str], source: Source) -> Card:
-        """What the saved weights are and what to feed them."""
+        """Return the card of the saved weights."""
         return Card(
             encoder=student.encoder, features=student.features, image_size=student.image_size,
             preprocess=student.preprocess, supervised={"classes": len(names), "input": 0, "names": names},
@@ -265,5 +224,11 @@ class Distill:
 
 
 def labels_loss(scores: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
-    """Cross-entropy, mean over the images of a batch that have a label (0 where none has)."""
+    """Return the cross-entropy, as the mean over the images of a batch that have a label; 0 if none has."""
     return F.cross_entropy(scores.float(), labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+
+
+def agreement(outputs: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return how often student and teacher agree on a training batch."""
+    scores, targets = outputs
+    return {"agreement": accuracy(scores, targets.argmax(1))}

@@ -27,9 +27,10 @@ from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_
 from simclr.runs.environment import cores
 from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
-from simclr.tasks.pretrain import Assembly, Pretrain
+from simclr.tasks.pretrain import Pretrain
+from simclr.training.fit import Parts
 from simclr.training.gathering import gather
-from simclr.training.sampler import Order
+from simclr.training.sampler import BatchSampler
 from simclr.training.throughput import loop_rate, memory_used, step_of
 
 IMAGES = 16  # of the batch that must be learnt
@@ -103,7 +104,7 @@ class Doctor(Pretrain):
         """All checks of a run over `source`; later ones are left out where an earlier one makes them senseless."""
         require_folder_path(self.folder)
         world = fabric.world_size
-        order = Order(len(source), self.batch, self.seed, 0, world)  # complains as the run would
+        order = BatchSampler(len(source), self.batch, self.seed, 0, world)  # complains as the run would
         if self.micro_batch and order.local % self.micro_batch:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must divide the {order.local} images of a process")
 
@@ -114,7 +115,7 @@ class Doctor(Pretrain):
         yield findings.large_enough(np.array([one.side for one in looked]), self.views.size)
         yield findings.show_something(np.array([one.deviation for one in looked]))
         yield findings.different([one.digest for one in looked], len(source))
-        plan = self.plan(len(source))
+        plan = self.schedule(len(source))
         rates = [plan.lr(step) for step in range(plan.steps)]
         yield findings.schedule(rates, order.steps_per_epoch)
 
@@ -181,7 +182,7 @@ class Doctor(Pretrain):
         expected = torch.stack([self.views.apply(images, one) for one in drawn])
         yield findings.views_belong(batch.views.float().cpu(), expected)
 
-    def _learning(self, fabric: Fabric, parts: Assembly, batch: Any) -> Iterator[Finding]:
+    def _learning(self, fabric: Fabric, parts: Parts, batch: Any) -> Iterator[Finding]:
         """One batch again and again, by an optimizer that needs no tuning. Returns the seconds of a step."""
         optimizer = fabric.setup_optimizers(torch.optim.AdamW(parts.model.parameters(), 1e-3))
         named = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
@@ -209,7 +210,7 @@ class Doctor(Pretrain):
         yield findings.learns(losses, n, self.temperature, spread, len(losses) == STEPS)
         return float(np.median(times))
 
-    def _step(self, fabric: Fabric, parts: Assembly, batch: Any, source: Source, peak: float) -> Iterator[Finding]:
+    def _step(self, fabric: Fabric, parts: Parts, batch: Any, source: Source, peak: float) -> Iterator[Finding]:
         """One step of the run's own optimizer, at the highest rate of the run; and whether processes agree then."""
         parts.backward(batch)
         before = [p.detach().clone() for p in parts.model.parameters()]
@@ -251,5 +252,5 @@ class Doctor(Pretrain):
         if device.type == "cuda" and batch == self.batch:
             needed = 1e6 * memory_used(device)
         yield memory(needed, there, self.batch, fitting, str(device))
-        steps = self.plan(len(source)).steps
+        steps = self.schedule(len(source)).steps
         yield duration(steps, self.batch, rate["images_per_s"], rate["data_wait"], batch)

@@ -1,323 +1,256 @@
-"""Pretraining without labels: the method of SimCLR, top to bottom."""
+"""Pretraining without labels: SimCLR."""
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source
 from simclr.data.specs import labels_for, unlabelled
 from simclr.data.splits import set_aside
+from simclr.errors import SettingError
 from simclr.evaluation.health import HealthCheck
 from simclr.evaluation.metrics import embedding_std, rankme
 from simclr.evaluation.online import KnnCheck
-from simclr.losses import contrast_statistics
-from simclr.losses.objective import Loss, check_choice, contrastive, negatives_in
+from simclr.losses import Keys, Objective, contrast_statistics
+from simclr.losses.objective import Loss
 from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.weights import save_encoder
-from simclr.optim import create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
-from simclr.report import keep_page
-from simclr.runs.files import report_unreadable
-from simclr.runs.machine import Machine
+from simclr.optim import parameter_groups
 from simclr.runs.recipe import plain
-from simclr.training.batches import Batch, Resident, Streamed, open_batches
-from simclr.training.fit import Backward, Plan, begin, finished, fit
+from simclr.settings import setting
+from simclr.tasks.training import Training, close_run, run_folder_for
+from simclr.training.batches import Batch
+from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
-from simclr.training.gradcache import Norms, cached_backward
-from simclr.training.session import prepare
+from simclr.training.gradcache import MicroBatches, Norms, cached_backward
+from simclr.training.session import is_finished, open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 
-RANK_ROWS = 256  # images whose rank a line of the log gives: all of a batch of thousands would take seconds
+RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
 class Outputs(NamedTuple):
-    """What a step computed, without gradients; (b, ...) of this process."""
+    """Outputs of a step on this process, without gradients."""
 
     h: Float[Tensor, "2*b d"]
     z_a: Float[Tensor, "b k"]
     z_b: Float[Tensor, "b k"]
 
 
-class Assembly(NamedTuple):
-    """What trains."""
+def simclr_step(
+    fabric: Fabric,
+    network: nn.Module,
+    views: Float[Tensor, "2 b 3 s s"],
+    objective: Callable[[Tensor, Tensor, Tensor | None, Keys], Tensor],
+    labels: Int64[Tensor, " b"] | None = None,
+    micro: MicroBatches | None = None,
+) -> tuple[Float[Tensor, ""], Outputs]:
+    """SimCLR: embed two views of each image and backpropagate the contrastive loss among the views of all processes."""
 
-    encoder: nn.Module
-    head: nn.Module
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    batches: Resident | Streamed
-    backward: Backward
+    def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
+        key_labels = None if labels is None else gather(labels)
+        keys = Keys(gather(z_a), gather(z_b), fabric.global_rank * len(z_a), key_labels)
+        return objective(z_a, z_b, labels, keys)
+
+    if micro is None:
+        h, z = network(views.flatten(0, 1))  # both views in one batch: (2b, d), (2b, k)
+        loss = loss_of(*z.chunk(2))
+        fabric.backward(loss)
+    else:
+        loss, h, z = cached_backward(fabric, network, views, loss_of, micro)
+    return loss.detach(), Outputs(h.detach(), *z.detach().chunk(2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain:
-    """Learn an encoder from images alone (Chen et al. 2020). The defaults are the paper's ImageNet settings.
+class Pretrain(Training):
+    """Pretrain an encoder on images without labels (Chen et al. 2020).
 
-    Calling it trains, or goes on with, the run in `out` and returns its result.
+    The defaults are the paper's ImageNet settings. The run folder is runs/pretrain-DATA by default; the same command
+    resumes an interrupted run.
     """
 
     command: ClassVar[str] = "pretrain"
 
-    data: Any
-    """images to learn from: a folder, list, table, array file or named data set; in Python also any sequence"""
-    out: Path | None = None
-    """run folder; runs/pretrain-DATA if not given"""
-    fresh: bool = False
-    """delete what an earlier run left in `out` and start over"""
     encoder: str = "simclr_resnet50"
-    """simclr_resnet18/34/50/101/152/200, or any timm model by name"""
+    """encoder: simclr_resnet18/34/50/101/152/200, or the name of any timm model"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
-    """options of the encoder: width, sk_ratio, se_ratio, stem, or what the timm model takes"""
+    """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model"""
     views: Views = Views(size=224)
-    """the stochastic augmentation that makes two views of an image"""
-    head_layers: int = 2
-    """layers of the projection head; v1 paper 2, v2 paper and official code 3; 0 for none"""
-    head_features: int = 128
-    """length of the embedding z"""
+    """augmentation policy that makes two views of an image"""
+    head_layers: int = setting(2, at_least=0)
+    """number of layers of the projection head (v1 paper 2; v2 paper and official code 3); 0 for no head"""
+    head_features: int = setting(128, at_least=1)
+    """dimension of the embedding z"""
     loss: Loss = "nt_xent"
-    """nt_xent is SimCLR's, dcl leaves the positive out of its denominator, nt_logistic and margin_triplet are those the
-    paper compares it with (section 5.1); supcon, of Khosla et al., learns from labels"""
-    temperature: float = 0.1
-    """of the contrastive loss; paper 0.1 on ImageNet, 0.5 on CIFAR-10; margin_triplet has none"""
-    margin: float = 0.8
-    """margin_triplet only: how much nearer than a negative the positive must be; paper 0, 0.4, 0.8 or 1.6"""
+    """contrastive loss: nt_xent (SimCLR), nt_logistic and margin_triplet (v1, section 5.1), dcl (decoupled, without the
+    positive in the denominator) or supcon (Khosla et al., learns from labels)"""
+    temperature: float = setting(0.1, above=0)
+    """temperature of the contrastive loss (paper: 0.1 on ImageNet, 0.5 on CIFAR-10); not used by margin_triplet"""
+    margin: float = setting(0.8, at_least=0)
+    """margin of margin_triplet, by which the positive must be nearer than a negative (paper: 0, 0.4, 0.8 or 1.6)"""
     semi_hard: bool = False
-    """nt_logistic and margin_triplet: of an anchor's negatives only the nearest of those beyond its positive"""
+    """semi-hard negatives for nt_logistic and margin_triplet: of the negatives farther away than the positive, only the
+    nearest"""
     normalize: bool = True
-    """compare embeddings by cosine, else by dot product (official hidden_norm)"""
+    """comparison of embeddings by cosine; false: by dot product (official hidden_norm)"""
     negatives: Negatives = "both"
-    """views that negatives come from: both, or the other one alone, as where the paper compares losses (App. B.10)"""
-    loss_scale: float = 1.0
-    """the loss is the mean over 2N anchors times this; the official code's value is 2"""
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
-    """optimizer; lars and sgd as in the official code"""
-    lr: float = 0.3
-    """base learning rate; per 256 images with linear scaling, per sqrt(image) with sqrt"""
-    scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """how the learning rate grows with the batch"""
-    momentum: float = 0.9
-    """of lars and sgd"""
-    weight_decay: float = 1e-6
-    """of weights, not of biases and norms; paper 1e-6, official v2 1e-4"""
-    batch: int = 4096
-    """images in a step, over all processes; each has 2 * batch - 2 negatives"""
-    micro_batch: int = 0
-    """images whose activations a process holds at a time, with the gradient of the whole batch for twice the forward
-    passes; 0 for all at once"""
+    """views that negatives are taken from: both, or only the other one, as in the paper's comparison of losses
+    (App. B.10)"""
+    loss_scale: float = setting(1.0, above=0)
+    """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
+    micro_batch: int = setting(0, at_least=0)
+    """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
+    forward passes; 0 for all at once"""
     bn: Norms = "micro"
-    """batch norms under micro_batch: micro takes the statistics of each micro-batch, frozen-stats the moving ones"""
-    epochs: float | int = 100
-    """passes over the images"""
-    warmup_epochs: float | int = 10
-    """passes over which the learning rate rises linearly from 0"""
+    """batch norms under micro_batch: micro uses the statistics of each micro-batch over all processes, so results depend
+    on the number of processes; frozen-stats uses the moving statistics"""
     decode: Literal["exact", "fast"] = "exact"
-    """exact reads image files whole; fast reads a JPEG file at a half, a quarter or an eighth of its side where both
-    crops still have a view's pixels, which smooths them a little as an antialiased resize would: for large photographs
-    that workers decode"""
-    max_bad: float = 0.05
-    """share of unreadable images past which the run stops, though never for fewer than 20 of them"""
-    knn_every: float | int = 10
-    """epochs between checks: health without labels, and kNN where labels exist; 0 for none"""
-    held_out: int = 0
-    """images kept out of training, by hashes of their names, to check health on; 0 checks it on training images"""
-    log_every: int = 20
-    """steps between lines of the log"""
-    save_every: int = 500
-    """steps between checkpoints"""
-    seed: int = 0
-    """names every random draw"""
-    machine: Machine = Machine()
-    """devices, processes, precision and workers"""
+    """decoding of image files: exact reads them whole; fast reads a JPEG file at a half, a quarter or an eighth of its
+    side if both crops still have a view's pixels, which smooths them slightly, as an antialiased resize does (useful for
+    large photographs)"""
+    knn_every: float | int = setting(10, at_least=0)
+    """number of epochs between checks: health without labels, and k-NN accuracy if there are labels; 0 for none"""
+    held_out: int = setting(0, at_least=0)
+    """number of images held out of training for the health checks (selected by a hash of the name); 0 uses training
+    images"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is None:
+            raise SettingError("epochs", "above 0", None)
         if self.batch < 2:
-            raise ValueError(f"batch must be at least 2, since a lone image has no negatives; got {self.batch}")
-        for name in ("temperature", "lr", "loss_scale", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "knn_every", "head_layers", "max_bad", "held_out",
-                     "micro_batch"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("log_every", "save_every", "head_features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_bad > 1:
-            raise ValueError(f"max_bad is a share of the images, at most 1; got {self.max_bad}")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs must not exceed epochs ({self.epochs}), got {self.warmup_epochs}")
-        check_choice(self.loss, self.margin, self.semi_hard, self.negatives)
+            raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
+        self.objective  # noqa: B018  checks the combination of its settings
 
     def __call__(self) -> dict[str, Any]:
-        source, aside = self.sources()
-        plan = self.plan(len(source))
+        source, held_out = self.sources()
+        schedule = self.schedule(len(source))
         fabric = self.machine.launch()
-        run = begin(fabric, self.folder, self, source, self.fresh)
-        if finished(run, fabric):
-            fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
+        run = open_run(
+            fabric, self.folder, self, {"images": len(source), "fingerprint": source.fingerprint}, self.fresh
+        )
+        if is_finished(run, fabric):
             return run.result
-
-        encoder, head, model, optimizer, batches, backward = self.assemble(fabric, source)
-        fabric.print(self.announcement(source, plan.steps, fabric.world_size, encoder, str(fabric.device)))
-
-        def describe(outputs: Outputs) -> dict[str, float]:
-            """Each process describes its own part; the log holds the first one's."""
-            statistics = contrast_statistics(outputs.z_a, outputs.z_b, self.temperature)
-            chance = math.log(negatives_in(len(outputs.z_a), self.negatives) + 1)
-            marked = self.loss == "nt_xent" and chance > 0  # a lone image has no negatives
-            return ({"loss_over_chance": self.contrast(outputs.z_a, outputs.z_b).item() / chance} if marked else {}) | {
-                "contrastive_top1": statistics.top1.item(),
-                "positive_cosine": statistics.positive_cosine.item(),
-                "negative_cosine": statistics.negative_cosine.item(),
-                "embedding_std": embedding_std(outputs.z_a),
-                "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)]),
-            }
-
-        check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
-        well = HealthCheck.of(aside, self.views, self.temperature) if self.knn_every else None
+        parts = self.assemble(fabric, source)
+        encoder, head = parts.model["encoder"], parts.model["head"]
+        fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
+        knn_check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
+        health_check = HealthCheck.of(held_out, self.views, self.temperature) if self.knn_every else None
 
         def evaluate() -> dict[str, float]:
-            found = check(encoder, fabric.device) if check else {}
-            return found | {f"health_{name}": value for name, value in well(encoder, head, fabric.device).items()}
+            metrics = knn_check(encoder, fabric.device) if knn_check else {}
+            health = health_check(encoder, head, fabric.device) if health_check else {}
+            return metrics | {f"health_{name}": value for name, value in health.items()}
 
-        last = fit(
-            run, fabric, model, optimizer, batches, backward, plan, describe=describe, evaluate=evaluate,
-            bad=batches.bad,
-        )  # fmt: skip
+        last = fit(run, fabric, parts, schedule, describe=self.describe, evaluate=evaluate)
+        result = {"task": self.command, "images": len(source), "steps": schedule.steps, **last, **evaluate()}
+        save = lambda: save_encoder(run.path, encoder, head, self.card(encoder, head, source))
+        return close_run(fabric, run, {**result, "bad": len(run.bad)}, save)
 
-        found = evaluate() if well else {}
-        result = {"task": "pretrain", "images": len(source), "steps": plan.steps, **last, **found, "bad": len(run.bad)}
-        if fabric.is_global_zero:
-            save_encoder(run.path, encoder, head, self.card(encoder, head, source))
-            run.finish(result)
-            report_unreadable(run.path, run.bad)
-            keep_page(run.path)
-            print(f"wrote {run.path}")
-        fabric.barrier()
-        return result
-
-    def sources(self) -> tuple[Source, Source]:
-        """The images to learn from, and those to check health on."""
-        source = unlabelled(self.data)
-        self.labels(source)  # complains of missing ones
-        return set_aside(source, self.held_out) if self.held_out else (source, source)
-
-    def plan(self, images: int) -> Plan:
-        """How long a run over so many images is, and its learning rate at each step."""
-        steps = total_steps(images, self.batch, self.epochs)
-        warmup = warmup_steps(images, self.batch, self.warmup_epochs)
-        peak = peak_lr(self.lr, self.batch, self.scaling)
-        return Plan(
-            steps=steps,
-            lr=lambda step: peak * lr_factor(step, steps, warmup),
-            seed=self.seed,
-            log_every=self.log_every,
-            save_every=self.save_every,
-            evaluate_every=max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0,
+    @property
+    def objective(self) -> Objective:
+        """The contrastive loss of these settings."""
+        return Objective(
+            loss=self.loss,
+            temperature=self.temperature,
+            margin=self.margin,
+            semi_hard=self.semi_hard,
+            normalize=self.normalize,
+            negatives=self.negatives,
         )
 
-    def assemble(self, fabric: Fabric, source: Source) -> "Assembly":
-        """Network, optimizer, batches and the step that joins them."""
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or run_folder_for(self.command, self.data)
+
+    def sources(self) -> tuple[Source, Source]:
+        """Return the training images and the images of the health checks."""
+        source = unlabelled(self.data)
+        self.labels(source)  # raises if they are missing
+        return set_aside(source, self.held_out) if self.held_out else (source, source)
+
+    def labels(self, source: Source) -> Tensor | None:
+        """Return the labels that the loss learns from, -1 for none; None for a loss that learns without labels."""
+        return torch.from_numpy(labels_for("loss supcon", source, self.data)) if self.loss == "supcon" else None
+
+    def schedule(self, images: int, batch: int | None = None, steps: int | None = None) -> Schedule:
+        """Return the schedule of a run over `images` images."""
+        every = max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0
+        return replace(super().schedule(images, batch, steps), evaluate_every=every)
+
+    def assemble(self, fabric: Fabric, source: Source) -> Parts:
+        """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
         model = prepare(self.machine, fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
-        encoder, head = model["encoder"], model["head"]
-        groups = parameter_groups(model, self.weight_decay)
-        peak = peak_lr(self.lr, self.batch, self.scaling)
-        optimizer = create_optimizer(self.optimizer, groups, lr=peak, momentum=self.momentum)
-        both = Both(encoder, head)
-        if self.machine.compile:
-            both.compile()  # before it is wrapped: what is wrapped would call itself for ever
-        network, optimizer = fabric.setup(both, optimizer)
-
-        batches = open_batches(
-            source, self.views, batch=self.batch, seed=self.seed, device=fabric.device, rank=fabric.global_rank,
-            world=fabric.world_size, mode=self.machine.storage, workers=self.machine.worker_processes,
-            decode=self.decode, max_bad=self.max_bad,
-        )  # fmt: skip
-        dtype = next(encoder.parameters()).dtype
-
-        known = self.labels(source)
+        optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
+        network = EncoderWithHead(model["encoder"], model["head"])
+        network, optimizer = wrap(self.machine, fabric, network, optimizer)
+        batches = self.open_batches(fabric, source, (self.views, self.views), self.batch, self.decode)
+        dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
-            labels = None if known is None else known[torch.from_numpy(batch.indices)].to(fabric.device)
+            labels = None if all_labels is None else all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
+            name = (self.seed, batch.step, fabric.global_rank)
+            micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
+            scaled = lambda *among: self.loss_scale * objective(*among)
+            loss, outputs = simclr_step(fabric, network, batch.views.to(dtype), scaled, labels, micro)
+            return loss / self.loss_scale, outputs
 
-            def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
-                return self.loss_scale * self.contrast(
-                    z_a, z_b, labels, key_labels=None if labels is None else gather(labels),
-                    keys=(gather(z_a), gather(z_b)), offset=fabric.global_rank * len(z_a),
-                )  # fmt: skip
+        return Parts(model, optimizer, batches, backward)
 
-            if self.micro_batch:
-                loss, h, z = cached_backward(
-                    fabric, network, batch.views.to(dtype), loss_of, micro=self.micro_batch, bn=self.bn,
-                    name=(self.seed, batch.step, fabric.global_rank),
-                )  # fmt: skip
-            else:
-                h, z = network(batch.views.flatten(0, 1).to(dtype))  # both views in one batch: (2b, d), (2b, k)
-                loss = loss_of(*z.chunk(2))
-                fabric.backward(loss)
-            z_a, z_b = z.detach().chunk(2)
-            return loss.detach() / self.loss_scale, Outputs(h.detach(), z_a, z_b)
-
-        return Assembly(encoder, head, model, optimizer, batches, backward)
-
-    def contrast(self, z_a: Tensor, z_b: Tensor, labels: Tensor | None = None, **among: Any) -> Tensor:
-        """The loss of these settings; `among` says where other processes' embeddings are, see `simclr.losses`."""
-        return contrastive(
-            self.loss, z_a, z_b, labels, temperature=self.temperature, margin=self.margin, semi_hard=self.semi_hard,
-            normalize=self.normalize, negatives=self.negatives, **among,
-        )  # fmt: skip
-
-    def labels(self, source: Source) -> Tensor | None:
-        """The labels the loss learns from, -1 where there is none; None for a loss that learns without."""
-        return torch.from_numpy(labels_for("loss supcon", source, self.data)) if self.loss == "supcon" else None
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        named = isinstance(self.data, str | Path)
-        name = Path(str(self.data).rsplit(":", 1)[-1]).name if named else type(self.data).__name__
-        return self.out or Path("runs") / f"pretrain-{name}"
+    def describe(self, outputs: Outputs) -> dict[str, float]:
+        """Return figures of this process's embeddings; the log holds those of the first process."""
+        statistics = contrast_statistics(outputs.z_a, outputs.z_b, self.temperature)
+        chance = self.objective.chance(len(outputs.z_a))  # 0 for a single image, which has no negatives
+        relative = {"loss_over_chance": self.objective(outputs.z_a, outputs.z_b).item() / chance} if chance else {}
+        return relative | {
+            "contrastive_top1": statistics.top1.item(),
+            "positive_cosine": statistics.positive_cosine.item(),
+            "negative_cosine": statistics.negative_cosine.item(),
+            "embedding_std": embedding_std(outputs.z_a),
+            "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)]),
+        }
 
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
-        """What is about to happen, in the numbers people ask for."""
-        peak = peak_lr(self.lr, self.batch, self.scaling)
-        share = f" = {world} x {self.batch // world}, batch statistics over all" if world > 1 else ""
-        negatives = negatives_in(self.batch, self.negatives)
-        chance = f"chance is a loss of {math.log(negatives + 1):.3f}" if self.loss == "nt_xent" else f"loss {self.loss}"
+        """Return a summary of the run as text."""
+        local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
+        chance = self.objective.chance(self.batch)
+        level = f"loss {self.loss}" if chance is None else f"chance level of the loss {chance:.3f}"
         left_out = source.split == "train" and not source.has_own_split
         return (
-            f"{len(source):,} images of {source.name}{', a fifth left out as its test part' * left_out}"
+            f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {self.views.size} px, on {device}\n"
-            f"{steps:,} steps of {self.batch}{share}; {negatives:,} negatives an anchor; "
-            f"peak learning rate {peak:.4g} ({self.optimizer}, {self.scaling}); {chance}"
+            f"{self.describe_schedule(steps, self.batch)}{local}; "
+            f"{self.objective.count_negatives(self.batch):,} negatives per anchor; {level}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
-        """What the saved weights are and what to feed them."""
+        """Return the card of the saved weights."""
         return Card(
             encoder={"name": self.encoder, "options": plain(self.encoder_options)},
             features=encoder.num_features,
             image_size=self.views.size,
             preprocess={"size": self.views.size, "crop": Preprocess(self.views.size).crop},
             head=head.config(),
-            source={"task": "pretrain", "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed},
+            source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed},
         )
 
 
-class Both(nn.Module):
-    """Encoder and head as one network: x (2b, 3, S, S) -> h (2b, d), z (2b, k)."""
+class EncoderWithHead(nn.Module):
+    """Encoder and projection head as one network: x (n, 3, S, S) -> h (n, d), z (n, k)."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES, Ablation, Member, Then
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
-from simclr.training.sampler import Order
+from simclr.training.sampler import BatchSampler
 
 K = 20  # neighbours
 ELSEWHERE = {"run", "data", "out", "machine"}  # settings of a measurement that the weights or their run answer for
@@ -180,7 +180,7 @@ class Study(Pretrain):
         for one in plan:
             first = one.chain[0]
             try:
-                Order(len(source) - first.held_out, first.batch, 0, 0, processes)
+                BatchSampler(len(source) - first.held_out, first.batch, 0, 0, processes)
                 first.labels(source)
             except ValueError as error:
                 raise ValueError(f"{one.label}: {error}; --only names the members to run") from None

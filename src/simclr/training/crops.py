@@ -1,24 +1,24 @@
-"""Worker processes: they decode, cut the crops of an image, and send them as bytes."""
+"""Crops from worker processes: each image is decoded once, its crops are cut and sent as bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
 from simclr.data.decoding import Picture
 from simclr.data.source import Source
 from simclr.errors import TooManyBadImages, UnreadableImage
-from simclr.training.sampler import Order
-from simclr.views import Views
+from simclr.training.sampler import BatchSampler
+from simclr.views import ViewParameters, Views
 
 
 class Crops(NamedTuple):
-    """What a worker makes of the images `tried`; `indices` are those that were read, in their place."""
+    """Crops of the images `indices`, which are the images `tried` after unreadable ones were replaced."""
 
     tried: Int64[np.ndarray, " c"]
     indices: Int64[np.ndarray, " c"]
@@ -28,40 +28,52 @@ class Crops(NamedTuple):
     bad: list[UnreadableImage]
 
 
+def draw_views(
+    policies: Sequence[Views],
+    indices: Int[np.ndarray, " b"],
+    epoch: int,
+    seed: int,
+    sizes: Int[np.ndarray, "b 2"] | tuple[int, int],
+) -> list[ViewParameters]:
+    """Return the parameters of view k by policy k, for every policy."""
+    if all(policy == policies[0] for policy in policies):
+        return policies[0].draw_all(indices, epoch, len(policies), seed, sizes)
+    return [policy.draw(indices, epoch, view, seed, sizes) for view, policy in enumerate(policies)]
+
+
 @dataclass(frozen=True)
-class Cutter:
-    """From (step, indices) to crops: a data set that worker processes can be given."""
+class CropDataset:
+    """Map from (step, indices) to crops: a data set for worker processes."""
 
     source: Source
-    views: Views
-    order: Order
-    count: int = 2
+    policies: Sequence[Views]
+    sampler: BatchSampler
     decode: Literal["exact", "fast"] = "exact"
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
-        n, size, epoch = len(tried), self.views.size, self.order.epoch(step)
+        n, size, epoch = len(tried), self.policies[0].size, self.sampler.epoch(step)
         indices, sizes, bad = tried.copy(), np.empty((n, 2), np.int64), []
-        crops = np.empty((self.count, n, size, size, 3), np.uint8)
-        candidates = [chain([i], self.order.replacements(step, i)) for i in tried.tolist()]
+        crops = np.empty((len(self.policies), n, size, size, 3), np.uint8)
+        candidates = [chain([i], self.sampler.replacements(step, i)) for i in tried.tolist()]
         left = list(range(n))
         try:
-            while left:  # once, but for images that open and then cannot be read
-                pictures = []
+            while left:  # a single time, unless images open and then cannot be read
+                images = []
                 for k in left:
-                    indices[k], picture = self._open(candidates[k], bad)
-                    sizes[k] = picture.size
-                    pictures.append(picture)
-                drawn = self.views.draw_all(indices[left], epoch, self.count, self.order.seed, sizes[left])
+                    indices[k], image = self._open(candidates[k], bad)
+                    sizes[k] = image.size
+                    images.append(image)
+                drawn = draw_views(self.policies, indices[left], epoch, self.sampler.seed, sizes[left])
                 boxes, flips = np.stack([p.crop for p in drawn], 1), np.stack([p.flip for p in drawn], 1)
-                rows = zip(left, pictures, boxes, flips, strict=True)
-                left = [k for k, *one in rows if not self._cut(*one, crops[:, k], bad)]
-        except TooManyBadImages as error:  # handed over, since a loader wraps what is raised in its traceback
-            return TooManyBadImages(f"{self.source.name}: {error}; the last was {bad[-1]}")
+                rows = zip(left, images, boxes, flips, strict=True)
+                left = [k for k, *row in rows if not self._cut(*row, crops[:, k], bad)]
+        except TooManyBadImages as error:  # returned, since a loader wraps what is raised in its traceback
+            return TooManyBadImages(f"{self.source.name}: {error}. The last one is {bad[-1]}")
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
 
     def _open(self, candidates: Iterator[int], bad: list[UnreadableImage]) -> tuple[int, Picture]:
-        """The first image that opens; those before it go to `bad`."""
+        """Return the first image that opens; append those before it to `bad`."""
         while True:
             index = next(candidates)
             try:
@@ -71,21 +83,21 @@ class Cutter:
 
     def _cut(
         self,
-        picture: Picture,
+        image: Picture,
         boxes: Int64[np.ndarray, "v 4"],
         flips: Bool[np.ndarray, " v"],
         out: UInt8[np.ndarray, "v s s 3"],
         bad: list[UnreadableImage],
     ) -> bool:
-        """All crops of an image to `out`; False where it cannot be read."""
+        """Write all crops of an image to `out`; return False if it cannot be read."""
         start, stop = boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)
-        spare = int(boxes[:, 2:].min()) // self.views.size if self.decode == "fast" else 1
-        part = max(part for part in (1, 2, 4, 8) if part <= max(spare, 1))
+        spare = int(boxes[:, 2:].min()) // self.policies[0].size if self.decode == "fast" else 1
+        reduction = max(factor for factor in (1, 2, 4, 8) if factor <= max(spare, 1))
         try:
-            found = picture.read((*start.tolist(), *(stop - start).tolist()), part)
+            region = image.read((*start.tolist(), *(stop - start).tolist()), reduction)
         except UnreadableImage as error:
             bad.append(error)
             return False
-        for v, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
-            out[v] = self.views.crop(found.pixels, found.place(box, picture.size), flip)
+        for v, (policy, box, flip) in enumerate(zip(self.policies, boxes, flips, strict=True)):
+            out[v] = policy.crop(region.pixels, region.place(box, image.size), flip)
         return True

@@ -1,4 +1,4 @@
-"""The only training loop of the package."""
+"""Training loop: the only one of the package."""
 
 import contextlib
 import signal
@@ -6,28 +6,45 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from simclr.data import Source
-from simclr.errors import Interrupted
+from simclr.errors import DivergedError, Interrupted, RunError
 from simclr.randomness import bits
 from simclr.runs.run import Run
-from simclr.training.gathering import gather_entries
+from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_same_on_all_ranks
 from simclr.training.progress import Progress
 
 Backward = Callable[[Any], tuple[Tensor, Any]]
-"""One step's forward and backward pass: leaves gradients, returns the loss and whatever `describe` reads."""
+"""Forward and backward pass of one step: leaves gradients, returns the loss and what `describe` reads."""
+
+_DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may help"
+
+
+class Batches(Protocol):
+    """Batches by step, such as `Resident` and `Streamed`."""
+
+    bad: Mapping[str, str]
+    """path and reason of the images found unreadable so far"""
+
+    def __call__(self, steps: range) -> Iterable[Any]: ...
+
+
+class Parts(NamedTuple):
+    """Parts of a training run."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    backward: Backward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long a run is and what it does on the way, all counted in steps."""
+class Schedule:
+    """Length of a run, learning rates and regular actions, all counted in steps."""
 
     steps: int
     lr: Callable[[int], float]
@@ -42,141 +59,122 @@ class Plan:
 def fit(
     run: Run,
     fabric: Fabric,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Callable[[range], Iterable],
-    backward: Backward,
-    plan: Plan,
+    parts: Parts,
+    schedule: Schedule,
     *,
     describe: Callable[[Any], dict[str, float]] = lambda outputs: {},
     evaluate: Callable[[], dict[str, float]] = lambda: {},
-    bad: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Train `model` to the end of `plan`, from the last checkpoint of `run` where there is one.
+    """Train to the end of `schedule`, from the last checkpoint of `run` if there is one; return the last line of the
+    log.
 
-    `batches(steps)` gives the batches of those steps; as they and all draws are functions of the step, an
-    interrupted run ends bit for bit where an uninterrupted one does. `bad` holds the images that this process found
-    unreadable so far; they are noted with each checkpoint. Returns the last line of the log.
-    Raises Interrupted after SIGINT or SIGTERM, once the state is saved, and FloatingPointError where the loss is
-    no longer a number or the network not finite.
+    Batches and all draws are functions of the step, so an interrupted run ends bit for bit where an uninterrupted one
+    does. Raises Interrupted after SIGINT or SIGTERM, once the state is saved, and DivergedError if the loss or the
+    network is not finite.
     """
-    start = _restore(run, fabric, model, optimizer)
-    if start > plan.steps:
-        raise ValueError(f"the checkpoint in {run.path} is of step {start}, but the run has {plan.steps} steps")
-    steps = range(start, plan.steps)
-    facts: dict[str, Any] = {}
-    with Progress(plan.steps, start, shown=run.writes) as progress, _stop_requests() as stop:
-        clock = _Clock(fabric.world_size)
-        for step, batch in zip(steps, clock.waits(batches(steps)), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr(step)
-            torch.manual_seed(int(bits(plan.seed, step, fabric.global_rank)[0] >> 1))  # dropout, stochastic depth
-            loss, outputs = backward(batch)
-            optimizer.step()
-            optimizer.zero_grad()
-
+    start = _restore(run, fabric, parts)
+    if start > schedule.steps:
+        raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
+    steps = range(start, schedule.steps)
+    with Progress(schedule.steps, start, shown=run.writes) as progress, _stop_requests() as stop:
+        recorder = _Recorder(run, fabric, progress, describe, evaluate)
+        for step, batch in zip(steps, recorder.clock.waits(parts.batches(steps)), strict=True):
+            loss, outputs = _train_step(fabric, parts, schedule, step, batch)
             done = step + 1
-            last = done == plan.steps
-            if done % plan.log_every == 0 or last:
-                facts = {"step": done, "loss": _finite(fabric, loss, done), "lr": plan.lr(step), **describe(outputs)}
-                facts |= clock.read()
-                if fabric.device.type == "cuda":
-                    facts["memory_mb"] = round(torch.cuda.max_memory_allocated(fabric.device) / 1e6)
-                run.log(**facts)
-                progress.show(facts)
-            if plan.evaluate_every and done % plan.evaluate_every == 0 and not last:
-                with clock.paused():
-                    found = evaluate()
-                    run.log(step=done, **found)
-                    progress.show({"step": done, **found})
-            stopping = _agreed(fabric, stop) if fabric.world_size == 1 or done % plan.log_every == 0 else False
-            if done % plan.save_every == 0 or last or stopping:
-                with clock.paused():
-                    _must_be_finite(model, done)
-                    run.record_unreadable(gather_entries(dict(bad)))
-                    run.save(_state(fabric, model, optimizer, done))
+            last = done == schedule.steps
+            logging = last or done % schedule.log_every == 0
+            if logging:
+                recorder.log(done, schedule.lr(step), loss, outputs)
+            if schedule.evaluate_every and done % schedule.evaluate_every == 0 and not last:
+                recorder.evaluate(done)
+            stopping = (fabric.world_size == 1 or logging) and _any_rank_stops(fabric, stop)
+            if last or stopping or done % schedule.save_every == 0:
+                recorder.save(parts, done)
             progress.advance()
             if stopping and not last:
-                fabric.barrier()  # none leaves before the checkpoint is written: its parent would be ended with it
-                raise Interrupted(f"stopped at step {done} of {plan.steps} and saved; the same command goes on")
-    return facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
+                fabric.barrier()  # no process leaves before the checkpoint is written: its parent would be ended too
+                raise Interrupted(
+                    f"interrupted at step {done} of {schedule.steps}; checkpoint saved. "
+                    "Run the same command again to resume"
+                )
+    return recorder.facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
 
 
-def begin(fabric: Fabric, folder: Path, task: Any, source: Source, fresh: bool) -> Run:
-    """The run folder of a task that learns from `source`, written by the first process, opened by all.
-
-    What one process cannot do, such as going on with other settings, ends all of them.
-    """
-    error = None
-    try:
-        data = {"images": len(source), "fingerprint": source.fingerprint}
-        run = Run.start(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
-    except (ValueError, OSError) as found:
-        error = found
-    failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")
-    if error is not None:
-        raise error
-    if failed:
-        raise ValueError(f"another process could not open {folder}")
-    return run
+def _train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:
+    for group in parts.optimizer.param_groups:
+        group["lr"] = schedule.lr(step)
+    torch.manual_seed(int(bits(schedule.seed, step, fabric.global_rank)[0] >> 1))  # dropout, stochastic depth
+    loss, outputs = parts.backward(batch)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad()
+    return loss, outputs
 
 
-def finished(run: Run, fabric: Fabric) -> bool:
-    """Whether the run is complete. Raises ValueError where processes see different folders."""
-    done = run.result is not None
-    if _seen_alike(fabric, done):
-        return done
-    raise ValueError(f"some processes see a finished run in {run.path}, others do not: {_SHARED}")
+class _Recorder:
+    """Log lines, evaluations and checkpoints of a run, with their times."""
+
+    def __init__(
+        self, run: Run, fabric: Fabric, progress: Progress, describe: Callable[[Any], dict], metrics: Callable[[], dict]
+    ) -> None:
+        self.run, self.fabric, self.progress, self.describe, self.metrics = run, fabric, progress, describe, metrics
+        self.clock = _Clock(fabric.world_size)
+        self.facts: dict[str, Any] = {}
+
+    def log(self, step: int, lr: float, loss: Tensor, outputs: Any) -> None:
+        self.facts = {"step": step, "loss": self._finite(loss, step), "lr": lr, **self.describe(outputs)}
+        self.facts |= self.clock.read()
+        if self.fabric.device.type == "cuda":
+            self.facts["memory_mb"] = round(torch.cuda.max_memory_allocated(self.fabric.device) / 1e6)
+        self.run.log(**self.facts)
+        self.progress.show(self.facts)
+
+    def evaluate(self, step: int) -> None:
+        with self.clock.paused():
+            metrics = {"step": step, **self.metrics()}
+            self.run.log(**metrics)
+            self.progress.show(metrics)
+
+    def save(self, parts: Parts, step: int) -> None:
+        """Save a checkpoint. A network that has diverged, which it can before its loss shows it, must not replace a
+        good one."""
+        with self.clock.paused():
+            for name, value in parts.model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise DivergedError(f"{name} is not finite at step {step}. {_DIVERGED}")
+            self.run.record_unreadable(gather_entries(dict(parts.batches.bad)))
+            self.run.save(_state(self.fabric, parts, step))
+
+    def _finite(self, loss: Tensor, step: int) -> float:
+        """Return the mean loss over processes; raise DivergedError if it is not finite."""
+        value = self.fabric.all_reduce(loss.detach(), reduce_op="mean").item()
+        if value != value or value in (float("inf"), float("-inf")):
+            raise DivergedError(f"the loss is {value} at step {step}. {_DIVERGED}")
+        return value
 
 
-_SHARED = "its folder must lie on storage that all nodes share"
+def _state(fabric: Fabric, parts: Parts, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),  # the loss scale of float16
+    }
 
 
-def _seen_alike(fabric: Fabric, value: int | bool) -> bool:
-    """Whether `value` is the same on every process."""
-    differs = torch.tensor(float(fabric.broadcast(value) != value), device=fabric.device)
-    return not fabric.all_reduce(differs, reduce_op="sum").item()
-
-
-def _state(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
-    precision = fabric.strategy.precision.state_dict()  # the loss scale of float16
-    return {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "precision": precision}
-
-
-def _restore(run: Run, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(run: Run, fabric: Fabric, parts: Parts) -> int:
+    """Load the last checkpoint, if there is one, and return the number of steps done."""
     state = run.restore()
-    if not _seen_alike(fabric, -1 if state is None else state["step"]):
-        raise ValueError(f"processes see different checkpoints in {run.path}: {_SHARED}")
+    if not is_same_on_all_ranks(fabric, -1 if state is None else state["step"]):
+        raise RunError(run.path, "processes see different checkpoints", SHARED_FOLDER)
     if state is None:
         run.truncate_log(-1)
         return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    parts.model.load_state_dict(state["model"])
+    parts.optimizer.load_state_dict(state["optimizer"])
     fabric.strategy.precision.load_state_dict(state["precision"])
     run.truncate_log(state["step"])
     fabric.barrier()
     return state["step"]
-
-
-def _finite(fabric: Fabric, loss: Tensor, step: int) -> float:
-    """The mean loss over processes as a number, or an error that says when it stopped being one."""
-    value = fabric.all_reduce(loss.detach(), reduce_op="mean").item()
-    if value != value or value in (float("inf"), float("-inf")):
-        raise FloatingPointError(
-            f"the loss is {value} at step {step}; the last checkpoint is kept. "
-            "A lower lr or machine.precision 32 may help"
-        )
-    return value
-
-
-def _must_be_finite(model: nn.Module, step: int) -> None:
-    """A network that is lost must not replace a good checkpoint; it can be before its loss shows it."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise FloatingPointError(
-                f"{name} is no longer finite at step {step}; the last checkpoint is kept. "
-                "A lower lr or machine.precision 32 may help"
-            )
 
 
 @contextlib.contextmanager
@@ -197,18 +195,18 @@ def _stop_requests() -> Iterator[threading.Event]:
         yield event
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
-def _agreed(fabric: Fabric, stop: threading.Event) -> bool:
-    """True on every process as soon as one was asked to stop, so that none waits for another for ever."""
+def _any_rank_stops(fabric: Fabric, stop: threading.Event) -> bool:
+    """Return True on every process as soon as one was asked to stop, so that none waits for another for ever."""
     if fabric.world_size == 1:
         return stop.is_set()
     return bool(fabric.all_reduce(torch.tensor(float(stop.is_set()), device=fabric.device), reduce_op="sum").item())
 
 
 class _Clock:
-    """Seconds since the last reading: all of them, and those spent waiting for data."""
+    """Stopwatch of the loop: time, time spent waiting for data, and images since the last reading."""
 
     def __init__(self, world: int) -> None:
         self.world = world
@@ -217,6 +215,7 @@ class _Clock:
         self.images = 0
 
     def waits(self, batches: Iterable) -> Iterator:
+        """Yield the batches and count the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
@@ -229,11 +228,13 @@ class _Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Exclude the time spent in this context."""
         before = time.perf_counter()
         yield
         self.since += time.perf_counter() - before
 
     def read(self) -> dict[str, float]:
+        """Return throughput and data-loading wait since the last reading, and seconds since the start."""
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
         facts = {

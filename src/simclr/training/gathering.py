@@ -1,16 +1,19 @@
-"""Embeddings of all processes, with exact gradients, and what goes with them."""
+"""Gathering over processes: embeddings with exact gradients, dictionaries, and agreement."""
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
+from lightning_fabric import Fabric
 from torch import Tensor
+
+SHARED_FOLDER = "The folder must lie on storage that all nodes share"
 
 
 class _Gather(torch.autograd.Function):
-    """Every process's loss depends on every process's rows, so a row's gradient is summed over the processes.
+    """All-gather whose backward pass sums gradients over processes, since every process's loss depends on all rows.
 
-    Returning only one's own slice, as several public implementations do, leaves the loss as it is and scales or
-    turns the gradient.
+    Returning only the local slice of the gradient, as several public implementations do, leaves the loss as it is and
+    scales or rotates the gradient.
     """
 
     @staticmethod
@@ -27,16 +30,22 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(z: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:
-    """Rows of all processes in the order of their ranks; every process must hold the same number."""
+    """Return the rows of all processes in the order of their ranks; every process must hold the same number."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return z
     return _Gather.apply(z.contiguous()).flatten(0, 1)
 
 
 def gather_entries(mine: dict[str, str]) -> dict[str, str]:
-    """Entries of all processes in one dictionary."""
+    """Return the entries of all processes in one dictionary."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return mine
     parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
     return {name: value for part in parts for name, value in part.items()}
+
+
+def is_same_on_all_ranks(fabric: Fabric, value: int | bool) -> bool:
+    """Return whether `value` is the same on every process."""
+    differs = torch.tensor(float(fabric.broadcast(value) != value), device=fabric.device)
+    return not fabric.all_reduce(differs, reduce_op="sum").item()

@@ -1,15 +1,15 @@
-"""Large batches in little memory, with the gradient of the whole batch.
+"""Gradient caching: the gradient of a large batch in little memory.
 
-Adding up the gradients of small batches is another objective: each anchor would see the negatives of its own part
-only. Here the embeddings of the whole batch are computed first, without activations; the loss gives the gradient of
-each embedding; then the network runs once more, part by part, and each part passes its share of that gradient on
-(Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"). Random layers draw the
-same numbers both times.
+Accumulating the gradients of small batches is another objective: each anchor would see the negatives of its own
+micro-batch only. Here the embeddings of the whole batch are computed first, without activations; the loss gives the
+gradient of each embedding; then the network runs once more, micro-batch by micro-batch, and backpropagates that
+gradient (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"). Random layers
+draw the same numbers both times.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simclr.errors import SettingError
 from simclr.randomness import bits
 
 Norms = Literal["micro", "frozen-stats"]
+
+
+class MicroBatches(NamedTuple):
+    """Micro-batches of one step."""
+
+    size: int
+    """number of images whose activations are held at a time"""
+    bn: Norms = "micro"
+    """statistics that batch norms use, see `cached_backward`"""
+    name: tuple[int, ...] = (0,)
+    """name of the random draws of the network's layers; each micro-batch adds its number"""
 
 
 def cached_backward(
@@ -27,39 +39,34 @@ def cached_backward(
     network: Callable[[Tensor], tuple[Tensor, Tensor]],
     views: Float[Tensor, "2 b *image"],
     loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    micro: int,
-    bn: Norms = "micro",
-    name: tuple[int, ...] = (0,),
+    micro: MicroBatches,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b d"], Float[Tensor, "2*b k"]]:
-    """The gradient of `loss` over all b images of this process, with activations of `micro` images at a time.
+    """Backpropagate `loss` over all b images of this process, with activations of `micro.size` images at a time.
 
     `network` gives (h, z) for both views of some images, `loss(z_a, z_b)` a scalar. Returns loss, h and z without
-    gradients, and leaves those of the parameters as one backward pass over the whole batch would. `name` names the
-    random draws of the network's layers, part by part.
+    gradients, and leaves those of the parameters as one backward pass over the whole batch would.
 
-    Batch norms are the exception to "as over the whole batch". bn micro: they use the statistics of one part (over
-    all processes, where they are synchronised), and each buffer moves once in a step, to the mean over the parts of
-    what one part alone would have made of it. bn frozen-stats: they use their moving statistics, which stay.
-
-    Raises ValueError where `micro` does not divide b.
+    Batch norms are the exception to "as over the whole batch". With bn micro they use the statistics of one
+    micro-batch (over all processes, if they are synchronised), and each buffer moves once in a step, to the mean over
+    the micro-batches of the value that one alone would have given it. With bn frozen-stats they use their moving
+    statistics, which do not change.
     """
-    if views.shape[1] % micro:
-        raise ValueError(f"micro_batch is {micro}; it must divide the {views.shape[1]} images of a process")
-    parts = views.split(micro, dim=1)
-    seeds = [int(bits(*name, i)[0] >> 1) for i in range(len(parts))]
+    if views.shape[1] % micro.size:
+        raise SettingError("micro_batch", f"a divisor of {views.shape[1]}, the images of a process", micro.size)
+    parts = views.split(micro.size, dim=1)
+    seeds = [int(bits(*micro.name, i)[0] >> 1) for i in range(len(parts))]
     buffers = _Buffers(network)
-    with _frozen(network) if bn == "frozen-stats" else nullcontext():
+    with _frozen(network) if micro.bn == "frozen-stats" else nullcontext():
         h, z = [], []
         for part, seed in zip(parts, seeds, strict=True):
             torch.manual_seed(seed)
             with torch.no_grad(), buffers.averaged():
-                found = network(part.flatten(0, 1))
-            for seen, value in zip((h, z), found, strict=True):
-                seen.append(value.detach().unflatten(0, (2, micro)))
+                outputs = network(part.flatten(0, 1))
+            for values, value in zip((h, z), outputs, strict=True):
+                values.append(value.detach().unflatten(0, (2, micro.size)))
         z_a, z_b = torch.cat(z, dim=1).requires_grad_()
         value = loss(z_a, z_b)
-        gradients = torch.stack(torch.autograd.grad(value, (z_a, z_b))).split(micro, dim=1)
+        gradients = torch.stack(torch.autograd.grad(value, (z_a, z_b))).split(micro.size, dim=1)
 
         for i, (part, seed, gradient) in enumerate(zip(parts, seeds, gradients, strict=True)):
             torch.manual_seed(seed)
@@ -68,15 +75,15 @@ def cached_backward(
                 _, again = network(part.flatten(0, 1))
                 # its gradient with respect to z is `gradient`, and the scaler of float16 can act on it
                 fabric.backward((again * gradient.flatten(0, 1)).sum())
-    if bn == "micro":
-        buffers.settle(len(parts))
+    if micro.bn == "micro":
+        buffers.set_means(len(parts))
     return value.detach(), torch.cat(h, dim=1).flatten(0, 1), torch.cat(z, dim=1).flatten(0, 1)
 
 
 class _Buffers:
-    """The buffers of a module, such as moving statistics, held still while it runs more often than it should seem to.
+    """Buffers of a module, such as moving statistics, that are restored after additional forward passes.
 
-    They are written through `.data`: autograd may have noted them for a backward pass that does not read them.
+    They are written through `.data`: autograd may have saved them for a backward pass that does not read them.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -85,7 +92,7 @@ class _Buffers:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Buffers are afterwards what they were before."""
+        """Restore the buffers at the end."""
         before = [buffer.clone() for buffer in self.module.buffers()]
         try:
             yield
@@ -95,7 +102,7 @@ class _Buffers:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """As `kept`, and what became of them meanwhile is noted for `settle`."""
+        """Restore the buffers at the end, and add their changed values to the sums that `set_means` reads."""
         with self.kept():
             yield
             after = [buffer.clone() for buffer in self.module.buffers()]
@@ -104,15 +111,15 @@ class _Buffers:
                     value += total
             self.sums = after
 
-    def settle(self, times: int) -> None:
-        """Each buffer becomes the mean of what was noted `times` times; counts, what they became last."""
+    def set_means(self, times: int) -> None:
+        """Set each buffer to the mean of its `times` changed values, and each counter to its last value."""
         for buffer, total in zip(self.module.buffers(), self.sums, strict=True):
             buffer.data.copy_(total / times if total.is_floating_point() else total)
 
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Batch norms in inference mode; their gains and offsets still learn."""
+    """Put batch norms in inference mode; their gains and offsets are still trained."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
         norm.eval()

@@ -10,10 +10,12 @@ from simclr.training.gradcache import _Buffers
 
 
 def recompute_blocks(module: nn.Module) -> nn.Module:
-    """`module` with activations kept at the ends of its blocks only, and computed again in the backward pass.
+    """Keep activations of `module` at the ends of its blocks only, compute the others again in the backward pass, and
+    return it.
 
-    Blocks are what its lists and sequences of modules hold, but for single layers, such as those of a stem. Values,
-    gradients and buffers stay as they are; memory falls to that of the ends and one block, for another forward pass.
+    Blocks are the entries of its lists and sequences of modules, except single layers, such as those of a stem. Values,
+    gradients and buffers do not change; memory falls to that of the ends and one block, at the cost of another forward
+    pass.
     """
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):

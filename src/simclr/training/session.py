@@ -1,12 +1,46 @@
-"""Common parts of every trained task."""
+"""Beginning of every training run: its folder is opened, its network prepared and wrapped for the devices."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from simclr.errors import RunError
 from simclr.models import norm
 from simclr.runs.machine import Machine
+from simclr.runs.run import Run
+from simclr.training.gathering import SHARED_FOLDER, is_same_on_all_ranks
 from simclr.training.recompute import recompute_blocks
+
+
+def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fresh: bool) -> Run:
+    """Open a run folder for a task that learns from `data`; the first process writes it.
+
+    An error of one process, such as changed settings, ends all of them.
+    """
+    error = None
+    try:
+        run = Run.start(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
+    except (ValueError, OSError) as raised:
+        error = raised
+    failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")
+    if error is not None:
+        raise error
+    if failed:
+        raise RunError(folder, "another process could not open it")
+    return run
+
+
+def is_finished(run: Run, fabric: Fabric) -> bool:
+    """Return whether the run is complete; say so if it is."""
+    done = run.result is not None
+    if not is_same_on_all_ranks(fabric, done):
+        raise RunError(run.path, "some processes see a finished run here, others do not", SHARED_FOLDER)
+    if done:
+        fabric.print(f"{run.path} holds the finished run of these settings; --fresh starts over")
+    return done
 
 
 def prepare(machine: Machine, fabric: Fabric, model: nn.Module) -> nn.Module:
@@ -18,3 +52,12 @@ def prepare(machine: Machine, fabric: Fabric, model: nn.Module) -> nn.Module:
     if machine.precision == "64":
         model = model.double()
     return model.to(fabric.device, memory_format=torch.channels_last)
+
+
+def wrap(
+    machine: Machine, fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return network and optimizer wrapped for the devices; compile the network if the machine settings say so."""
+    if machine.compile:
+        network.compile()  # before it is wrapped: a compiled wrapper would call itself for ever
+    return fabric.setup(network, optimizer)

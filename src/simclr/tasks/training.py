@@ -1,0 +1,150 @@
+"""Settings and steps that all training tasks share."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from simclr.data import Source
+from simclr.errors import SettingError
+from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
+from simclr.report import keep_page
+from simclr.runs.files import report_unreadable
+from simclr.runs.machine import Machine
+from simclr.runs.run import Run
+from simclr.settings import check_settings, setting
+from simclr.training.batches import Loading, Resident, Streamed, open_batches
+from simclr.training.fit import Schedule
+from simclr.training.sampler import BatchSampler
+from simclr.views import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of every training task. Tasks change defaults with `default`, and nothing else."""
+
+    command: ClassVar[str]
+    """name of the task on the command line, in result files and in recipes"""
+    most_warmup: ClassVar[float] = 10
+    """maximum of the default of `warmup_epochs`"""
+
+    data: Any
+    """training images: a folder, list, table, array file, tar files or named data set; in Python also any sequence"""
+    out: Path | None = None
+    """run folder to write or to resume (default: named after the inputs, as described above)"""
+    fresh: bool = False
+    """delete what an earlier run left in `out` and start over"""
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning) or adamw"""
+    lr: float = setting(0.3, above=0)
+    """base learning rate: per 256 images with linear scaling, per sqrt(image) with sqrt"""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """scaling of the learning rate with the batch size"""
+    momentum: float = setting(0.9, at_least=0, below=1)
+    """momentum of lars and sgd"""
+    weight_decay: float = setting(1e-6, at_least=0)
+    """decay of weights, except biases and norms (paper: 1e-6 in pretraining, 0 in fine-tuning; v2: 1e-4)"""
+    batch: int = setting(4096, at_least=1)
+    """number of images in a step, over all processes"""
+    epochs: float | int | None = setting(100, above=0)
+    """number of passes over the images (default of fine-tuning: 60 for at most 2 % of the labels, otherwise 30)"""
+    warmup_epochs: float | int | None = setting(None, at_least=0)
+    """number of epochs in which the learning rate rises linearly from 0 (default: a tenth of `epochs`, at most 10 in
+    pretraining and 20 in distillation; 0 in fine-tuning)"""
+    max_bad: float = setting(0.05, at_least=0, at_most=1)
+    """maximum fraction of unreadable images; fewer than 20 never stop a run"""
+    log_every: int = setting(20, at_least=1)
+    """number of steps between lines of the log"""
+    save_every: int = setting(500, at_least=1)
+    """number of steps between checkpoints"""
+    seed: int = 0
+    """seed of all random draws"""
+    machine: Machine = Machine()
+    """devices, processes, precision and workers"""
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs is None and self.epochs is not None:
+            object.__setattr__(self, "warmup_epochs", min(self.most_warmup, self.epochs / 10))
+        check_settings(self)
+        if self.epochs is not None and self.warmup_epochs > self.epochs:
+            raise SettingError("warmup_epochs", f"at most epochs ({self.epochs:g})", self.warmup_epochs)
+
+    def peak_lr(self, batch: int) -> float:
+        """Return the maximum learning rate of a run with this batch size."""
+        return peak_lr(self.lr, batch, self.scaling)
+
+    def schedule(self, images: int, batch: int | None = None, steps: int | None = None) -> Schedule:
+        """Return the schedule of a run over `images` images, by default with the batch and epochs of the settings."""
+        batch = batch or self.batch
+        steps = steps or total_steps(images, batch, self.epochs)
+        warmup, peak = warmup_steps(images, batch, self.warmup_epochs), self.peak_lr(batch)
+        return Schedule(
+            steps=steps,
+            lr=lambda step: peak * lr_factor(step, steps, warmup),
+            seed=self.seed,
+            log_every=self.log_every,
+            save_every=self.save_every,
+        )
+
+    def largest_batch(self, images: int, processes: int) -> int:
+        """Return the batch size, reduced to what `images` images give all processes alike."""
+        if images < processes:
+            raise SettingError("machine.devices", f"at most the number of images ({images})", processes)
+        return self.batch if self.batch <= images else images // processes * processes
+
+    def create_optimizer(self, groups: list[dict], batch: int) -> torch.optim.Optimizer:
+        """Return the optimizer of parameter groups."""
+        return create_optimizer(self.optimizer, groups, lr=self.peak_lr(batch), momentum=self.momentum)
+
+    def open_batches(
+        self, fabric: Fabric, source: Source, policies: Sequence[Views], batch: int, decode: str = "exact"
+    ) -> Resident | Streamed:
+        """Return this process's batches with one view of each image for each policy."""
+        sampler = BatchSampler(len(source), batch, self.seed, fabric.global_rank, fabric.world_size)
+        loading = Loading(
+            storage=self.machine.storage,
+            workers=self.machine.worker_processes,
+            decode=decode,
+            max_bad=self.max_bad,
+        )
+        return open_batches(source, policies, sampler, loading, fabric.device)
+
+    def describe_schedule(self, steps: int, batch: int) -> str:
+        """Return number and size of the steps and the learning rate as text."""
+        return (
+            f"{steps:,} steps of {batch}; peak learning rate {self.peak_lr(batch):.4g} "
+            f"({self.optimizer}, {self.scaling})"
+        )
+
+
+def default(name: str, value: Any) -> Any:
+    """Return a field of `Training` with another default, for a task that redeclares it."""
+    return dataclasses.field(default=value, metadata=Training.__dataclass_fields__[name].metadata)
+
+
+def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[], None]) -> dict[str, Any]:
+    """Write what every finished run holds, by the first process, and return the result; `save` writes the weights."""
+    if fabric.is_global_zero:
+        save()
+        run.finish(result)
+        report_unreadable(run.path, run.bad)
+        keep_page(run.path)
+        print(f"wrote {run.path}")
+    fabric.barrier()
+    return result
+
+
+def run_folder_for(command: str, data: Any) -> Path:
+    """Return runs/COMMAND-DATA, the default folder of a run on `data`; it must not lie among the images."""
+    if not isinstance(data, str | Path):
+        return Path("runs") / f"{command}-{type(data).__name__}"
+    path = Path(str(data).rsplit(":", 1)[-1])
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    folder = Path("runs") / f"{command}-{name or 'images'}"
+    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
+        raise SettingError("out", f"given, since the default {folder} lies inside the images in {data}")
+    return folder
