@@ -37,8 +37,8 @@ class Distill(Training):
     """Train a student to give the class probabilities of a fine-tuned teacher, and evaluate both.
 
     The defaults are the second paper's: the loss needs no labels, the teacher stays in inference mode, both see the
-    same crop and flip, and learning rate, weight decay and batch are those of pretraining. A student of the teacher's own
-    architecture is self-distillation. Labels of `data` are only used if label_weight is above 0. The run folder is
+    same crop and flip, and learning rate, weight decay and batch are those of pretraining. A student of the teacher's
+    own architecture is self-distillation. Labels of `data` are only used if label_weight is above 0. The run folder is
     TEACHER/distill-ENCODER by default; the same command resumes an interrupted run.
     """
 

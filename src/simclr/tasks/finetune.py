@@ -41,10 +41,10 @@ Targets = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, 
 class FineTune(Training):
     """Fine-tune encoder and classifier on labelled images, and evaluate the final weights on the test images once.
 
-    The defaults are the first paper's (App. B.5): SGD with Nesterov momentum, 0.05 per 256 images, no warm-up, no weight
-    decay, crops and flips only; `--config finetune-v2` is SimCLRv2's. The run folder is RUN/finetune by default, or
-    RUN/scratch from scratch, with the fraction or list of labels in its name; the same command resumes an interrupted
-    run. Its encoder can be evaluated like that of a pretraining run, and it holds the classifier.
+    The defaults are the first paper's (App. B.5): SGD with Nesterov momentum, 0.05 per 256 images, no warm-up, no
+    weight decay, crops and flips only; `--config finetune-v2` is SimCLRv2's. The run folder is RUN/finetune by default,
+    or RUN/scratch from scratch, with the fraction or list of labels in its name; the same command resumes an
+    interrupted run. Its encoder can be evaluated like that of a pretraining run, and it holds the classifier.
     """
 
     command: ClassVar[str] = "finetune"
@@ -223,7 +223,7 @@ class FineTune(Training):
 
 
 def classification_loss(scores: Float[Tensor, "b c"], targets: Targets) -> Float[Tensor, ""]:
-    """Return the cross-entropy over classes, or, for multi-label images, the mean binary cross-entropy of each class."""
+    """Return the cross-entropy over classes, or, for multi-label images, the mean binary cross-entropy."""
     if targets.ndim == 1:
         return F.cross_entropy(scores, targets)
     return F.binary_cross_entropy_with_logits(scores, targets.to(scores))

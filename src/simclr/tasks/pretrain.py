@@ -111,12 +111,12 @@ class Pretrain(Training):
     """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
     forward passes; 0 for all at once"""
     bn: Norms = "micro"
-    """batch norms under micro_batch: micro uses the statistics of each micro-batch over all processes, so results depend
-    on the number of processes; frozen-stats uses the moving statistics"""
+    """batch norms under micro_batch: micro uses the statistics of each micro-batch over all processes, so results
+    depend on the number of processes; frozen-stats uses the moving statistics"""
     decode: Literal["exact", "fast"] = "exact"
     """decoding of image files: exact reads them whole; fast reads a JPEG file at a half, a quarter or an eighth of its
-    side if both crops still have a view's pixels, which smooths them slightly, as an antialiased resize does (useful for
-    large photographs)"""
+    side if both crops still have a view's pixels, which smooths them slightly, as an antialiased resize does (useful
+    for large photographs)"""
     knn_every: float | int = setting(10, at_least=0)
     """number of epochs between checks: health without labels, and k-NN accuracy if there are labels; 0 for none"""
     held_out: int = setting(0, at_least=0)
