@@ -1,4 +1,4 @@
-"""The main job on bundled images: pretrain, measure, look."""
+"""Demonstration on bundled images: pretrain, evaluate, draw pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,7 @@ from simclr.data import open_source
 from simclr.evaluation.features import extract
 from simclr.models.pretrained import load
 from simclr.report import keep_page
-from simclr.report.pictures import loss_curve, neighbour_sheet
-from simclr.runs.run import Run
+from simclr.report.pictures import neighbour_sheet
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
@@ -19,9 +18,9 @@ from simclr.views.sheet import contact_sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Pretrain a small encoder on the bundled photographs without their labels, then measure it with them.
+    """Pretrain a small encoder on the bundled photographs without their labels, then evaluate it with them.
 
-    Takes minutes on two CPU cores. Interrupted, the same command goes on.
+    This takes minutes on two CPU cores. The same command resumes an interrupted demo.
     """
 
     command: ClassVar[str] = "demo"
@@ -29,30 +28,27 @@ class Demo:
     out: Path = Path("runs/demo")
     """run folder"""
     seed: int = 0
-    """names every random draw"""
+    """seed of all random draws"""
     fresh: bool = False
-    """delete what an earlier demo left in `out` and start over"""
+    """start over: delete the run that `out` holds"""
 
     def __call__(self) -> dict[str, Any]:
-        words = ["sample", "--config", "sample", "--out", str(self.out), "--seed", str(self.seed)]
-        pretrain = parse(Pretrain, "pretrain", ("data",), words + (["--fresh"] if self.fresh else []))
+        """Run the demonstration and return the results of both evaluations."""
+        words = ["sample", "--config", "sample", f"--out={self.out}", f"--seed={self.seed}"]
+        pretrain = parse(Pretrain, "pretrain", ("data",), words + ["--fresh"] * self.fresh)
         pretrain()
 
         print("\nOn held-out test images:")
-        found = {
-            name: task(run=self.out, data="sample")()
-            for name, task in {"knn": Knn, "linear": Linear}.items()
-        }  # fmt: skip
+        results = {task.command: task(run=self.out, data="sample")() for task in (Knn, Linear)}
 
         pictures = self.out / "pictures"
         pictures.mkdir(exist_ok=True)
         train, test = open_source("sample", "train"), open_source("sample", "test")
         contact_sheet([train.read(i) for i in range(8)], pretrain.views, self.seed).save(pictures / "views.png")
-        loss_curve(Run(self.out).metrics(), pictures / "loss.png")
         encoder = load(self.out)
         features = extract(encoder.network, test, encoder.preprocess)
         neighbour_sheet(features, test, seed=self.seed).save(pictures / "neighbours.png")
         keep_page(self.out)
-        print(f"\nRun: {self.out}\nPictures: " + ", ".join(str(p) for p in sorted(pictures.glob("*.png"))))
-        print(f"All of it on a page: {self.out / 'report.html'}")
-        return found
+        print(f"\nrun: {self.out}\npictures: {', '.join(str(path) for path in sorted(pictures.glob('*.png')))}")
+        print(f"report: {self.out / 'report.html'}")
+        return results
