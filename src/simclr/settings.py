@@ -19,6 +19,12 @@ def setting(default: Any = dataclasses.MISSING, **bounds: float | int) -> Any:
     return dataclasses.field(default=default, metadata=bounds)
 
 
+def flat(*without: str) -> Any:
+    """Return a dataclass field that holds another task, whose settings are settings of this one too, except for
+    `without` and those that this task has under the same name."""
+    return dataclasses.field(metadata={"flat": True, "without": without})
+
+
 def check_settings(task: Any, prefix: str = "") -> None:
     """Check every field of a dataclass against its bounds and its Literal type; raise SettingError for the first that
     is outside of them. Values of None are not checked."""
@@ -30,8 +36,13 @@ def check_settings(task: Any, prefix: str = "") -> None:
         for item in value if isinstance(value, tuple | list) else (value,):
             if options and isinstance(item, str) and item not in options and not _takes_text(field.type):
                 raise SettingError(name, f"one of {', '.join(map(str, options))}", item)
-            if field.metadata and not _within(item, field.metadata):
-                raise SettingError(name, describe_bounds(field.metadata), item)
+            if (bounds := bounds_of(field)) and not _within(item, bounds):
+                raise SettingError(name, describe_bounds(bounds), item)
+
+
+def bounds_of(field: dataclasses.Field) -> dict[str, float]:
+    """Return the bounds of a field by name."""
+    return {name: bound for name, bound in field.metadata.items() if name in _TESTS}
 
 
 def describe_bounds(bounds: Any) -> str:

@@ -11,7 +11,7 @@ from simclr.cli.commands import COMMANDS
 from simclr.cli.fields import alternatives, flags, options, part_of
 from simclr.cli.helptext import task_of
 from simclr.errors import SettingError
-from simclr.settings import field_docs
+from simclr.settings import bounds_of, field_docs
 
 ITS_OWN = {"data", "out", "name", "images", "run", "seed", "batch", "sample", "views"}
 """settings whose text says what the command makes of them"""
@@ -89,10 +89,10 @@ def test_a_setting_has_one_type_one_text_and_the_same_bounds_in_every_command():
 def test_every_bound_is_checked_and_names_the_setting(name):
     task = parts()[name]
     for field in dataclasses.fields(task):
-        bounds = field.metadata
+        bounds = bounds_of(field)
         outside = {"at_least": -1, "above": 0, "at_most": 1, "below": 0}
         values: list[Any] = [bounds[kind] + step for kind, step in outside.items() if kind in bounds]
-        if bounds and not bounds.get("flat"):
+        if bounds:
             values += [float("nan"), float("inf")]
         listed = any(get_origin(inner) in (tuple, list) for inner in alternatives(field.type))
         if options(field.type) and not listed and str not in alternatives(field.type):

@@ -38,6 +38,11 @@ def flat_part(task: type) -> dataclasses.Field | None:
     return next((field for field in dataclasses.fields(task) if field.metadata.get("flat")), None)
 
 
+def hidden(task: type, field: dataclasses.Field) -> frozenset[str]:
+    """Return the settings of the task in a flat field that are not settings of the outer task."""
+    return frozenset(f.name for f in dataclasses.fields(task)) | frozenset(field.metadata.get("without", ()))
+
+
 def _flags(task: type, skip: frozenset[str] = frozenset()) -> Iterator[Flag]:
     texts = field_docs(task)
     for field in dataclasses.fields(task):
@@ -47,7 +52,7 @@ def _flags(task: type, skip: frozenset[str] = frozenset()) -> Iterator[Flag]:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if field.metadata.get("flat"):
-            yield from _flags(field.type, skip=frozenset(f.name for f in dataclasses.fields(task)))
+            yield from _flags(field.type, skip=hidden(task, field))
         elif part := part_of(field.type):  # the defaults of its settings are those of its default value
             for inner in _flags(part):
                 value = inner.default if default is dataclasses.MISSING else getattr(default, inner.name, None)

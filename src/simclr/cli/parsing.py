@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser
 
-from simclr.cli.fields import Flag, describe, flags, flat_part, is_list, is_mapping, options
+from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
 from simclr.errors import DataError, SettingError, UsageError
 from simclr.runs.recipe import flatten, plain, recipe_path
 
@@ -139,7 +139,8 @@ def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> 
     own = {field.name for field in dataclasses.fields(task)}
     parser.add_class_arguments(task, skip={part.name} if part else set())
     if part:
-        parser.add_class_arguments(part.type, skip=own & {field.name for field in dataclasses.fields(part.type)})
+        inner = {field.name for field in dataclasses.fields(part.type)}
+        parser.add_class_arguments(part.type, skip=set(hidden(task, part)) & inner)
     for action in parser._actions:  # whether a setting is required has been checked by name
         action.required = False
     words = [f"--{name}={_bracketed(value, known.get(name))}" for name, value in given]
@@ -148,9 +149,9 @@ def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> 
     except ArgumentError as error:
         raise _setting_error(str(error), known, given) from None
     values = dict(parser.instantiate(settings).items())
-    if part:
-        inner = {field.name: values[field.name] for field in dataclasses.fields(part.type)}
-        values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**inner)}
+    if part:  # settings that both have under one name are given to both
+        settings = {name: values[name] for name in inner & set(values)}
+        values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**settings)}
     return task(**values)
 
 

@@ -2,14 +2,19 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from simclr.training.fit import Batches, Parts
 
-def step_of(parts: Any) -> Callable[[Any], None]:
-    """A training step, without a schedule, as a function of a batch."""
+Agree = Callable[[bool], bool]
+"""Decision of the first process, which all processes that work together follow"""
+
+
+def step_of(parts: Parts) -> Callable[[Any], None]:
+    """Return a training step without a schedule as a function of a batch."""
 
     def train(batch: Any) -> None:
         parts.backward(batch)
@@ -20,40 +25,43 @@ def step_of(parts: Any) -> Callable[[Any], None]:
 
 
 def loop_rate(
-    batches: Callable[[range], Iterable],
+    batches: Batches,
     work: Callable[[Any], None],
     images: int,
     device: torch.device,
     seconds: float,
-    agreed: Callable[[bool], bool] = bool,
+    agree: Agree = bool,
 ) -> dict[str, float]:
-    """Rate over `seconds` of batches, after two that are not counted, and the share of the time spent waiting.
+    """Return throughput over `seconds` of batches, after two that are not counted, and the fraction of time spent
+    waiting for data.
 
-    Processes that work together must all take as many steps: `agreed` is what they make of whether to take one more.
+    `images` is the number of images of a batch over all processes. Processes that work together must all take as many
+    steps: `agree` returns their common decision on taking another one.
     """
     iterator = iter(batches(range(1_000_000)))
     for _ in range(2):
         work(next(iterator))
-    _finish(device)
-    done, waited, start = 0, 0.0, time.perf_counter()
-    while agreed(not done or time.perf_counter() - start < seconds):
+    synchronise(device)
+    steps, waited, start = 0, 0.0, time.perf_counter()
+    while agree(not steps or time.perf_counter() - start < seconds):
         before = time.perf_counter()
         batch = next(iterator)
         waited += time.perf_counter() - before
         work(batch)
-        done += 1
-    _finish(device)
+        steps += 1
+    synchronise(device)
     total = time.perf_counter() - start
-    return {"seconds": total / done, "images_per_s": images * done / total, "data_wait": waited / total}
+    return {"seconds": total / steps, "images_per_s": images * steps / total, "data_wait": waited / total}
 
 
-def _finish(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def memory_used(device: torch.device) -> float:
-    """Most memory held so far, MB: of the device where it keeps count, else of this process."""
+    """Return the maximum memory in use so far, MB: of the device if it keeps count, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
