@@ -28,15 +28,15 @@ def every(decode: Callable[[bytes], np.ndarray], folder: Callable[[], Path]) -> 
 
 
 def simclr_eighth(data: bytes) -> np.ndarray:
-    from simclr.data.decoding import Picture
+    from simclr.data.decoding import LazyImage
 
-    return Picture.open(data).read(part=8).pixels
+    return LazyImage.open(data).read(reduction=8).pixels
 
 
 def simclr_middle(data: bytes) -> np.ndarray:
-    from simclr.data.decoding import Picture
+    from simclr.data.decoding import LazyImage
 
-    picture = Picture.open(data)
+    picture = LazyImage.open(data)
     height, width = picture.size
     return picture.read((height * 3 // 20, width * 3 // 20, height * 7 // 10, width * 7 // 10)).pixels
 

@@ -298,7 +298,7 @@ def simclr_files(semantics: str, folder: Callable[[], Path], regions: bool = Tru
     """As a worker goes about it, eight images at a time, but to whole views."""
     from simclr import Views
     from simclr.data import jpeg
-    from simclr.data.decoding import Picture
+    from simclr.data.decoding import LazyImage
 
     if not regions:
         jpeg._library = lambda: None
@@ -309,7 +309,7 @@ def simclr_files(semantics: str, folder: Callable[[], Path], regions: bool = Tru
         nonlocal epoch
         epoch += 1
         for k in range(0, len(files), 8):
-            pictures = [Picture.open(data) for data in files[k : k + 8]]
+            pictures = [LazyImage.open(data) for data in files[k : k + 8]]
             sizes = np.array([picture.size for picture in pictures])
             drawn = views.draw_all(np.arange(k, k + len(pictures)), epoch, 2, 0, sizes)
             corners = [[p.crop[:, :2], p.crop[:, :2] + p.crop[:, 2:]] for p in drawn]

@@ -3,9 +3,30 @@
 A draw is named by (seed, epoch, image index, view, slot) and hashed, so results depend neither on the
 number of workers or processes nor on where a run was interrupted, and no generator has to be saved.
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained over the parts of the name.
+
+This module is the one registry of the numbers in these names. A number that is in use is never changed, since every
+published figure depends on it; a new use takes a new number.
 """
 
 import numpy as np
+
+# Slots of a view. The random crop makes attempts; attempt k has the four slots from CROP_SLOT + 4 k on: aspect ratio,
+# extent, y, x. Slots 10 to 15 are free; a new operation takes slots from NEXT_SLOT on, beyond 100 attempts at a crop.
+FLIP_SLOT = 0
+JITTER_SLOT = 1
+GREY_SLOT = 2
+BLUR_SLOT = 3
+BLUR_SIGMA_SLOT = 4
+JITTER_ORDER_SLOT = 5
+JITTER_FACTOR_SLOTS = slice(6, 10)  # brightness, contrast, saturation, hue
+CROP_SLOT = 16
+NEXT_SLOT = 512
+
+# View numbers of draws that belong to no view; views are numbered from 0.
+REPLACEMENT_STREAM = 1 << 20  # images that replace an unreadable one
+CORRUPTION_STREAM = 1 << 21  # noise of the corruptions
+TRANSFORMATION_STREAM = 1 << 22  # transformations whose outcome is predicted from each layer, one number per task
+HOLD_OUT_STREAM = 1 << 23  # images held out for choosing a setting
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

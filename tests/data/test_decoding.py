@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from simclr.data import UnreadableImage, decode
-from simclr.data.decoding import Excerpt, Picture, as_rgb, stretch
+from simclr.data.decoding import DecodedRegion, LazyImage, as_rgb, stretch
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
@@ -206,8 +206,8 @@ def test_reduced_jpegs_show_the_means_of_the_pixels_they_stand_for(part, orienta
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.fromarray(SMOOTH), "JPEG", quality=98, subsampling=0, exif=exif)
-    picture, whole = Picture.open(content), decode(content)
-    size, (pixels, corner, reduced) = picture.size, picture.read(part=part)
+    picture, whole = LazyImage.open(content), decode(content)
+    size, (pixels, corner, reduced) = picture.size, picture.read(reduction=part)
     assert size == whole.shape[:2] and corner == (0, 0)
     assert reduced == pixels.shape[:2] == (-(-size[0] // part), -(-size[1] // part))
     rows, columns = size[0] // part, size[1] // part
@@ -218,8 +218,8 @@ def test_reduced_jpegs_show_the_means_of_the_pixels_they_stand_for(part, orienta
 
 
 def test_other_formats_are_read_whole():
-    picture = Picture.open(encoded(Image.fromarray(SMOOTH), "PNG"))
-    pixels, corner, whole = picture.read((1, 2, 3, 4), part=8)
+    picture = LazyImage.open(encoded(Image.fromarray(SMOOTH), "PNG"))
+    pixels, corner, whole = picture.read((1, 2, 3, 4), reduction=8)
     assert np.array_equal(pixels, SMOOTH) and corner == (0, 0) and whole == picture.size == SMOOTH.shape[:2]
 
 
@@ -230,7 +230,7 @@ def test_boxes_keep_their_edges_to_half_a_pixel_where_the_image_is_reduced():
         extent = rng.integers(1, np.array(size) + 1)
         start = rng.integers(0, np.array(size) - extent + 1)
         corner = tuple((start // part).tolist())
-        box = Excerpt(np.empty((0, 0, 3), np.uint8), corner, whole).place(np.concatenate([start, extent]), size)
+        box = DecodedRegion(np.empty((0, 0, 3), np.uint8), corner, whole).map_box(np.concatenate([start, extent]), size)
         first = box[:2] + corner
         scale = np.array(whole) / size
         assert np.abs(first - start * scale).max() <= 0.5

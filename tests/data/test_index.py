@@ -15,7 +15,7 @@ DAY = 86_400_000_000_000
 def folder(tmp_path, monkeypatch):
     """Two classes of three images, long unchanged; indices of any size are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "LEAST", 1)
+    monkeypatch.setattr(index, "MIN_IMAGES", 1)
     root = tmp_path / "images"
     for name in ("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png", "b/é.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def age(root):
 def readings(monkeypatch):
     """How often a folder tree has been read."""
     found = []
-    original = folders.find_images
-    monkeypatch.setattr(folders, "find_images", lambda *a: found.append(1) or original(*a))
+    original = folders.list_images
+    monkeypatch.setattr(folders, "list_images", lambda *a: found.append(1) or original(*a))
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_folder_that_has_just_changed_is_not_kept(folder, readings):
 
 
 def test_small_folders_are_not_kept(folder, readings, monkeypatch):
-    monkeypatch.setattr(index, "LEAST", 7)
+    monkeypatch.setattr(index, "MIN_IMAGES", 7)
     for _ in range(2):
         opening.open_source(folder, "all")
     assert len(readings) == 2

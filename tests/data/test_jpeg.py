@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from simclr.data import decode, jpeg
-from simclr.data.decoding import Picture
+from simclr.data.decoding import LazyImage
 from simclr.errors import UnreadableImage
 
 library = pytest.mark.skipif(not jpeg.reads_regions(), reason="no libjpeg-turbo 3: pip install turbojpeg")
@@ -36,7 +36,7 @@ def test_a_region_has_the_pixels_of_the_whole(form, part, monkeypatch):
     rng = np.random.default_rng(part)
     saved = 0
     for trial in range(40):
-        picture = Picture.open(photo(rng, orientation=1 + trial % 8, **form))
+        picture = LazyImage.open(photo(rng, orientation=1 + trial % 8, **form))
         whole = picture.read(part=part).pixels
         y, x, height, width = box = box_within(rng, picture.size)
         pixels, (top, left), size = picture.read(box, part)
@@ -54,7 +54,7 @@ def test_what_is_placed_in_a_region_lies_in_it(monkeypatch):
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 22)
     rng = np.random.default_rng(1)
     for trial in range(60):
-        picture, part = Picture.open(photo(rng, orientation=1 + trial % 8)), 2 ** (trial % 4)
+        picture, part = LazyImage.open(photo(rng, orientation=1 + trial % 8)), 2 ** (trial % 4)
         for _ in range(20):
             box = box_within(rng, picture.size)
             found = picture.read(box, part)
@@ -66,7 +66,7 @@ def test_what_is_placed_in_a_region_lies_in_it(monkeypatch):
 def test_without_the_library_images_are_read_whole(orientation, monkeypatch):
     monkeypatch.setattr(jpeg, "_library", lambda: None)
     content = photo(np.random.default_rng(0), orientation=orientation)
-    pixels, corner, whole = Picture.open(content).read((3, 4, 10, 12))
+    pixels, corner, whole = LazyImage.open(content).read((3, 4, 10, 12))
     assert np.array_equal(pixels, decode(content)) and corner == (0, 0) and whole == pixels.shape[:2]
 
 
@@ -77,16 +77,16 @@ def test_a_truncated_file_is_unreadable_whatever_part_of_it_is_needed():
             expected = decode(content[:cut])
         except UnreadableImage:
             with pytest.raises(UnreadableImage):
-                Picture.open(content[:cut]).read((0, 0, 8, 8))
+                LazyImage.open(content[:cut]).read((0, 0, 8, 8))
         else:
-            assert np.array_equal(Picture.open(content[:cut]).read((0, 0, 8, 8)).pixels, expected)
+            assert np.array_equal(LazyImage.open(content[:cut]).read((0, 0, 8, 8)).pixels, expected)
 
 
 def test_a_file_with_a_fault_in_the_region_is_left_to_pillow():
     content = bytearray(photo(np.random.default_rng(0), subsampling=0))
     scan = content.index(b"\xff\xda") + 30
     content[scan : scan + 2] = b"\xff\xd9"  # the end, where most of the image is due
-    found = Picture.open(bytes(content)).read((0, 0, 20, 20))
+    found = LazyImage.open(bytes(content)).read((0, 0, 20, 20))
     assert np.array_equal(found.pixels, np.asarray(Image.open(io.BytesIO(content))))
 
 

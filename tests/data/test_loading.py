@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from simclr.data.loading import ahead
+from simclr.data.loading import prefetch
 
 
 def test_order_is_kept():
-    assert list(ahead(range(100))) == list(range(100))
-    assert list(ahead([])) == []
+    assert list(prefetch(range(100))) == list(range(100))
+    assert list(prefetch([])) == []
 
 
 def test_a_failure_is_raised_after_the_items_before_it():
@@ -20,8 +20,8 @@ def test_a_failure_is_raised_after_the_items_before_it():
 
     seen = []
     with pytest.raises(KeyError, match="three"):
-        seen.extend(ahead(failing()))
-    found = ahead(failing())
+        seen.extend(prefetch(failing()))
+    found = prefetch(failing())
     assert [next(found), next(found)] == [1, 2]
     with pytest.raises(KeyError, match="three"):
         next(found)
@@ -38,7 +38,7 @@ def test_no_more_than_depth_items_are_made_in_advance():
             if k == 4:
                 taken.set()
 
-    items = ahead(counting(), depth=3)
+    items = prefetch(counting(), depth=3)
     assert next(items) == 0
     assert not taken.wait(0.3)  # 0 is taken, 1 to 3 wait, 4 is being handed over
     assert made == [0, 1, 2, 3, 4]
@@ -47,7 +47,7 @@ def test_no_more_than_depth_items_are_made_in_advance():
 
 def test_the_thread_ends_when_its_reader_gives_up():
     before = threading.active_count()
-    items = ahead(iter(int, 1))
+    items = prefetch(iter(int, 1))
     next(items)
     assert threading.active_count() == before + 1
     items.close()

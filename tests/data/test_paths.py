@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from simclr.data.paths import Paths, find_images
+from simclr.data.paths import Paths, list_images
 
 
 def test_paths_are_two_arrays():
@@ -18,8 +18,8 @@ def test_paths_are_two_arrays():
         paths[4]
 
 
-def test_find_images_lists_only_the_parts_asked_for(tmp_path):
+def test_list_images_lists_only_the_parts_asked_for(tmp_path):
     for name in ("x/1.png", "y/2.png", "z/3.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    assert find_images(tmp_path, ("z", "x")) == [b"x/1.png", b"z/3.png"]
+    assert list_images(tmp_path, ("z", "x")).names == [b"x/1.png", b"z/3.png"]

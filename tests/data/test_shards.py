@@ -146,7 +146,7 @@ def test_a_tar_file_that_vanishes_makes_its_images_unreadable(tmp_path):
 
 def test_the_index_is_kept_until_a_tar_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "LEAST", 1)
+    monkeypatch.setattr(index, "MIN_IMAGES", 1)
     monkeypatch.setattr(index, "SETTLED", -10_000_000_000)
     read = []
     original = tarfile.open

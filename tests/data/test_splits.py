@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from simclr.data import open_source
-from simclr.data.multilabel import class_names, joined, truth
-from simclr.data.splits import balanced, held_out_rows, listed
+from simclr.data.labels import join_columns
+from simclr.data.multilabel import class_names, targets
+from simclr.data.splits import rows_from_list, stratified_subset
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +29,35 @@ def names(source):
     ("fraction", "counts"), [(0.01, [1, 1, 1]), (0.1, [5, 3, 1]), (0.5, [25, 15, 2]), (1.0, [50, 30, 4])]
 )
 def test_each_class_gives_its_share_and_at_least_one(source, fraction, counts):
-    assert np.bincount(balanced(source, fraction).labels).tolist() == counts
+    assert np.bincount(stratified_subset(source, fraction).labels).tolist() == counts
 
 
 def test_smaller_shares_lie_in_larger_ones_and_seeds_differ(source):
-    assert names(balanced(source, 0.1)) < names(balanced(source, 0.5)) < names(source)
-    assert names(balanced(source, 0.1, seed=1)) != names(balanced(source, 0.1))
+    assert names(stratified_subset(source, 0.1)) < names(stratified_subset(source, 0.5)) < names(source)
+    assert names(stratified_subset(source, 0.1, seed=1)) != names(stratified_subset(source, 0.1))
 
 
 def test_the_choice_depends_on_names_alone(source):
     order = np.random.default_rng(0).permutation(len(source))
-    assert names(balanced(source.select(order, "all"), 0.1)) == names(balanced(source, 0.1))
+    assert names(stratified_subset(source.select(order, "all"), 0.1)) == names(stratified_subset(source, 0.1))
 
 
 def test_a_list_names_images_by_path_or_by_file_name(source, tmp_path):
     table = tmp_path / "few.txt"
     table.write_text("a/3.png\nb/29.png\n\n49.png\n")
-    assert [source.path(i) for i in listed(source, table)] == ["a/3.png", "a/49.png", "b/29.png"]
+    assert [source.path(i) for i in rows_from_list(source, table)] == ["a/3.png", "a/49.png", "b/29.png"]
     table.write_text("a/3.png\nd/1.png\n")
     with pytest.raises(ValueError, match=r"1 of the 2 names .* such as 'd/1.png'; its own look like 'a/0.png'"):
-        listed(source, table)
+        rows_from_list(source, table)
     with pytest.raises(ValueError, match="does not exist"):
-        listed(source, tmp_path / "nowhere.txt")
+        rows_from_list(source, tmp_path / "nowhere.txt")
 
 
 def test_a_file_name_of_several_images_names_none_of_them(source, tmp_path):
     table = tmp_path / "few.txt"
     table.write_text("49.png\n3.png\n")
     with pytest.raises(ValueError, match=r"several images of images\S* have the file name '3.png'.* such as 'a/3.png'"):
-        listed(source, table)
+        rows_from_list(source, table)
 
 
 def test_a_tenth_is_held_out_whatever_else_is_there():
@@ -68,17 +69,17 @@ def test_a_tenth_is_held_out_whatever_else_is_there():
 
 def test_columns_of_classes_become_labels_and_columns_again(tmp_path):
     columns = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0]])
-    assert joined(columns)[:3].tolist() == ["0|2", "|", "1|"]
+    assert join_columns(columns, "x")[:3].tolist() == ["0|2", "|", "1|"]
     images = np.zeros((6, 2, 2, 3), np.uint8)
     np.savez(tmp_path / "x.npz", images=images, labels=columns)
     source = open_source(tmp_path / "x.npz", "all")
     assert class_names(source) == ["0", "1", "2"]
-    assert np.array_equal(truth(source), columns.astype(bool))
+    assert np.array_equal(targets(source), columns.astype(bool))
     with pytest.raises(ValueError, match="of 0 and 1"):
         joined(columns + 1)
 
 
 def test_single_labels_stay_as_they_are(source):
     assert class_names(source) == ["a", "b", "c"]
-    assert truth(source) is source.labels
-    assert joined(np.array([[3], [4]])).tolist() == [3, 4]
+    assert targets(source) is source.labels
+    assert join_columns(np.array([[3], [4]]), "x").tolist() == [3, 4]

@@ -46,7 +46,7 @@ def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
 MANY = """
 from simclr.data.loading import cores
 from simclr.data.workers import loader
-loader(range(4), range(4), workers=4 * cores(), ahead=1, item_bytes=1)
+loader(range(4), range(4), workers=4 * cores(), prefetch=1, item_bytes=1)
 """
 
 

@@ -14,7 +14,7 @@ from support.evaluated import CLASSES, fingerprint, write_arrays, write_encoder,
 from simclr.cli import main
 from simclr.data import open_source
 from simclr.data.source import Files
-from simclr.data.specs import unlabelled
+from simclr.data.specs import open_for_pretraining
 from simclr.evaluation.protocol import candidates, labelled, workplace
 from simclr.models.layers import layer_names, read_layer
 from simclr.runs.machine import Machine
@@ -171,7 +171,7 @@ def test_health_says_whether_pretraining_has_seen_its_images(encoder, data, tmp_
     np.savez(tmp_path / "plain.npz", images=images)
     for path in (data, tmp_path / "labelled.npz", tmp_path / "plain.npz"):
         content = Health(run=encoder, data=str(path), images=8, neighbours=0, out=tmp_path / "h.json")()
-        seen, measured = unlabelled(str(path)), open_source(str(path), "test")
+        seen, measured = open_for_pretraining(str(path)), open_source(str(path), "test")
         seen, measured = ({part.path(i) for i in range(len(part))} for part in (seen, measured))
         assert ("has seen" in content["results"][0]["split"]) == bool(seen & measured)
 

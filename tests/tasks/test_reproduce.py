@@ -12,7 +12,7 @@ from support.evaluated import write_arrays
 
 from simclr.cli import main
 from simclr.cli.parsing import parse
-from simclr.data.specs import unlabelled
+from simclr.data.specs import open_for_pretraining
 from simclr.errors import DataError
 from simclr.runs.recipe import plain, recipe_folder
 from simclr.tasks.pretrain import Pretrain
@@ -49,7 +49,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_outside_fails(tmp_path, da
 
     # the finished run is measured again, not trained; nothing is lost
     near = {"value": found["knn"] - 0.01, "tolerance": 0.011, "settings": {"k": 20}}
-    write(recipe, data="squares", fingerprint=unlabelled(data).fingerprint, figures={"knn": near})
+    write(recipe, data="squares", fingerprint=open_for_pretraining(data).fingerprint, figures={"knn": near})
     assert main(words) == 0
     assert (out / "reproduce.1.json").is_file()
     assert json.loads((out / "reproduce.json").read_text())["passed"] is True
@@ -145,7 +145,7 @@ def test_the_recipes_are_those_that_the_figures_were_taken_with():
 
 
 def test_the_bundled_images_are_those_on_record():
-    assert Expected.read(recipe_folder() / "sample.yaml").fingerprint == unlabelled("sample").fingerprint
+    assert Expected.read(recipe_folder() / "sample.yaml").fingerprint == open_for_pretraining("sample").fingerprint
 
 
 def test_recipes_that_were_not_measured_claim_nothing():

@@ -59,8 +59,8 @@ def photographs(root, side):
 def test_fast_decoding_of_large_jpegs_gives_nearly_the_same_views(tmp_path, monkeypatch):
     views, source = Views(size=32), photographs(tmp_path, 900)
     read = []
-    original = decoding.Picture.read
-    monkeypatch.setattr(decoding.Picture, "read", lambda *a: read.append((a[0].size, original(*a))) or read[-1][1])
+    original = decoding.LazyImage.read
+    monkeypatch.setattr(decoding.LazyImage, "read", lambda *a: read.append((a[0].size, original(*a))) or read[-1][1])
     exact, fast = (next(iter(Streamed(source, views, batch=8, seed=3, workers=0, decode=d)(range(1))))
                    for d in ("exact", "fast"))  # fmt: skip
     parts = [round(max(size) / max(found.whole)) for size, found in read]

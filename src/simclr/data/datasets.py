@@ -16,8 +16,8 @@ from torch.utils.data import ConcatDataset
 from simclr.data.decoding import decode
 from simclr.data.labels import annotation_of
 from simclr.data.paths import Paths
-from simclr.data.source import Arrays, Objects, Source
-from simclr.data.splits import Part, assemble, parts_of, select_part
+from simclr.data.source import Arrays, ItemLabels, Objects, Source
+from simclr.data.splits import Part, assemble, official_splits, select_split
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _BATCHES = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
@@ -38,7 +38,7 @@ def cifar10(folder: Path, split: str) -> Arrays:
     for inside, suffix, files, read in forms:
         for place in dict.fromkeys((folder / inside, folder)):
             wanted = {part: [place / f"{name}{suffix}" for name in names] for part, names in files.items()}
-            if all(file.is_file() for part in parts_of(split) for file in wanted[part]):
+            if all(file.is_file() for part in official_splits(split) for file in wanted[part]):
                 return assemble("cifar10", split, lambda part: _joined(wanted[part], read), CIFAR10)
     raise ValueError(
         f"cifar10:{folder}: needed there are cifar-10-batches-py/data_batch_1.., "
@@ -132,13 +132,13 @@ def torchvision_set(name: str, folder: Path, split: str) -> Source:
         raise ValueError(f"torchvision:{name}: allowed are {', '.join(sorted(_TORCHVISION))}")
     parts = _TORCHVISION[name]
     if len(parts) == 1:
-        return select_part(_whole(name, [_obtain(name, folder, option) for option in parts[0]]), None, split)
+        return select_split(_whole(name, [_obtain(name, folder, option) for option in parts[0]]), None, split)
     if split == "pretrain" and len(parts) == 3:
         chosen = parts[2]
     else:
-        chosen = [option for part in parts_of(split) for option in parts[part == "test"]]
+        chosen = [option for part in official_splits(split) for option in parts[part == "test"]]
     source = _whole(name, [_obtain(name, folder, option) for option in chosen])
-    return replace(source, split="all" if split == "all" else parts_of(split)[0], has_own_split=True)
+    return replace(source, split="all" if split == "all" else official_splits(split)[0], has_own_split=True)
 
 
 def _obtain(name: str, folder: Path, option: dict[str, Any]) -> Any:
@@ -164,7 +164,8 @@ def _whole(name: str, sets: list[Any]) -> Source:
     paths = Paths.numbered("", len(items))
     if all(images is not None for images in pixels):
         return Arrays(name=name, paths=paths, pixels=np.concatenate(pixels), annotation=annotation)
-    return Objects(name=name, paths=paths, items=items, rows=np.arange(len(items)), annotation=annotation)
+    rows = np.arange(len(items))
+    return Objects(name=name, paths=paths, items=items, rows=rows, annotation=annotation, item_labels=ItemLabels(items))
 
 
 def _in_memory(items: Any) -> UInt8[np.ndarray, "n h w 3"] | None:

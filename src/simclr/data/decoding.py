@@ -40,7 +40,7 @@ _ORIENTATION_TAG = 0x0112
 _TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
-class Excerpt(NamedTuple):
+class DecodedRegion(NamedTuple):
     """Pixels of a picture, perhaps reduced, perhaps not all of them."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -49,7 +49,7 @@ class Excerpt(NamedTuple):
     whole: tuple[int, int]
     """(height, width) of the picture as reduced"""
 
-    def place(self, box: Int[np.ndarray, " 4"], size: tuple[int, int]) -> Int[np.ndarray, " 4"]:
+    def map_box(self, box: Int[np.ndarray, " 4"], size: tuple[int, int]) -> Int[np.ndarray, " 4"]:
         """A box (y, x, height, width) of the picture of `size` -> where it is here; edges go to the nearest pixel."""
         edges = []
         for start, extent, side, here, corner in zip(box[:2], box[2:], size, self.whole, self.corner, strict=True):
@@ -59,7 +59,7 @@ class Excerpt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Picture:
+class LazyImage:
     """An image of known size whose pixels are read when it is known which are needed: `of` arrays, or `open` files."""
 
     name: str
@@ -70,11 +70,11 @@ class Picture:
     _orientation: int = 1
 
     @staticmethod
-    def of(pixels: UInt8[np.ndarray, "h w 3"], name: str = "") -> "Picture":
-        return Picture(name, pixels.shape[:2], pixels)
+    def of(pixels: UInt8[np.ndarray, "h w 3"], name: str = "") -> "LazyImage":
+        return LazyImage(name, pixels.shape[:2], pixels)
 
     @staticmethod
-    def open(file: bytes | str | Path, path: str | None = None) -> "Picture":
+    def open(file: bytes | str | Path, path: str | None = None) -> "LazyImage":
         """The picture in `file` (its bytes or where it lies); see `decode`."""
         name = path or ("<bytes>" if isinstance(file, bytes) else str(file))
         with _named(name):
@@ -83,44 +83,48 @@ class Picture:
                 raise UnreadableImage(name, "empty file")
             size = jpeg.header(content)
             if size is None or size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-                return Picture.of(_by_pillow(content), name)
+                return LazyImage.of(_by_pillow(content), name)
             orientation = 1
             if jpeg.may_be_turned(content):
                 with _quiet(), Image.open(io.BytesIO(content)) as picture:  # Pillow knows where it is said
                     orientation = _orientation(picture)
-            return Picture(name, size[::-1] if orientation in _TRANSPOSED else size, None, content, orientation)
+            return LazyImage(name, size[::-1] if orientation in _TRANSPOSED else size, None, content, orientation)
 
     @property
     def _stored_size(self) -> tuple[int, int]:
         return self.size[::-1] if self._orientation in _TRANSPOSED else self.size
 
-    def read(self, box: jpeg.Box | None = None, part: int = 1) -> Excerpt:
+    def read(self, box: jpeg.Box | None = None, reduction: int = 1) -> DecodedRegion:
         """The pixels, or those in the `box` (y, x, height, width) and some beside it, which may not be exact.
 
-        `part` 2, 4 or 8 allows a JPEG file at a half, a quarter or an eighth of its side: libjpeg computes a reduced
+        `reduction` 2, 4 or 8 allows a JPEG file at a half, a quarter or an eighth of its side: libjpeg computes a reduced
         image from the low frequencies alone, so that each pixel is about the mean of those it stands for, and
-        ceil(side / part) of them are a side. Raises UnreadableImage.
+        ceil(side / reduction) of them are a side. Raises UnreadableImage.
         """
         if self._jpeg is None:
-            return Excerpt(self._pixels, (0, 0), self.size)
-        whole = (-(-self.size[0] // part), -(-self.size[1] // part))
+            return DecodedRegion(self._pixels, (0, 0), self.size)
+        whole = (-(-self.size[0] // reduction), -(-self.size[1] // reduction))
         found = None
         if box is not None:
-            start = [at // part for at in box[:2]]
-            more = 2 if part > 1 else 0  # a side that is no multiple of `part` moves the edges that `place` rounds
-            stop = [min(-(-(at + n) // part) + more, side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)]
+            start = [at // reduction for at in box[:2]]
+            more = (
+                2 if reduction > 1 else 0
+            )  # a side that is no multiple of `reduction` moves the edges that `map_box` rounds
+            stop = [
+                min(-(-(at + n) // reduction) + more, side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)
+            ]
             needed = (*start, stop[0] - start[0], stop[1] - start[1])
-            found = jpeg.region(self._jpeg, _box_as_stored(needed, whole, self._orientation), part)
+            found = jpeg.region(self._jpeg, _box_as_stored(needed, whole, self._orientation), reduction)
         if found is not None:
             pixels, (y, x) = found
             corner = _box_upright((y, x, *pixels.shape[:2]), whole, self._orientation)[:2]
-            return Excerpt(_upright(pixels, self._orientation), corner, whole)
-        pixels = jpeg.whole(self._jpeg, self._stored_size, part)
+            return DecodedRegion(_upright(pixels, self._orientation), corner, whole)
+        pixels = jpeg.whole(self._jpeg, self._stored_size, reduction)
         if pixels is not None:
-            return Excerpt(_upright(pixels, self._orientation), (0, 0), whole)
+            return DecodedRegion(_upright(pixels, self._orientation), (0, 0), whole)
         with _named(self.name):
             pixels = _by_pillow(self._jpeg)  # which reads or refuses a file with a fault
-        return Excerpt(pixels, (0, 0), pixels.shape[:2])
+        return DecodedRegion(pixels, (0, 0), pixels.shape[:2])
 
 
 def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -129,7 +133,7 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
     Raises UnreadableImage, which calls the image `path` (default: where it lies). Pictures of more than
     about 179 million pixels are refused, as Pillow does, or of more than the environment's SIMCLR_MAX_PIXELS.
     """
-    return Picture.open(file, path).read().pixels
+    return LazyImage.open(file, path).read().pixels
 
 
 def file_form(file: bytes | Path) -> str:

@@ -1,12 +1,13 @@
-"""The index of a large folder, or of tar files, kept between starts in the user's cache directory.
+"""Index of a large folder, or of tar files, cached in the user's cache directory.
 
 It is used again while no folder in it (no tar file) has changed: adding, removing or renaming a file or folder changes
-the time of the folder that it lies in. A folder that changed moments before it was read could change again within the
-resolution of its time, so such an index is not kept.
+the modification time of the folder that contains it. A folder that changed moments before it was read could change
+again within the resolution of its time, so such an index is not cached.
 """
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +17,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from simclr.data.paths import Paths
+from simclr.data.paths import READS_HEIC, Paths
+from simclr.data.source import LeftOut
 
-LEAST = 10_000  # images from which on keeping an index is worth a file
-SETTLED = 2_000_000_000  # nanoseconds; no usual file system keeps times more coarsely than in 2 seconds
-_FORM = b"2"  # of the files
+MIN_IMAGES = 10_000  # below that, caching an index saves less time than the file costs
+SETTLED = 2_000_000_000  # nanoseconds; no usual file system has a time resolution above 2 seconds
+_FORMAT = b"3" + b"h" * READS_HEIC  # of the files
 
 
 class Index(NamedTuple):
-    """What opening a folder or tar files finds out about their n images."""
+    """Names, splits and labels of the n images of a folder or of tar files."""
 
     paths: Paths
     is_test: Bool[np.ndarray, " n"] | None
@@ -32,19 +34,22 @@ class Index(NamedTuple):
     classes: list[str] | None
     places: Int64[np.ndarray, "n 3"] | None = None
     """of images in tar files"""
+    groups: Int64[np.ndarray, " n"] | None = None
+    left_out: LeftOut = LeftOut()
 
 
 def cached(root: Path, parts: Sequence[str], build: Callable[[list[bytes]], Index]) -> Index:
-    """The kept index of the sub-folders, or tar files, `parts` of `root`, or the one that `build` makes, which is then
-    kept. `build` puts every folder or tar file that it reads into its argument.
+    """Return the cached index of `root`, or the one that `build` returns, which is then cached.
+
+    `parts` distinguish indices of the same root. `build` adds every folder or tar file that it reads to its argument.
     """
     file = _file(root, parts)
     if (kept := _load(file)) is not None:
         return kept
     start, folders = time.time_ns(), []
     index = build(folders)
-    if len(index.paths) >= LEAST:
-        with contextlib.suppress(OSError):  # no place to keep it is no reason to stop
+    if len(index.paths) >= MIN_IMAGES:
+        with contextlib.suppress(OSError):  # the cache is not needed
             absolute = [os.path.abspath(folder) for folder in folders]
             times = _times(absolute)
             if times.max() < start - SETTLED:
@@ -54,7 +59,7 @@ def cached(root: Path, parts: Sequence[str], build: Callable[[list[bytes]], Inde
 
 def _file(root: Path, parts: Sequence[str]) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = b"\0".join([_FORM, os.fsencode(root.resolve()), *map(os.fsencode, parts)])
+    key = b"\0".join([_FORMAT, os.fsencode(root.resolve()), *map(os.fsencode, parts)])
     return base / "simclr" / "index" / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npz"
 
 
@@ -71,22 +76,27 @@ def _load(file: Path) -> Index | None:
             labels, classes = kept.get("labels"), kept.get("classes")
             classes = None if classes is None else classes.tolist()
             paths = Paths(kept["text"], kept["offsets"])
-            return Index(paths, kept.get("is_test"), labels, classes, kept.get("places"))
-    except Exception:  # a folder that is gone, a file that is none of ours or was cut short: it is made anew
+            left_out = LeftOut(*json.loads(str(kept["left_out"])))
+            return Index(paths, kept.get("is_test"), labels, classes, kept.get("places"), kept.get("groups"), left_out)
+    except Exception:  # a folder is gone, or the file is foreign or truncated: the index is built again
         return None
 
 
 def _save(file: Path, index: Index, folders: list[bytes], times: Int64[np.ndarray, " k"]) -> None:
     where = Paths.of(folders)
     arrays = {
-        "text": index.paths.text, "offsets": index.paths.offsets, "folders": where.text,
-        "folder_offsets": where.offsets, "times": times,
-    }  # fmt: skip
+        "text": index.paths.text,
+        "offsets": index.paths.offsets,
+        "folders": where.text,
+        "folder_offsets": where.offsets,
+        "times": times,
+        "left_out": np.array(json.dumps(index.left_out)),
+    }
     if index.labels is not None:
         arrays |= {"labels": index.labels, "classes": np.array(index.classes, np.str_)}
-    for name in ("is_test", "places"):
-        if (found := getattr(index, name)) is not None:
-            arrays[name] = found
+    for name in ("is_test", "places", "groups"):
+        if (values := getattr(index, name)) is not None:
+            arrays[name] = values
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     with open(partial, "wb") as stream:

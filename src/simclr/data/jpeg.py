@@ -53,9 +53,9 @@ def _application_segments(content: bytes) -> Iterator[bytes]:
         at += 2 + length
 
 
-def whole(content: bytes, size: tuple[int, int], part: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
+def whole(content: bytes, size: tuple[int, int], reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
     """All pixels of a file whose header gave `size`, at 1, 1/2, 1/4 or 1/8 of its side; None where it has a fault."""
-    least = [-(-side // part) for side in size]
+    least = [-(-side // reduction) for side in size]
     try:
         return simplejpeg.decode_jpeg(content, min_height=least[0], min_width=least[1])
     except ValueError:
@@ -67,8 +67,8 @@ def reads_regions() -> bool:
     return _library() is not None
 
 
-def region(content: bytes, box: Box, part: int = 1) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None:
-    """Pixels that cover `box` of an image, and the (y, x) of the first; box, y and x in pixels at 1/`part` of the side.
+def region(content: bytes, box: Box, reduction: int = 1) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None:
+    """Pixels that cover `box` of an image, and the (y, x) of the first; box, y and x in pixels at 1/`reduction` of the side.
 
     Those in the box are what the whole has there; columns beside it may not be. None where there is no library for it,
     or a fault.
@@ -83,14 +83,14 @@ def region(content: bytes, box: Box, part: int = 1) -> tuple[UInt8[np.ndarray, "
     sampling = library.tj3Get(handle, _SUBSAMPLING)
     if not 0 <= sampling < len(_MCU_WIDTHS):
         return None
-    mcu = -(-_MCU_WIDTHS[sampling] // part)
+    mcu = -(-_MCU_WIDTHS[sampling] // reduction)
     y, x, height, width = box
     # one pixel more on either side, since colours are interpolated; and from a border of blocks on
     left = max(x - 1, 0) // mcu * mcu
-    right = min(x + width + 1, -(-library.tj3Get(handle, _WIDTH) // part))
+    right = min(x + width + 1, -(-library.tj3Get(handle, _WIDTH) // reduction))
     pixels = np.empty((height, right - left, 3), np.uint8)
     failed = (
-        library.tj3SetScalingFactor(handle, _Factor(1, part))
+        library.tj3SetScalingFactor(handle, _Factor(1, reduction))
         or library.tj3SetCroppingRegion(handle, _Region(left, y, right - left, height))
         or library.tj3Decompress8(handle, content, len(content), pixels.ctypes.data, 0, _RGB)
     )

@@ -1,53 +1,113 @@
-"""Labels and class names."""
+"""Labels as they are written in files and objects, and the classes that they mean.
 
-from collections.abc import Collection, Sequence
+A missing label is None, an empty text, a negative number or a number that is not a number. Names of classes are
+compared in the Unicode form NFC and without surrounding blanks.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from simclr.errors import DataError
+
+SEPARATOR = "|"  # of the classes of one image
 Annotation = tuple[Int64[np.ndarray, " n"] | None, list[str] | None]
+_NUMBER = re.compile(r"\d+(\.\d*)?", re.ASCII)
+_NEGATIVE = re.compile(r"-\d+(\.\d*)?", re.ASCII)
+
+
+def has_label(item: Any) -> bool:
+    """Return whether an item of a data set has a place for a label."""
+    return "label" in item if isinstance(item, dict) else isinstance(item, tuple | list) and len(item) > 1
 
 
 def label_of(item: Any) -> Any:
-    """The label in an item of a data set, or None."""
+    """Return the label in an item of a data set, or None."""
     if isinstance(item, dict):
         return item.get("label")
-    return item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+    return item[1] if has_label(item) else None
 
 
 def annotation_of(items: Any) -> Annotation:
-    """Labels and classes from the attributes `targets` or `labels`, and `classes`, of a data set."""
+    """Return labels and classes from the attributes `targets` or `labels`, and `classes`, of a data set."""
     for attribute in ("targets", "labels", "_labels"):
-        given = getattr(items, attribute, None)
-        if given is None or len(given) != len(items):
+        values = getattr(items, attribute, None)
+        if not hasattr(values, "__len__") or len(values) != len(items):
             continue
-        given = np.asarray(given).reshape(-1)
+        values = _join_columns(values, f"{type(items).__name__}.{attribute}")
         names = getattr(items, "classes", None)
-        if isinstance(names, list) and given.dtype.kind in "iu" and given.max() < len(names):
-            return np.maximum(given.astype(np.int64), -1), [str(name) for name in names]
-        return encode_labels(given)
+        if isinstance(names, list) and values.dtype.kind in "iu" and values.max(initial=-1) < len(names):
+            return np.maximum(values.astype(np.int64), -1), [class_name(name) for name in names]
+        return encode_labels(values)
     return None, None
 
 
-def encode_labels(values: Sequence[str] | Shaped[np.ndarray, "..."]) -> Annotation:
-    """Labels as they were written -> (indices into the classes, the classes), or (None, None) if there are none.
+def join_columns(labels: Shaped[np.ndarray, "n ..."], where: str) -> Shaped[np.ndarray, " n"]:
+    """Return labels (N,) unchanged, and multi-label columns (N, C) of 0 and 1 as texts such as `0|4`."""
+    if labels.ndim < 2 or labels.shape[1:] == (1,):
+        return labels.reshape(-1)
+    if labels.ndim > 2 or labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise DataError(where, f"labels are {labels.dtype} {labels.shape}", "Give (N,), or (N, C) of 0 and 1")
+    return np.array([_join(row) for row in labels])
 
-    An empty text or a negative number means that an image has no label, and gives -1.
-    """
-    names, inverse = np.unique(np.asarray(values).reshape(-1), return_inverse=True)
-    texts = [str(name).strip() for name in names]
-    known = sort_classes({text for text in texts if text and not _is_negative(text)})
-    if not known:
+
+def _join_columns(values: Any, where: str) -> Shaped[np.ndarray, " n"]:
+    try:
+        return join_columns(np.asarray(values), where)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        return np.array([None, *values], dtype=object)[1:]  # rows of different lengths
+
+
+def _join(row: np.ndarray) -> str:
+    text = SEPARATOR.join(map(str, np.flatnonzero(row)))
+    return text if SEPARATOR in text else text + SEPARATOR
+
+
+def encode_labels(values: Iterable[Any]) -> Annotation:
+    """Return (indices into the classes, -1 for a missing label; the classes), or (None, None) if no image has a label."""
+    inverse: Any = slice(None)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufSU":
+        values, inverse = np.unique(values, return_inverse=True)  # few classes, many images
+        values = values.tolist()
+    texts = [_text(value) for value in values]
+    names = {text for text in texts if text and not _NEGATIVE.fullmatch(text)}
+    if not names:
         return None, None
-    index = {text: k for k, text in enumerate(known)}
-    return np.array([index.get(text, -1) for text in texts], np.int64)[inverse], known
+    classes = sort_classes(names)
+    index = {text: k for k, text in enumerate(classes)}
+    return np.array([index.get(text, -1) for text in texts], np.int64)[inverse], classes
+
+
+def class_name(name: Any) -> str:
+    """Return the name of a class in its one form; of a multi-label text, with the classes in order."""
+    text = unicodedata.normalize("NFC", str(name)).strip()
+    if SEPARATOR not in text:
+        return text
+    parts = sort_classes({part.strip() for part in text.split(SEPARATOR)} - {""})
+    return SEPARATOR.join(parts) if len(parts) > 1 else "".join(parts) + SEPARATOR
+
+
+def _text(value: Any) -> str:
+    """Return a label as text, empty for a missing one; columns of 0 and 1, and lists of names, as `a|b`."""
+    if hasattr(value, "tolist"):  # an array or a tensor
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        if value and all(part in (0, 1) for part in value):
+            return _join(np.asarray(value))
+        return class_name(SEPARATOR.join(map(_text, value)) + SEPARATOR)
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    return class_name(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
 
 
 def sort_classes(names: Collection[str]) -> list[str]:
-    """Sorted as numbers if all are whole numbers, else as text."""
-    return sorted(names, key=int if all(name.isdecimal() for name in names) else None)
-
-
-def _is_negative(text: str) -> bool:
-    return text.startswith("-") and text[1:].isdecimal()
+    """Return names sorted as numbers if all are numbers, else as text; the order of equal numbers is that of the texts."""
+    if all(_NUMBER.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (float(name), name))
+    return sorted(names)

@@ -28,7 +28,7 @@ _SHARED = "/dev/shm"
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items, of which up to `depth` are made in advance by a thread.
 
     An exception of the thread is raised here, after the items before it. When the iteration is given up, the
@@ -86,7 +86,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     """
     if source.images is not None:
         return Loaded(source.images, {})
-    readable = (image for i in range(len(source)) if isinstance(image := attempt(source, i), np.ndarray))
+    readable = (image for i in range(len(source)) if isinstance(image := try_read(source, i), np.ndarray))
     first = next(readable, None)
     if first is None or first.nbytes * len(source) > max_bytes:
         return None
@@ -95,7 +95,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     def fill(start: int) -> dict[int, UnreadableImage] | None:
         bad = {}
         for i in range(start, min(start + _BLOCK, len(source))):
-            image = attempt(source, i)
+            image = try_read(source, i)
             if isinstance(image, UnreadableImage):
                 bad[i] = image
             elif image.shape == first.shape:
@@ -114,7 +114,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     return Loaded(images, bad)
 
 
-def attempt(source: Source, i: int) -> np.ndarray | UnreadableImage:
+def try_read(source: Source, i: int) -> np.ndarray | UnreadableImage:
     """Image i, or why it cannot be read."""
     try:
         return source.read(i)
@@ -127,18 +127,18 @@ def loader(
     keys: Iterable,
     *,
     workers: int,
-    ahead: int,
+    prefetch: int,
     item_bytes: int,
     pin: bool = False,
     start_method: str | None = None,
 ) -> DataLoader:
     """`data[key]` for each key, in order, made by `workers` processes (0: by this one).
 
-    About `ahead` keys are worked on in advance, each of which makes at most `item_bytes` in shared memory.
+    About `prefetch` keys are worked on in advance, each of which makes at most `item_bytes` in shared memory.
     """
     options: dict[str, Any] = {}
     if workers:
-        factor = max(2, -(-ahead // workers))
+        factor = max(2, -(-prefetch // workers))
         sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
         fits = int(0.8 * _free_shared() / (item_bytes * workers * sharing))
         if fits < 1:

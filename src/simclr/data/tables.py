@@ -1,102 +1,204 @@
-"""Image lists, CSV tables and array files."""
+"""Image lists, tables and array files."""
 
+import codecs
 import csv
+import io
+import json
 import os
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
-from simclr.data.labels import Annotation, encode_labels
-from simclr.data.multilabel import joined
-from simclr.data.paths import Paths
+from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns
+from simclr.data.paths import Paths, read_lines
 from simclr.data.source import Arrays, Files, Source
-from simclr.data.splits import Part, assemble, select_part
+from simclr.data.splits import SPLIT_NAMES, Part, assemble, select_split
+from simclr.errors import DataError
+
+COLUMNS = {"path": ("path", "file_name"), "label": ("label", "labels"), "split": ("split",), "group": ("group",)}
+"""names of the columns of a table, in any case, unless others are given"""
+DELIMITERS = ",;\t"
 
 
-def _list(path: Path, split: str) -> Source:
-    names = [line for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
-    return select_part(_named_files(path, names, (None, None)), None, split)
+def open_list(path: Path, split: str) -> Source:
+    """Open the images whose paths are the lines of a text file."""
+    return select_split(_named_files(path, read_lines(path)), None, split)
 
 
-def _table(path: Path, split: str) -> Source:
-    columns = _columns(path, ("path",), ("label", "split"))
+def open_table(path: Path, split: str, names: Mapping[str, str]) -> Source:
+    """Open the images of a table; `names` are those of its columns path, label, split and group that are not usual."""
+    columns = read_columns(path, names)
     annotation = encode_labels(columns["label"]) if "label" in columns else (None, None)
+    groups = number_groups(columns["group"]) if "group" in columns else None
+    source = _named_files(path, [os.fsencode(name) for name in columns["path"]], annotation, groups)
     is_test = None
     if "split" in columns:
-        parts = np.char.lower(columns["split"])
-        for row in np.flatnonzero(~np.isin(parts, ("train", "test", "val")))[:1]:
-            raise ValueError(
-                f"{path}: split of {columns['path'][row]!r} is {str(parts[row])!r}; allowed are train, test, val"
-            )
-        is_test = parts == ("test" if "test" in parts else "val")
-        used = is_test | (parts == "train")
-    source = _named_files(path, [os.fsencode(name) for name in columns["path"]], annotation)
-    if is_test is not None and not used.all():
-        source, is_test = source.select(np.flatnonzero(used), "all"), is_test[used]
-    return select_part(source, is_test, split)
+        splits = np.array([SPLIT_NAMES.get(text.casefold(), "") for text in columns["split"]])
+        for row in np.flatnonzero(splits == "")[:1]:
+            problem = f"the split of {columns['path'][row]!r} is {columns['split'][row]!r}"
+            raise DataError(path, problem, f"Use one of {', '.join(SPLIT_NAMES)}")
+        test = "test" if "test" in splits else "val"
+        used = np.isin(splits, ("train", test))
+        source = source if used.all() else source.select(np.flatnonzero(used), "all")
+        is_test = splits[used] == test
+    return select_split(source, is_test, split)
 
 
-def _columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, list[str]]:
-    """The columns of a table by name; a ValueError says which line is wrong."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        table = csv.DictReader(file)
-        header = table.fieldnames or []
-        if missing := [name for name in required if name not in header]:
-            raise ValueError(f"{path}: no column {missing[0]!r} in the header {header}; optional are {list(optional)}")
-        columns: dict[str, list[str]] = {name: [] for name in (*required, *optional) if name in header}
-        for row in table:
-            for name, cells in columns.items():
-                if row[name] is None or (name in required and not row[name].strip()):
-                    raise ValueError(f"{path}, line {table.line_num}: no {name}")
-                cells.append(row[name])
+def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str, list[Any]]:
+    """Return the columns path, label, split and group of a table or of a file of JSON lines, if they are there.
+
+    The delimiter is a comma, a semicolon or a tab, whichever the header has most of.
+    """
+    rows, lines, header = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    columns = {}
+    for column, usual in COLUMNS.items():
+        wanted = [names[column]] if names and column in names else usual
+        position = next((header.index(key) for key in map(_key, wanted) if key in header), None)
+        if position is not None:
+            columns[column] = [row[position] if position < len(row) else None for row in rows]
+        elif column == "path" or (names and column in names):
+            problem = f"there is no column {wanted[0]!r}; the columns are {', '.join(header) or 'none'}"
+            raise DataError(path, problem, f"Name the one to use: {path.name}?{column}=COLUMN")
+    for column, cells in columns.items():
+        for line, cell in zip(lines, cells, strict=True):
+            if column in ("path", "split") and not cell:
+                raise DataError(path, f"line {line} has no {column}")
+            if column != "path" and isinstance(cell, str) and any("\ud800" <= c <= "\udfff" for c in cell):
+                raise DataError(path, f"line {line}: the {column} is not UTF-8 text", "Save the table as UTF-8")
     return columns
 
 
-def _named_files(table: Path, names: list[bytes], annotation: Annotation) -> Files:
+def _csv_rows(path: Path) -> tuple[list[list[str]], list[int], list[str]]:
+    """Return the rows of a table, the numbers of their lines, and the header."""
+    text = read_text(path)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
+    rows, lines = [], []
+    try:
+        for row in reader:
+            if any(row):
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(path, f"line {reader.line_num} cannot be parsed ({error})") from None
+    return rows[1:], lines[1:], [_key(name) for name in rows[0]] if rows else []
+
+
+def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
+    rows, lines = [], []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(path, f"line {number} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(path, f"line {number} is not a JSON object")
+        rows.append({_key(name): value for name, value in row.items()})
+        lines.append(number)
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return [[row.get(name) for name in header] for row in rows], lines, header
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, with or without byte order mark; other bytes are kept as surrogates."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(path, "it is UTF-16 text", "Save it as UTF-8")
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def number_groups(names: Iterable[Any]) -> Int64[np.ndarray, " n"]:
+    """Return a number for each name; an empty name is a group of its own."""
+    keys = [str(name) if name not in (None, "") else f"\0{i}" for i, name in enumerate(names)]
+    return np.unique(np.array(keys, dtype=object), return_inverse=True)[1].astype(np.int64)
+
+
+def read_metadata(files: Iterable[tuple[Path, str]], names: list[bytes]) -> tuple[Annotation, Any]:
+    """Return labels and groups of images from the `metadata.csv` or `metadata.jsonl` of Hugging Face's ImageFolder.
+
+    `files` are these files, with the prefix of their images' names; `names` are those of all images. Images that are in
+    no file have no label.
+    """
+    labels: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    for file, prefix in files:
+        columns = read_columns(file)
+        paths = [os.path.normpath(prefix + name) for name in columns["path"]]
+        labels |= dict(zip(paths, columns.get("label", ()), strict=False))
+        groups |= dict(zip(paths, columns.get("group", ()), strict=False))
+        if not set(paths) & (known := {os.fsdecode(name) for name in names}):
+            problem = f"it names none of the {len(known)} images, but files such as {columns['path'][:1]}"
+            raise DataError(file, problem, "Paths must be relative to this file")
+    texts = [os.fsdecode(name) for name in names]
+    values = [labels.get(text) for text in texts]
+    values = [SEPARATOR.join(map(str, v)) + SEPARATOR if isinstance(v, list) else v for v in values]
+    return encode_labels(values), number_groups(groups.get(text) for text in texts) if groups else None
+
+
+def _named_files(
+    table: Path, names: list[bytes], annotation: Annotation = (None, None), groups: np.ndarray | None = None
+) -> Files:
     if not names:
-        raise ValueError(f"{table}: names no images")
+        raise DataError(table, "it names no images")
     root = table.parent
     if not any((root / os.fsdecode(name)).exists() for name in names[:100]):
-        raise ValueError(
-            f"{table}: {os.fsdecode(names[0])!r} does not exist (paths are relative to the table's folder)"
+        raise DataError(
+            table, f"{os.fsdecode(names[0])!r} does not exist", "Paths must be absolute or relative to this file"
         )
-    return Files(name=table.stem, root=root, paths=Paths.of(names), annotation=annotation)
+    return Files(name=table.stem, root=root, paths=Paths.of(names), annotation=annotation, groups=groups)
 
 
-def _npz(path: Path, split: str) -> Source:
+def open_arrays(path: Path, split: str) -> Source:
+    """Open the images of an .npz file."""
     try:
-        arrays = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not an .npz file ({error})") from None
-    with arrays:
-        if "images" in arrays:
-            annotation = encode_labels(joined(arrays["labels"])) if "labels" in arrays else (None, None)
-            pixels = _pixels(path, "images", arrays["images"], annotation)
-            source = Arrays(name=path.stem, paths=Paths.numbered("", len(pixels)), pixels=pixels, annotation=annotation)
-            return select_part(source, None, split)
-        test = "test" if "test_images" in arrays else "val"
-        if "train_images" not in arrays or f"{test}_images" not in arrays:
-            raise ValueError(f"{path}: holds {list(arrays)}; needed are `images`, or `train_images` and `test_images`")
-        labels = [joined(arrays[f"{part}_labels"]) for part in ("train", test) if f"{part}_labels" in arrays]
-        known, classes = encode_labels(np.concatenate(labels)) if len(labels) == 2 else (None, None)
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise DataError(path, "it is a single array", "Save the images as `images` with numpy.savez")
+            arrays = {name: file[name] for name in file.files}
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(path, f"it is not an .npz file of plain arrays ({error})") from None
+    if "images" in arrays:
+        labels = arrays.get("labels")
+        annotation = (None, None) if labels is None else encode_labels(join_columns(labels, str(path)))
+        pixels = _pixels(path, "images", arrays["images"], annotation[0])
+        groups = number_groups(arrays["groups"].tolist()) if "groups" in arrays else None
+        paths = Paths.numbered("", len(pixels))
+        source = Arrays(name=path.stem, paths=paths, pixels=pixels, annotation=annotation, groups=groups)
+        return select_split(source, None, split)
+    test = next((name for name in ("test", "val", "valid", "validation") if f"{name}_images" in arrays), None)
+    if "train_images" not in arrays or test is None:
+        problem = f"it contains {', '.join(arrays) or 'nothing'}"
+        raise DataError(path, problem, "Save `images`, or `train_images` and `test_images`")
+    labels = [join_columns(arrays[f"{s}_labels"], str(path)) for s in ("train", test) if f"{s}_labels" in arrays]
+    values, classes = encode_labels(np.concatenate(labels)) if len(labels) == 2 else (None, None)
 
-        def load(part: str) -> Part:
-            key = f"{test if part == 'test' else part}_images"
-            halves = np.split(known, [len(labels[0])]) if known is not None else (None, None)
-            annotation = (halves[part == "test"], classes)
-            return _pixels(path, key, arrays[key], annotation), annotation[0]
+    def load(part: str) -> Part:
+        key = f"{test if part == 'test' else part}_images"
+        halves = np.split(values, [len(labels[0])]) if values is not None else (None, None)
+        return _pixels(path, key, arrays[key], halves[part == "test"]), halves[part == "test"]
 
-        return assemble(path.stem, split, load, classes)
+    return assemble(path.stem, split, load, classes)
 
 
-def _pixels(path: Path, key: str, images: np.ndarray, annotation: Annotation) -> np.ndarray:
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or images.shape[3:] not in ((), (1,), (3,))
-        or not images.size
-    ):
-        raise ValueError(f"{path}: {key} is {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3) or (N, H, W)")
-    if annotation[0] is not None and len(annotation[0]) != len(images):
-        raise ValueError(f"{path}: {len(images)} {key} but {len(annotation[0])} labels")
+def _pixels(path: Path, key: str, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+        problem = f"`{key}` is {images.dtype} {images.shape}"
+        raise DataError(path, problem, "Images must be uint8 (N, H, W, 3) or (N, H, W)")
+    if not images.size:
+        raise DataError(path, f"`{key}` is empty")
+    if labels is not None and len(labels) != len(images):
+        raise DataError(path, f"there are {len(images)} `{key}` but {len(labels)} labels")
     return images if images.shape[3:] == (3,) else np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=3)

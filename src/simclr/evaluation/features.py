@@ -72,7 +72,7 @@ class EvalBatches:
                 _Preparer(self.source, self.preprocess),
                 [key for keys in chunks for key in keys],
                 workers=self.workers,
-                ahead=2 * len(chunks[0]),
+                prefetch=2 * len(chunks[0]),
                 item_bytes=CHUNK * 12 * self.preprocess.size**2,
             )
         )

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.multilabel import class_names, has_several, occurring
+from simclr.data.multilabel import class_names, is_multilabel, present_classes
 from simclr.data.specs import why_unlabelled
 from simclr.evaluation.features import Features as Measured
 from simclr.evaluation.features import extract
@@ -91,10 +91,10 @@ def labelled(data: Any, *, several: bool = False) -> tuple[Source, Source]:
         if source.labels is None or (source.labels < 0).all():
             raise ValueError(f"{source.name} has no labels, which measuring needs: {why_unlabelled(data)}")
     train, test = _with_labels(train), _with_labels(test)
-    if has_several(train) and not several:
+    if is_multilabel(train) and not several:
         raise ValueError(f"{train.name}: its images show several classes (labels such as a|b); use simclr transfer")
     names = class_names(train)
-    seen, asked = occurring(train), occurring(test)
+    seen, asked = present_classes(train), present_classes(test)
     if len(seen) < 2:
         raise ValueError(f"{train.name} has one class only in its training part; measuring needs at least two")
     strange = [names[c] for c in sorted(asked - seen)]

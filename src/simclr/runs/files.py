@@ -83,6 +83,14 @@ def write_unreadable(path: Path, reasons: dict[str, str]) -> None:
     write_table(path, ("path", "reason"), sorted(reasons.items()))
 
 
+def printable(name: str | os.PathLike) -> str:
+    """Return a file name for a terminal: bytes that are not text and control characters are shown as escapes."""
+    return "".join(
+        c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" if "\udc80" <= c <= "\udcff" else repr(c)[1:-1]
+        for c in os.fspath(name)
+    )
+
+
 def report_unreadable(folder: Path, reasons: dict[str, str]) -> None:
     """Write `bad_files.csv` and print its path if there are unreadable images."""
     if reasons:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source, jpeg
-from simclr.data.specs import unlabelled
+from simclr.data.specs import open_for_pretraining
 from simclr.runs.environment import cores, environment
 from simclr.runs.files import require_new_file, write_atomically
 from simclr.settings import check_settings, flat, setting
@@ -55,7 +55,7 @@ class Bench:
         task = self.pretrain
         if self.out is not None:
             require_new_file(self.out, self.overwrite)
-        source = unlabelled(task.data)
+        source = open_for_pretraining(task.data)
         fabric = task.machine.launch()
         parts = task.assemble(fabric, source)
         device, agree, world = fabric.device, fabric.broadcast, fabric.world_size

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simclr.data import Source
-from simclr.data.specs import unlabelled
-from simclr.data.splits import balanced_rows
+from simclr.data.specs import open_for_pretraining
+from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import Result, summary, table
@@ -78,7 +78,7 @@ class Distill(Training):
             raise SettingError("start", "absent if encoder or encoder_options are given", self.start)
 
     def __call__(self) -> dict[str, Any]:
-        source = unlabelled(self.data)
+        source = open_for_pretraining(self.data)
         given = load(self.teacher)
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
@@ -190,7 +190,7 @@ class Distill(Training):
             return labels
         if source.labels is None:
             raise SettingError("label_weight", f"0 for {source.name}, which has no labels", self.label_weight)
-        rows = torch.from_numpy(balanced_rows(source, self.fraction, self.seed))
+        rows = torch.from_numpy(stratified_rows(source, self.fraction, self.seed))
         labels[rows] = torch.from_numpy(source.labels)[rows]
         return labels
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source, UnreadableImage
-from simclr.data.loading import attempt
+from simclr.data.loading import try_read
 from simclr.evaluation.metrics import embedding_std
 from simclr.report import checks as findings
 from simclr.report.checks import Finding
@@ -154,7 +154,7 @@ class Doctor(Pretrain):
         rows = np.argsort(source.paths.hashes(), kind="stable")[: self.sample]
 
         def look(row: int) -> Looked | str:
-            image = attempt(source, row)
+            image = try_read(source, row)
             if isinstance(image, UnreadableImage):
                 return f"{image.path} ({image.reason})"
             digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simclr.data import Source
-from simclr.data.multilabel import class_names, truth
-from simclr.data.splits import balanced, held_out_rows, listed
+from simclr.data import Source, multilabel
+from simclr.data.multilabel import class_names
+from simclr.data.splits import holdout_mask, rows_from_list, stratified_subset
 from simclr.errors import DataError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import Result, summary, table
@@ -111,7 +111,7 @@ class FineTune(Training):
 
         model, preprocess = parts.model, start.preprocess
         features = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
-        targets = torch.from_numpy(truth(measured))[features.indices]
+        targets = torch.from_numpy(multilabel.targets(measured))[features.indices]
         results = self.figures(features.features, targets, preprocess, len(source))
         content = {**summary(results, self, self.run), "steps": schedule.steps, **last, "bad": len(run.bad)}
         content |= {result.metric: result.value for result in results}
@@ -131,7 +131,7 @@ class FineTune(Training):
         optimizer = self.create_optimizer(classifier_groups(model, self.weight_decay), batch)
         network, optimizer = wrap(self.machine, fabric, model, optimizer)
         batches = self.open_batches(fabric, source, (self.policy(start.card.image_size),), batch)
-        all_targets, dtype = torch.from_numpy(truth(source)), next(model.parameters()).dtype
+        all_targets, dtype = torch.from_numpy(multilabel.targets(source)), next(model.parameters()).dtype
         model.train()
 
         def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Targets]]:
@@ -160,15 +160,15 @@ class FineTune(Training):
     def images(self) -> tuple[Source, Source, float]:
         """Return the training images, the images to evaluate on, and the fraction of the labels in use."""
         train, test = labelled(self.data, several=True)
-        rows = np.arange(len(train)) if self.labelled is None else listed(train, self.labelled)
+        rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled)
         fraction = self.fraction * len(rows) / len(train)
         if self.measure == "held-out":
-            held_out = held_out_rows(np.arange(len(train)), self.seed)
+            held_out = holdout_mask(train, seed=self.seed)
             test, rows = train.select(np.flatnonzero(held_out), train.split), rows[~held_out[rows]]
             if not len(rows):
                 raise DataError(train.name, "all of its few labelled images are held out", "Give more of them")
         source = train.select(rows, train.split) if len(rows) < len(train) else train
-        return balanced(source, self.fraction, self.seed), test, fraction
+        return stratified_subset(source, self.fraction, self.seed), test, fraction
 
     def policy(self, size: int) -> Views:
         """Return the augmentation policy: crops and flips only (official code; paper, App. B.5)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
+from simclr.data.splits import sample
 from simclr.evaluation.features import eval_batches
 from simclr.evaluation.figures import Result, report
 from simclr.evaluation.mlp_probe import mlp_probe
@@ -69,8 +70,8 @@ class Information:
         path, encoder = destination(self), load(self.run)
         names = layer_names(encoder.network, encoder.head) if self.layers == "all" else self.layers
         reads = {name: read_layer(encoder.network, encoder.head, name).to(self.machine.kind) for name in names}
-        train = self._some(open_source(self.data, "train"), self.images)
-        test = self._some(open_source(self.data, "test"), max(1, self.images // 2))
+        train = sample(open_source(self.data, "train"), self.images)
+        test = sample(open_source(self.data, "test"), max(1, self.images // 2))
         known, answers = self.features(train, encoder.preprocess, reads)
         unseen, truth = self.features(test, encoder.preprocess, reads)
         results = []
@@ -91,10 +92,6 @@ class Information:
                     )
                 )  # fmt: skip
         return report(results, self, path)
-
-    def _some(self, source: Source, most: int) -> Source:
-        order = np.argsort(source.paths.hashes(), kind="stable")
-        return source.select(np.sort(order[:most]), source.split)
 
     @torch.inference_mode()
     def features(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from simclr.data.splits import held_out_rows
+from simclr.data.splits import holdout_mask
 from simclr.evaluation.figures import Result, report
 from simclr.evaluation.logistic import PENALTIES, choose_and_refit
 from simclr.evaluation.metrics import accuracy
@@ -75,12 +76,15 @@ class Linear:
     def __call__(self) -> dict[str, Any]:
         path = destination(self)
         train, test = labelled(self.data)
+        held_out = holdout_mask(train, seed=self.seed)
         results = []
         for layer in self.layers():
             for candidate in candidates(self.run, self.baselines, layer):
                 known = candidate.features(train, self.machine)
                 place = workplace(known.features, self.machine)
-                classifier, detail = self.classifier(known.to(place), len(train.classes))
+                classifier, detail = self.classifier(
+                    known.to(place), held_out[known.indices.numpy()], len(train.classes)
+                )
                 unseen = candidate.features(test, self.machine)
                 scores = classifier(unseen.features.to(place)).cpu()
                 facts = {**candidate.facts, **detail, "width": known.features.shape[1]}
@@ -94,22 +98,25 @@ class Linear:
         encoder = load(self.run)
         return layer_names(encoder.network, encoder.head)
 
-    def classifier(self, known: Measured, classes: int) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-        """The fitted classifier, and what to record of the fit."""
+    def classifier(
+        self, known: Measured, held_out: np.ndarray, classes: int
+    ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        """Return the fitted classifier, and a record of the fit."""
         match self.protocol:
             case "sgd":
                 return self._trained(known, classes, self.lr, self.weight_decay), {}
             case "bank":
-                return self._best_of_bank(known, classes)
+                return self._best_of_bank(known, held_out, classes)
         # unit variance on average, so that one range of penalties suits pixels and every network
         size = known.features.std(0).square().mean().sqrt()
-        held_out = held_out_rows(known.indices.numpy(), self.seed)
         inner, scores = choose_and_refit(known.features / size, known.labels, held_out, classes, PENALTIES)
         detail = {"penalty": inner.penalty, "held_out_top1": scores[inner.penalty]}
         return lambda x: inner(x / size), detail
 
-    def _best_of_bank(self, known: Measured, classes: int) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-        chosen_on = torch.from_numpy(held_out_rows(known.indices.numpy(), self.seed)).to(known.features.device)
+    def _best_of_bank(
+        self, known: Measured, held_out: np.ndarray, classes: int
+    ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        chosen_on = torch.from_numpy(held_out).to(known.features.device)
         if not 0 < int(chosen_on.sum()) < len(chosen_on):
             raise ValueError(f"{len(chosen_on)} training images are too few to hold out some for choosing a probe")
         pairs = [(lr, decay) for lr in self.lrs for decay in self.decays]

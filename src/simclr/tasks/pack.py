@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.decoding import Picture
-from simclr.data.folders import understand
+from simclr.data.decoding import LazyImage
+from simclr.data.folders import infer_splits_and_labels
 from simclr.data.paths import is_image
 from simclr.data.shards import TarWriter
 from simclr.runs.environment import cores
@@ -117,7 +117,7 @@ class Pack:
             known = content is not None and is_image(source.path(i).encode(errors="surrogateescape"))
             if known and not self.side:
                 return content, None
-            picture = Picture.open(content, source.path(i)) if content is not None else source.open(i)
+            picture = LazyImage.open(content, source.path(i)) if content is not None else source.open(i)
             shorter = min(picture.size)
             if known and shorter <= self.side:
                 return content, None
@@ -127,12 +127,12 @@ class Pack:
         except OSError as error:
             return UnreadableImage(source.path(i), (error.strerror or str(error)).lower())
 
-    def _written(self, picture: Picture, suffix: str) -> tuple[bytes, str]:
+    def _written(self, picture: LazyImage, suffix: str) -> tuple[bytes, str]:
         height, width = picture.size
         scale = min(self.side / min(picture.size), 1) if self.side else 1
         # JPEG files come reduced to no less than twice the size that is wanted
-        part = next(part for part in (8, 4, 2, 1) if part == 1 or part * scale <= 0.5)
-        image = Image.fromarray(picture.read(part=part).pixels)
+        reduction = next(k for k in (8, 4, 2, 1) if k == 1 or k * scale <= 0.5)
+        image = Image.fromarray(picture.read(reduction=reduction).pixels)
         if scale < 1:
             size = (max(round(width * scale), 1), max(round(height * scale), 1))
             image = image.resize(size, Image.Resampling.LANCZOS)
@@ -154,7 +154,9 @@ def plan(source: Source, is_test: np.ndarray | None) -> tuple[list[str], list[st
     texts = [source.classes[k] if k >= 0 else "" for k in source.labels.tolist()] if labelled else [""] * len(names)
 
     def tells(names: list[str], beside: list[str] | None) -> bool:
-        kept, test, (labels, classes) = understand([name.encode(errors="surrogateescape") for name in names], beside)
+        kept, test, (labels, classes) = infer_splits_and_labels(
+            [name.encode(errors="surrogateescape") for name in names], beside
+        )
         said = [""] * len(kept) if labels is None else [classes[k] if k >= 0 else "" for k in labels.tolist()]
         return said == texts and (is_test is None) == (test is None) and (test is None or np.array_equal(test, is_test))
 

@@ -11,8 +11,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from simclr.data import Source
-from simclr.data.specs import labels_for, unlabelled
-from simclr.data.splits import set_aside
+from simclr.data.specs import labels_for, open_for_pretraining
+from simclr.data.splits import split_off
 from simclr.errors import SettingError
 from simclr.evaluation.health import HealthCheck
 from simclr.evaluation.metrics import embedding_std, rankme
@@ -175,9 +175,9 @@ class Pretrain(Training):
 
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
-        source = unlabelled(self.data)
+        source = open_for_pretraining(self.data)
         self.labels(source)  # raises if they are missing
-        return set_aside(source, self.held_out) if self.held_out else (source, source)
+        return split_off(source, self.held_out) if self.held_out else (source, source)
 
     def labels(self, source: Source) -> Tensor | None:
         """Return the labels that the loss learns from, -1 for none; None for a loss that learns without labels."""

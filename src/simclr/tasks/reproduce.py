@@ -10,7 +10,7 @@ import torch.distributed as dist
 import yaml
 
 from simclr.cli.parsing import parse
-from simclr.data.specs import unlabelled
+from simclr.data.specs import open_for_pretraining
 from simclr.errors import DataError, Error, SettingError
 from simclr.evaluation.protocol import labelled
 from simclr.runs.environment import environment
@@ -103,7 +103,7 @@ class Reproduce:
         if self.seeds > 1 and machine.devices * machine.nodes > 1:
             raise SettingError("seeds", "1 with several processes", self.seeds, "Give each seed an --out of its own")
         labelled(data)  # refuses unlabelled data before anything is computed
-        same = expected.fingerprint in (None, unlabelled(data).fingerprint)
+        same = expected.fingerprint in (None, open_for_pretraining(data).fingerprint)
 
         figures = expected.figures or dict.fromkeys(MEASURES)
         device = Device(accelerator=machine.accelerator, workers=machine.workers)

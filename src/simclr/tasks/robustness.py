@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from simclr.data import Source
-from simclr.data.splits import held_out_rows
+from simclr.data.splits import holdout_mask, sample
 from simclr.evaluation.calibration import calibration_error, fit_temperature
 from simclr.evaluation.features import eval_batches, extract
 from simclr.evaluation.figures import FROZEN, Result, report
@@ -59,8 +59,7 @@ class Robustness:
     def __call__(self) -> dict[str, Any]:
         path = destination(self)
         train, test = labelled(self.data)
-        order = np.argsort(test.paths.hashes(), kind="stable")
-        test = test.select(np.sort(order[: self.images]), test.split)
+        test = sample(test, self.images)
         encoder = load(self.run).to(self.machine.kind)
         own = encoder.card.supervised is not None
         network, temperature = (self._own if own else self._linear)(encoder, train)
@@ -75,7 +74,7 @@ class Robustness:
         known, classes = known.to(place), len(train.classes)
         size = known.features.std(0).square().mean().sqrt()
         features = known.features / size
-        held_out = held_out_rows(known.indices.numpy(), self.seed)
+        held_out = holdout_mask(train, seed=self.seed)[known.indices.numpy()]
         classifier, _ = choose_and_refit(features, known.labels, held_out, classes)
         aside = torch.from_numpy(held_out).to(place)
         partial = fit_path(features[~aside], known.labels[~aside], classes, [classifier.penalty])[0]
@@ -95,7 +94,7 @@ class Robustness:
         recipe = yaml.safe_load(recipe.read_text("utf-8")) if recipe.is_file() else {}  # a converted run has none
         if recipe.get("measure") != "held-out":
             return lambda images: network(images).float().cpu(), None
-        rows = np.flatnonzero(held_out_rows(np.arange(len(train)), recipe["seed"]))
+        rows = np.flatnonzero(holdout_mask(train, seed=recipe["seed"]))
         aside = extract(network, train.select(rows, train.split), encoder.preprocess, device=self.machine.kind)
         return lambda images: network(images).float().cpu(), fit_temperature(aside.features, aside.labels)
 

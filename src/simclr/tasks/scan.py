@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.decoding import file_form
-from simclr.data.multilabel import class_names, occurring, truth
+from simclr.data.multilabel import class_names, present_classes, targets
 from simclr.data.specs import why_unlabelled
 from simclr.runs.environment import cores
 from simclr.runs.files import require_folder_path, require_new_file, write_table, write_unreadable
@@ -116,7 +116,7 @@ def _classes(source: Source) -> dict[str, int] | None:
     if source.labels is None:
         return None
     names, known = class_names(source), source.labels >= 0
-    found = truth(source.select(np.flatnonzero(known), source.split))
+    found = targets(source.select(np.flatnonzero(known), source.split))
     counts = np.bincount(found, minlength=len(names)) if found.ndim == 1 else found.sum(0)
     return dict(zip(names, counts.tolist(), strict=True))
 
@@ -127,7 +127,7 @@ def _split(spec: str, source: Source) -> dict[str, Any] | None:
         train, test = open_source(spec, "train"), open_source(spec, "test")
     except ValueError:  # too few images to hold out some
         return None
-    absent = occurring(test) - occurring(train) if source.labels is not None else set()
+    absent = present_classes(test) - present_classes(train) if source.labels is not None else set()
     return {
         "train": len(train), "test": len(test), "own": source.has_own_split,
         "absent": [class_names(source)[c] for c in sorted(absent)],

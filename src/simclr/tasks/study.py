@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from lightning_fabric import Fabric
 
 from simclr.data import Source
-from simclr.data.specs import unlabelled
+from simclr.data.specs import open_for_pretraining
 from simclr.evaluation.protocol import labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
@@ -88,7 +88,7 @@ class Study(Pretrain):
         members = self.members(ablation)
         plan = list(self.planned(members))
         train, _ = labelled(self.data)
-        self.check(plan, unlabelled(self.data))
+        self.check(plan, open_for_pretraining(self.data))
         if self.dry_run:
             return self.show(plan)
         require_folder_path(self.folder)

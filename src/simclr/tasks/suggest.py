@@ -11,8 +11,8 @@ import torch
 from lightning_fabric import Fabric
 
 from simclr.data import Source
-from simclr.data.loading import attempt
-from simclr.data.specs import unlabelled
+from simclr.data.loading import try_read
+from simclr.data.specs import open_for_pretraining
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.report.resources import in_words, total_memory
@@ -54,7 +54,7 @@ class Suggest:
             require_new_file(self.out)
             if self.out.suffix.lower() not in (".yaml", ".yml"):
                 raise ValueError(f"out: {self.out} must end with .yaml")
-        source = unlabelled(self.data)
+        source = open_for_pretraining(self.data)
         fabric = Machine(accelerator=self.accelerator).launch()
         facts = Facts(
             images=len(source), side=_side(source), device=fabric.device.type, memory=total_memory(fabric.device)
@@ -120,7 +120,7 @@ def largest_that_runs(batch: int, run: Callable[[int], None]) -> int:
 def _side(source: Source) -> int:
     """Median of the shorter sides of some images."""
     rows = np.argsort(source.paths.hashes(), kind="stable")[:LOOKED]
-    sides = [min(image.shape[:2]) for i in rows.tolist() if isinstance(image := attempt(source, i), np.ndarray)]
+    sides = [min(image.shape[:2]) for i in rows.tolist() if isinstance(image := try_read(source, i), np.ndarray)]
     if not sides:
         raise ValueError(f"{source.name}: none of {len(rows)} images can be read; simclr scan says why")
     return int(np.median(sides))

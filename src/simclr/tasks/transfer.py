@@ -11,8 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from simclr.data import Source
-from simclr.data.multilabel import class_names, truth
-from simclr.data.splits import held_out_rows
+from simclr.data.multilabel import class_names, targets
+from simclr.data.splits import holdout_mask
 from simclr.evaluation.figures import Result, hits, report
 from simclr.evaluation.intervals import SAMPLES, permutation_test, permutation_test_of
 from simclr.evaluation.logistic import PENALTIES, choose_and_refit
@@ -109,7 +109,7 @@ class Transfer:
 
     def metric(self, source: Source) -> str:
         """The figure by which settings are chosen and networks compared on a data set."""
-        if truth(source).ndim == 2:
+        if targets(source).ndim == 2:
             return "map11"
         named = any(part.lower() in source.name.lower() for part in self.mean_per_class)
         return "mean_per_class" if named else "top1"
@@ -135,15 +135,15 @@ class Transfer:
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         known = candidate.features(train, self.machine)
         place = workplace(known.features, self.machine)
-        features, wanted = known.features.to(place), torch.from_numpy(truth(train))[known.indices].to(place)
+        features, wanted = known.features.to(place), torch.from_numpy(targets(train))[known.indices].to(place)
         size = features.std(0).square().mean().sqrt()
-        held_out = held_out_rows(known.indices.numpy(), self.seed)
+        held_out = holdout_mask(train, seed=self.seed)[known.indices.numpy()]
         classifier, scores = choose_and_refit(
             features / size, wanted, held_out, len(class_names(train)), PENALTIES, METRICS[metric]
         )
         unseen = candidate.features(test, self.machine)
         detail = {"penalty": classifier.penalty, f"held_out_{metric}": scores[classifier.penalty]}
-        answers = torch.from_numpy(truth(test))[unseen.indices]
+        answers = torch.from_numpy(targets(test))[unseen.indices]
         return classifier(unseen.features.to(place) / size).cpu(), answers, {**candidate.facts, **detail}
 
     def tuned(self, spec: str, train: Source, protocol: str) -> list[Result]:

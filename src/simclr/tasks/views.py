@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.loading import attempt
+from simclr.data.loading import try_read
 from simclr.runs.files import require_picture_path
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
@@ -57,7 +57,7 @@ class ShowViews:
         starts = np.unique(np.linspace(0, len(source) - 1, min(self.count, len(source))).astype(int)).tolist()
         for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
             for i in range(start, end):
-                image = attempt(source, i)
+                image = try_read(source, i)
                 if not isinstance(image, UnreadableImage):
                     chosen.append(i)
                     images.append(image)

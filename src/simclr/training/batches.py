@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from simclr.data.loading import CHUNK, MAX_BYTES, Loaded, ahead, load_images, loader
+from simclr.data.loading import CHUNK, MAX_BYTES, Loaded, load_images, loader, prefetch
 from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores
 from simclr.training.crops import CropDataset, Crops, draw_views
 from simclr.training.sampler import BadImages, BatchSampler
 from simclr.views import ViewParameters, Views
-from simclr.views.torch_backend import send
+from simclr.views.torch_backend import to_device_async
 
 Device = torch.device | str
 
@@ -79,8 +79,8 @@ class Resident:
         self._images = torch.from_numpy(loaded.images).to(device)
 
     def __call__(self, steps: range) -> Iterator[Batch]:
-        for step, indices, parameters in ahead(self._draw(steps)):
-            images = self._images[send(indices, self._images.device)]
+        for step, indices, parameters in prefetch(self._draw(steps)):
+            images = self._images[to_device_async(indices, self._images.device)]
             memory = _empty_views(self.policies, len(indices), images.device)
             for policy, drawn, out in zip(self.policies, parameters, memory, strict=True):
                 policy.apply(images, drawn, out=out)
@@ -131,7 +131,7 @@ class Streamed:
                 self._crops,
                 self._keys(steps),
                 workers=self.workers,
-                ahead=2 * per_step,
+                prefetch=2 * per_step,
                 item_bytes=len(self.policies) * CHUNK * 3 * size**2,
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,

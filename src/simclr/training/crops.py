@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
-from simclr.data.decoding import Picture
+from simclr.data.decoding import LazyImage
 from simclr.data.source import Source
 from simclr.errors import TooManyBadImages, UnreadableImage
 from simclr.training.sampler import BatchSampler
@@ -72,7 +72,7 @@ class CropDataset:
             return TooManyBadImages(f"{self.source.name}: {error}. The last one is {bad[-1]}")
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
 
-    def _open(self, candidates: Iterator[int], bad: list[UnreadableImage]) -> tuple[int, Picture]:
+    def _open(self, candidates: Iterator[int], bad: list[UnreadableImage]) -> tuple[int, LazyImage]:
         """Return the first image that opens; append those before it to `bad`."""
         while True:
             index = next(candidates)
@@ -83,7 +83,7 @@ class CropDataset:
 
     def _cut(
         self,
-        image: Picture,
+        image: LazyImage,
         boxes: Int64[np.ndarray, "v 4"],
         flips: Bool[np.ndarray, " v"],
         out: UInt8[np.ndarray, "v s s 3"],
@@ -99,5 +99,5 @@ class CropDataset:
             bad.append(error)
             return False
         for v, (policy, box, flip) in enumerate(zip(self.policies, boxes, flips, strict=True)):
-            out[v] = policy.crop(region.pixels, region.place(box, image.size), flip)
+            out[v] = policy.crop(region.pixels, region.map_box(box, image.size), flip)
         return True

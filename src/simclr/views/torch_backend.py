@@ -37,9 +37,9 @@ class Decisions:
         columns = [p.crop, p.flip[:, None], p.factors, p.grey[:, None], p.sigma[:, None]]
         groups = [np.flatnonzero(p.jitter & (p.order[:, j] == k)) for j in range(4) for k in range(4)]
         groups.append(np.flatnonzero(p.blur))
-        rows = send(np.concatenate(columns, 1).astype(np.float32), device)
+        rows = to_device_async(np.concatenate(columns, 1).astype(np.float32), device)
         crop, flip, factors, grey, sigma = rows.split([4, 1, 4, 1, 1], 1)
-        *turns, blurred = send(np.concatenate(groups), device).split([len(group) for group in groups])
+        *turns, blurred = to_device_async(np.concatenate(groups), device).split([len(group) for group in groups])
         return cls(
             crop=crop.long(),
             flip=flip[:, 0] > 0,
@@ -51,7 +51,7 @@ class Decisions:
         )
 
 
-def send(array: np.ndarray, device: torch.device | str) -> Tensor:
+def to_device_async(array: np.ndarray, device: torch.device | str) -> Tensor:
     """The array on the device, without waiting for what the device is doing."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda" and tensor.numel():
