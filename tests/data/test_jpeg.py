@@ -37,7 +37,7 @@ def test_a_region_has_the_pixels_of_the_whole(form, part, monkeypatch):
     saved = 0
     for trial in range(40):
         picture = LazyImage.open(photo(rng, orientation=1 + trial % 8, **form))
-        whole = picture.read(part=part).pixels
+        whole = picture.read(reduction=part).pixels
         y, x, height, width = box = box_within(rng, picture.size)
         pixels, (top, left), size = picture.read(box, part)
         assert size == whole.shape[:2]
@@ -58,7 +58,7 @@ def test_what_is_placed_in_a_region_lies_in_it(monkeypatch):
         for _ in range(20):
             box = box_within(rng, picture.size)
             found = picture.read(box, part)
-            y, x, height, width = found.place(np.array(box), picture.size).tolist()
+            y, x, height, width = found.map_box(np.array(box), picture.size).tolist()
             assert min(y, x) >= 0 and y + height <= found.pixels.shape[0] and x + width <= found.pixels.shape[1]
 
 

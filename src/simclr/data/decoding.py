@@ -95,11 +95,11 @@ class LazyImage:
         return self.size[::-1] if self._orientation in _TRANSPOSED else self.size
 
     def read(self, box: jpeg.Box | None = None, reduction: int = 1) -> DecodedRegion:
-        """The pixels, or those in the `box` (y, x, height, width) and some beside it, which may not be exact.
+        """Return the pixels, or those in the `box` (y, x, height, width) and some beside it, which may not be exact.
 
-        `reduction` 2, 4 or 8 allows a JPEG file at a half, a quarter or an eighth of its side: libjpeg computes a reduced
-        image from the low frequencies alone, so that each pixel is about the mean of those it stands for, and
-        ceil(side / reduction) of them are a side. Raises UnreadableImage.
+        `reduction` 2, 4 or 8 allows a JPEG file to be read at a half, a quarter or an eighth of its side: libjpeg
+        computes a reduced image from the low frequencies alone, so that each pixel is about the mean of those that it
+        replaces, and a side has ceil(side / reduction) of them. Raises UnreadableImage.
         """
         if self._jpeg is None:
             return DecodedRegion(self._pixels, (0, 0), self.size)
@@ -107,12 +107,10 @@ class LazyImage:
         found = None
         if box is not None:
             start = [at // reduction for at in box[:2]]
-            more = (
-                2 if reduction > 1 else 0
-            )  # a side that is no multiple of `reduction` moves the edges that `map_box` rounds
-            stop = [
-                min(-(-(at + n) // reduction) + more, side) for at, n, side in zip(box[:2], box[2:], whole, strict=True)
-            ]
+            # a side that is not a multiple of `reduction` moves the edges that `map_box` rounds
+            more = 2 if reduction > 1 else 0
+            ends = [-(-(at + n) // reduction) + more for at, n in zip(box[:2], box[2:], strict=True)]
+            stop = [min(end, side) for end, side in zip(ends, whole, strict=True)]
             needed = (*start, stop[0] - start[0], stop[1] - start[1])
             found = jpeg.region(self._jpeg, _box_as_stored(needed, whole, self._orientation), reduction)
         if found is not None:

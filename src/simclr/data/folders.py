@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def infer_splits_and_labels(
     return kept, is_test, annotation
 
 
-def split_folders(names: Collection[str], where: Any) -> tuple[str, str] | None:
+def split_folders(names: Iterable[str], where: Any) -> tuple[str, str] | None:
     """Return the folders of the training and the test split among `names`, or None if there are no two.
 
     See SPLIT_NAMES. Beside a test folder, one for validation is not used; without one, it is the test split.

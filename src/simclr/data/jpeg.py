@@ -68,10 +68,10 @@ def reads_regions() -> bool:
 
 
 def region(content: bytes, box: Box, reduction: int = 1) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None:
-    """Pixels that cover `box` of an image, and the (y, x) of the first; box, y and x in pixels at 1/`reduction` of the side.
+    """Return pixels that cover `box` of an image, and the (y, x) of the first; all in pixels of the reduced image.
 
-    Those in the box are what the whole has there; columns beside it may not be. None where there is no library for it,
-    or a fault.
+    Pixels in the box equal those of the whole image; columns beside it may not. Return None without a library for
+    regions, or if the file has a fault.
     """
     library = _library()
     # of a truncated file a region may be whole, but whether an image can be read must not hang on its crops

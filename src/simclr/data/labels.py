@@ -70,7 +70,7 @@ def _join(row: np.ndarray) -> str:
 
 
 def encode_labels(values: Iterable[Any]) -> Annotation:
-    """Return (indices into the classes, -1 for a missing label; the classes), or (None, None) if no image has a label."""
+    """Return (indices into the classes, -1 for a missing label; the classes), or (None, None) without any label."""
     inverse: Any = slice(None)
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufSU":
         values, inverse = np.unique(values, return_inverse=True)  # few classes, many images
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 
 def sort_classes(names: Collection[str]) -> list[str]:
-    """Return names sorted as numbers if all are numbers, else as text; the order of equal numbers is that of the texts."""
+    """Return names sorted as numbers if all are numbers, else as text; equal numbers are sorted as texts."""
     if all(_NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (float(name), name))
     return sorted(names)

@@ -158,7 +158,7 @@ def sample(source: Source, count: int) -> Source:
 
 
 def split_off(source: Source, count: int) -> tuple[Source, Source]:
-    """Return all other images of a source, and about `count` held-out images: exactly as many if there are no groups."""
+    """Return the other images of a source, and `count` held-out images; about as many if there are groups."""
     if not 0 < count < len(source) - 1:
         raise SettingError("held_out", f"at least 1 and at most {len(source) - 2}, so that two images remain", count)
     if source.groups is None:
@@ -177,7 +177,7 @@ def stratified_subset(source: Source, fraction: float, seed: int = 0) -> Source:
 def stratified_rows(source: Source, fraction: float, seed: int = 0) -> Int64[np.ndarray, " m"]:
     """Return the proportion `fraction` of each class of a labelled source, rounded, and at least one image of each.
 
-    They are the images with the smallest hashes of their names mixed with `seed`, so smaller subsets lie in larger ones.
+    They are the images with the smallest hashes of names mixed with `seed`, so a smaller subset lies in a larger one.
     """
     if not 0 < fraction <= 1:
         raise SettingError("fraction", "above 0 and at most 1", fraction)
@@ -202,8 +202,8 @@ def drop_unseen_classes(train: Source, test: Source) -> tuple[Source, list[str]]
 
 
 def rows_from_list(source: Source, file: Path) -> Int64[np.ndarray, " m"]:
-    """Return the images named in a text file, one a line, by their paths within the source or by their file names alone,
-    as in the official 1 % and 10 % lists of ImageNet. Every line must name exactly one image."""
+    """Return the images named in a text file, one a line, by their paths within the source or by their file names
+    alone, as in the official 1 % and 10 % lists of ImageNet. Every line must name exactly one image."""
     if not file.is_file():
         raise SettingError("labelled", "a text file with one image name a line", str(file), "The file does not exist")
     names = [_normal(line) for line in read_lines(file)]
