@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from simclr.data import open_source
-from simclr.data.splits import set_aside
+from simclr.data.splits import split_off
 from simclr.evaluation.health import HealthCheck, health
 from simclr.models import ProjectionHead, create_encoder
 from simclr.views import Views
@@ -57,11 +57,11 @@ def test_a_check_repeats_and_leaves_networks_as_they_were():
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
-def test_images_set_aside_are_told_by_their_names():
+def test_images_split_off_are_told_by_their_names():
     source = open_source("sample", "train")
-    kept, aside = set_aside(source, 50)
+    kept, aside = split_off(source, 50)
     assert (len(kept), len(aside)) == (len(source) - 50, 50)
     names = [{part.path(i) for i in range(len(part))} for part in (kept, aside)]
     assert not names[0] & names[1]
     with pytest.raises(ValueError, match="held_out is"):
-        set_aside(source, len(source))
+        split_off(source, len(source))
