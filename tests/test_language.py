@@ -14,7 +14,8 @@ ROOT = PACKAGE.parents[1]
 BANNED = re.compile(
     r"\b(?:goes on|go on with|going on|complain\w*|told by|tells? (?:of|apart)|come by|came of|comes of|is none of"
     r"|a share of|in words|of its own accord|stood in for|stands in for|the least"
-    r"|at most so (?:many|much)|so many images|learnt|what it must beat|chance parts|set aside|house|rooms?|has to beat|is to be had|to be gone|most memory"
+    r"|at most so (?:many|much)|so many images|learnt|what it must beat|chance parts|set aside|house|rooms?"
+    r"|has to beat|is to be had|to be gone|most memory"
     r"|ends? of its own|makes? of (?:its|it|the)|is asked for|at hand)\b",
     re.IGNORECASE,
 )

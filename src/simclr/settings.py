@@ -40,7 +40,7 @@ def check_settings(task: Any, prefix: str = "") -> None:
                 raise SettingError(name, describe_bounds(bounds), item)
 
 
-def bounds_of(field: dataclasses.Field) -> dict[str, float]:
+def bounds_of(field: dataclasses.Field) -> dict[str, float | int]:
     """Return the bounds of a field by name."""
     return {name: bound for name, bound in field.metadata.items() if name in _TESTS}
 
