@@ -21,7 +21,8 @@ from PIL import Image
 
 from simclr import Views
 from simclr.data import Source, open_source
-from simclr.training.batches import Streamed
+from simclr.training.batches import Loading, Streamed
+from simclr.training.sampler import BatchSampler
 
 MB = 2**20
 CLASSES = 1000
@@ -57,7 +58,9 @@ def held() -> float:
 def read(source: Source, workers: int = 4) -> tuple[list[float], float]:
     """Memory after each of three rounds over a tenth of the images, MB, and the rate of reading, images a second."""
     steps = max(len(source) // 10 // BATCH, 1)
-    batches = Streamed(source, Views(size=32), batch=BATCH, seed=0, workers=workers)
+    batches = Streamed(
+        source, (Views(size=32),) * 2, BatchSampler(len(source), BATCH, seed=0), Loading(workers=workers)
+    )
     found, start = [], time.perf_counter()
     for step, _ in enumerate(batches(range(3 * steps)), 1):
         if step % steps == 0:

@@ -279,11 +279,17 @@ def ffcv(size: int, data: Callable[[], list], jpeg: bool) -> Work:
 def streamed(folder: Callable[[], Path], decode: str, only_crops: bool = False) -> Work:
     from simclr import Views
     from simclr.data import open_source
-    from simclr.training.batches import Streamed
+    from simclr.training.batches import Loading, Streamed
     from simclr.training.crops import CHUNK
+    from simclr.training.sampler import BatchSampler
 
     source = open_source(folder(), "all")
-    batches = Streamed(source, Views(size=224), batch=min(BATCH, len(source)), seed=0, workers=0, decode=decode)
+    batches = Streamed(
+        source,
+        (Views(size=224),) * 2,
+        BatchSampler(len(source), min(BATCH, len(source)), seed=0),
+        Loading(workers=0, decode=decode),
+    )
     steps = iter(batches(range(10**9)))
     keys = batches._keys(range(10**9))
 

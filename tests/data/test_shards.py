@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from simclr.data import UnreadableImage, index, open_source
-from simclr.training.batches import Streamed
+from simclr.training.batches import Loading, Streamed
+from simclr.training.sampler import BatchSampler
 from simclr.views import Views
 
 
@@ -109,7 +110,8 @@ def test_training_reads_tar_files_with_workers(tmp_path):
     for k in range(2):
         write_tar(tmp_path / f"{k}.tar", {f"{k}{i}.png": png(10 * k + i) for i in range(10)} | {f"{k}bad.png": b"no"})
     source = open_source(tmp_path, "all")
-    here, there = (list(Streamed(source, Views(size=8), batch=8, seed=1, workers=w, max_bad=0.2)(range(3)))
+    views, sampler = (Views(size=8),) * 2, BatchSampler(len(source), 8, 1)
+    here, there = (list(Streamed(source, views, sampler, Loading(workers=w, max_bad=0.2))(range(3)))
                    for w in (0, 2))  # fmt: skip
     assert all((a.views == b.views).all() and (a.indices == b.indices).all() for a, b in zip(here, there, strict=True))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, supcon
+from simclr.losses import Keys, dcl, margin_triplet, nt_logistic, nt_xent, supcon
 
 LABELS = torch.tensor([0, 1, 0, -1, 2, 1, -1, 0])
 
@@ -172,7 +172,7 @@ def test_shares_of_the_anchors_sum_to_the_whole_with_its_gradient(loss, world):
     a, b = (t.requires_grad_() for t in pair(noise=1.0))
     whole = loss(a, b)
     shares = [slice(r * 8 // world, (r + 1) * 8 // world) for r in range(world)]
-    parts = [loss(a[s], b[s], keys=(a, b), offset=s.start) for s in shares]
+    parts = [loss(a[s], b[s], keys=Keys(a, b, s.start)) for s in shares]
     torch.testing.assert_close(sum(parts) / world, whole)
     expected = torch.autograd.grad(whole, (a, b))
     torch.testing.assert_close(torch.autograd.grad(sum(parts) / world, (a, b)), expected)
@@ -183,7 +183,7 @@ def test_shares_of_supcon_look_for_labels_in_the_whole_batch(world):
     a, b = (t.requires_grad_() for t in pair(noise=1.0))
     whole = supcon(a, b, LABELS, 0.2)
     shares = [slice(r * 8 // world, (r + 1) * 8 // world) for r in range(world)]
-    parts = [supcon(a[s], b[s], LABELS[s], 0.2, keys=(a, b), key_labels=LABELS, offset=s.start) for s in shares]
+    parts = [supcon(a[s], b[s], LABELS[s], 0.2, keys=Keys(a, b, s.start, LABELS)) for s in shares]
     torch.testing.assert_close(sum(parts) / world, whole)
     expected = torch.autograd.grad(whole, (a, b))
     torch.testing.assert_close(torch.autograd.grad(sum(parts) / world, (a, b)), expected)

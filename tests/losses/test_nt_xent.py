@@ -8,7 +8,7 @@ import torch
 from support.mps import OnMps
 
 from simclr import losses
-from simclr.losses import contrast_statistics, nt_xent, official_contrast_statistics, similarities
+from simclr.losses import Keys, contrast_statistics, nt_xent, official_contrast_statistics, similarities
 
 
 def paper(z_a, z_b, temperature):
@@ -136,7 +136,7 @@ def test_low_temperatures_need_no_float64_of_the_device(monkeypatch):
     expected = nt_xent(a, b, 0.01, block=8)
     whole = lambda a, b, *settings, **named: similarities(a.cpu(), b.cpu(), *settings, **named)
     # no tensor can be made on a device that is not there
-    monkeypatch.setattr(losses.contrastive, "similarities", whole)
+    monkeypatch.setattr(losses.similarity, "similarities", whole)
     torch.testing.assert_close(nt_xent(a.as_subclass(OnMps), b.as_subclass(OnMps), 0.01, block=8), expected)
 
 
@@ -145,7 +145,7 @@ def test_blocks_change_nothing_in_a_share_of_the_anchors():
     share = slice(3, 7)
 
     def loss(block):
-        return lambda a, b: nt_xent(a[share], b[share], 0.2, keys=(a, b), offset=3, block=block)
+        return lambda a, b: nt_xent(a[share], b[share], 0.2, keys=Keys(a, b, 3), block=block)
 
     torch.testing.assert_close(value_and_gradients(loss(5), a, b), value_and_gradients(loss(0), a, b))
 
@@ -176,11 +176,11 @@ def test_shares_of_the_anchors_find_themselves_and_their_positives(world):
     losses = []
     for rank in range(world):
         mine = slice(rank * n, (rank + 1) * n)
-        logits, positives = similarities(a[mine], b[mine], 0.2, keys=(a, b), offset=rank * n)
+        logits, positives = similarities(a[mine], b[mine], 0.2, keys=Keys(a, b, rank * n))
         own = torch.cat([torch.arange(n), 8 + torch.arange(n)]) + rank * n
         assert torch.equal(logits.isneginf().nonzero()[:, 1], own)
         assert torch.equal(positives, (own + 8) % 16)
-        losses.append(nt_xent(a[mine], b[mine], 0.2, keys=(a, b), offset=rank * n))
+        losses.append(nt_xent(a[mine], b[mine], 0.2, keys=Keys(a, b, rank * n)))
     torch.testing.assert_close(torch.stack(losses).mean(), nt_xent(a, b, 0.2))
 
 
@@ -240,7 +240,7 @@ def test_official_loss_over_replicas(golden):
         z = torch.tensor(get["hidden"], dtype=torch.float64, requires_grad=True)  # (R, 2n, D)
         keys = z[:, :n].flatten(0, 1), z[:, n:].flatten(0, 1)
         losses = [
-            2 * nt_xent(z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=keys, offset=r * n)
+            2 * nt_xent(z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=Keys(*keys, r * n))
             for r in range(replicas)
         ]
         (sum(losses) / replicas).backward()
@@ -250,7 +250,7 @@ def test_official_loss_over_replicas(golden):
         assert relative(z.grad.numpy(), get["grad"]) <= 1e-5
         for r in range(replicas):
             logits, positives = similarities(
-                z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=keys, offset=r * n
+                z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=Keys(*keys, r * n)
             )
             assert relative(logits[:n, replicas * n :].detach().numpy(), get["logits_ab"][r]) <= 1e-4
             assert (get["labels"][r].argmax(1) == (positives[:n] - replicas * n).numpy()).all()

@@ -9,7 +9,7 @@ from support.processes import in_processes
 from torch import nn
 from torch.nn import functional as F
 
-from simclr.losses import nt_xent, official_contrast_statistics
+from simclr.losses import Keys, nt_xent, official_contrast_statistics
 from simclr.models import ProjectionHead, resnet, synchronise
 from simclr.optim import LARS, lr_factor, peak_lr, total_steps, warmup_steps
 from simclr.training.gathering import gather
@@ -56,7 +56,7 @@ def run(rank=0, world=1):
         h = modules["encoder"](torch.cat([a, b]))
         z_a, z_b = modules["head"](h).chunk(2)
         keys = (gather(z_a), gather(z_b))
-        contrastive = 2 * nt_xent(z_a, z_b, TEMPERATURE, keys=keys, offset=rank * n)
+        contrastive = 2 * nt_xent(z_a, z_b, TEMPERATURE, keys=Keys(*keys, rank * n))
         accuracy, entropy = official_contrast_statistics(z_a, keys[1], TEMPERATURE, offset=rank * n)
         # stop-gradient probe on both views; LARS leaves it out, its kernel is decayed through the loss
         target = torch.from_numpy(labels[step][mine])

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ from lightning_fabric import Fabric
 from support.processes import in_processes
 from torch import nn
 
-from simclr.errors import Interrupted
+from simclr.errors import DivergedError, Interrupted, RunError
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
-from simclr.training.fit import Plan, fit
+from simclr.training.fit import Parts, Schedule, fit
 
 
 class Batch(NamedTuple):
@@ -24,12 +24,25 @@ class Batch(NamedTuple):
     x: torch.Tensor
 
 
+class Batches:
+    """Batches of ones; from step `lost_at` on they hold no numbers."""
+
+    def __init__(self, delay=0.0, lost_at=None, bad=None):
+        self.delay, self.lost_at, self.bad = delay, lost_at, bad or {}
+
+    def __call__(self, steps):
+        for step in steps:
+            time.sleep(self.delay)
+            yield Batch(np.zeros(4, np.int64), torch.full((4, 1), torch.nan if step == self.lost_at else 1.0))
+
+
 @dataclass(frozen=True)
 class Task:
+    command: ClassVar[str] = "toy"
     name: str = "toy"
 
 
-def toy(tmp_path, plan, delay=0.0, lost_at=None, broken_at=None, **hooks):
+def toy(tmp_path, schedule, delay=0.0, lost_at=None, broken_at=None, **hooks):
     """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False)
@@ -37,11 +50,6 @@ def toy(tmp_path, plan, delay=0.0, lost_at=None, broken_at=None, **hooks):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     fabric = Fabric(accelerator="cpu", devices=1)
     network, wrapped = fabric.setup(model, optimizer)
-
-    def batches(steps):
-        for step in steps:
-            time.sleep(delay)
-            yield Batch(np.zeros(4, np.int64), torch.full((4, 1), torch.nan if step == lost_at else 1.0))
 
     def backward(batch):
         loss = network(batch.x).square().mean() / 2
@@ -51,51 +59,52 @@ def toy(tmp_path, plan, delay=0.0, lost_at=None, broken_at=None, **hooks):
         return loss.detach(), None
 
     run = Run.start(tmp_path, Task())
-    return model, run, fit(run, fabric, model, wrapped, batches, backward, plan, **hooks)
+    parts = Parts(model, wrapped, Batches(delay, lost_at), backward)
+    return model, run, fit(run, fabric, parts, schedule, **hooks)
 
 
 def test_follows_the_schedule_to_the_letter(tmp_path):
     rates = [0.0, 0.5, 0.25, 0.1]
-    model, run, last = toy(tmp_path, Plan(steps=4, lr=lambda s: rates[s], seed=0, log_every=1))
+    model, run, last = toy(tmp_path, Schedule(steps=4, lr=lambda s: rates[s], seed=0, log_every=1))
     assert model.weight.item() == pytest.approx(np.prod([1 - r for r in rates]))
     assert [line["lr"] for line in run.metrics()] == rates
     assert last["step"] == 4
     assert run.restore()["step"] == 4
 
 
-def test_evaluates_and_saves_when_planned(tmp_path):
+def test_evaluates_and_saves_on_schedule(tmp_path):
     seen = []
-    plan = Plan(steps=7, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3, evaluate_every=3)
-    _, run, _ = toy(tmp_path, plan, evaluate=lambda: seen.append(1) or {"knn_top1": 0.5})
+    schedule = Schedule(steps=7, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3, evaluate_every=3)
+    _, run, _ = toy(tmp_path, schedule, evaluate=lambda: seen.append(1) or {"knn_top1": 0.5})
     assert len(seen) == 2
     assert [line["step"] for line in run.metrics() if "knn_top1" in line] == [3, 6]
     assert torch.load(tmp_path / "checkpoints" / "previous.pt", weights_only=True)["step"] == 6
 
 
 def test_reports_the_time_spent_waiting_for_data(tmp_path):
-    _, _, last = toy(tmp_path, Plan(steps=20, lr=lambda s: 0.1, seed=0), delay=0.02)
+    _, _, last = toy(tmp_path, Schedule(steps=20, lr=lambda s: 0.1, seed=0), delay=0.02)
     waited = last["data_wait_percent"] / 100 * last["seconds"]
     assert waited >= 20 * 0.02 * 0.9
     assert last["data_wait_percent"] <= 100
     assert last["images_per_s"] == pytest.approx(80 / last["seconds"], rel=0.2)
 
 
-def test_a_state_that_is_lost_replaces_no_checkpoint(tmp_path):
-    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3)
-    with pytest.raises(FloatingPointError, match="at step 6"):
-        toy(tmp_path, plan, lost_at=4)
+def test_a_diverged_state_replaces_no_checkpoint(tmp_path):
+    schedule = Schedule(steps=12, lr=lambda s: 0.1, seed=0, log_every=100, save_every=3)
+    with pytest.raises(DivergedError):
+        toy(tmp_path, schedule, lost_at=4)
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
 
 
-def test_nor_does_one_whose_last_loss_was_still_finite(tmp_path):
-    plan = Plan(steps=12, lr=lambda s: 0.1, seed=0, log_every=1, save_every=3)
-    with pytest.raises(FloatingPointError, match="weight is no longer finite at step 6"):
-        toy(tmp_path, plan, broken_at=5)
+def test_a_diverged_state_whose_last_loss_was_finite_replaces_no_checkpoint(tmp_path):
+    schedule = Schedule(steps=12, lr=lambda s: 0.1, seed=0, log_every=1, save_every=3)
+    with pytest.raises(DivergedError):
+        toy(tmp_path, schedule, broken_at=5)
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
 
 
 def stopped(rank, world, folder):
-    """One of two processes that are asked to stop, of which the first takes its time to save."""
+    """One of two processes that are asked to stop, of which the first saves slowly."""
     save = Run.save
 
     def slow(self, state):
@@ -115,11 +124,10 @@ def stopped(rank, world, folder):
             signal.raise_signal(signal.SIGTERM)
         return loss.detach(), None
 
-    batches = (lambda steps: (Batch(np.zeros(4, np.int64), torch.ones(4, 1)) for _ in steps))  # fmt: skip
-    plan = Plan(steps=9, lr=lambda s: 0.1, seed=0, log_every=1)
+    schedule = Schedule(steps=9, lr=lambda s: 0.1, seed=0, log_every=1)
     run = Run.start(folder, Task(), writes=fabric.is_global_zero)
     try:
-        fit(run, fabric, model, optimizer, batches, backward, plan, bad={f"{rank}.jpg": "broken"})
+        fit(run, fabric, Parts(model, optimizer, Batches(bad={f"{rank}.jpg": "broken"}), backward), schedule)
     except Interrupted:
         return (folder / "checkpoints" / "last.pt").exists()
 
@@ -129,10 +137,11 @@ def test_no_process_leaves_before_the_checkpoint_is_written(tmp_path):
     assert Run(tmp_path).bad == {"0.jpg": "broken", "1.jpg": "broken"}
 
 
-def test_a_run_that_died_before_its_result_was_written_keeps_its_figures(tmp_path):
-    plan = Plan(steps=4, lr=lambda s: 0.1, seed=0)
-    _, _, last = toy(tmp_path, plan)
-    _, _, again = toy(tmp_path, plan)
+def test_a_run_that_ended_before_its_result_was_written_keeps_its_metrics(tmp_path):
+    schedule = Schedule(steps=4, lr=lambda s: 0.1, seed=0)
+    _, _, last = toy(tmp_path, schedule)
+    _, _, again = toy(tmp_path, schedule)
     assert again == last
-    with pytest.raises(ValueError, match="of step 4, but the run has 3 steps"):
-        toy(tmp_path, Plan(steps=3, lr=lambda s: 0.1, seed=0))
+    with pytest.raises(RunError) as error:
+        toy(tmp_path, Schedule(steps=3, lr=lambda s: 0.1, seed=0))
+    assert error.value.path == str(tmp_path)

@@ -6,7 +6,7 @@ from support.processes import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr.losses import nt_xent
+from simclr.losses import Keys, nt_xent
 from simclr.training.gathering import gather, gather_entries
 
 TEMPERATURE = 0.2
@@ -26,8 +26,8 @@ def share(rank, world, n, block):
     model = DistributedDataParallel(network())
     x = images(n)[:, rank * n // world : (rank + 1) * n // world]
     z_a, z_b = model(x.flatten(0, 1)).chunk(2)
-    keys = gather(z_a), gather(z_b)
-    loss = nt_xent(z_a, z_b, TEMPERATURE, keys=keys, offset=rank * len(z_a), block=block)
+    keys = Keys(gather(z_a), gather(z_b), rank * len(z_a))
+    loss = nt_xent(z_a, z_b, TEMPERATURE, keys=keys, block=block)
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters()]
 

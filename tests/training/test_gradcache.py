@@ -1,4 +1,4 @@
-"""Micro-batches have the gradient of the whole batch, and leave buffers as one step would."""
+"""Gradient caching: micro-batches give the gradient of the whole batch and leave buffers as one step would."""
 
 import copy
 
@@ -8,12 +8,13 @@ from lightning_fabric import Fabric
 from support.processes import in_processes
 from torch import nn
 
-from simclr.losses import nt_xent
+from simclr.errors import SettingError
+from simclr.losses import Keys, nt_xent
 from simclr.models import ProjectionHead, resnet
 from simclr.randomness import bits
-from simclr.tasks.pretrain import Both
+from simclr.tasks.pretrain import EncoderWithHead
 from simclr.training.gathering import gather
-from simclr.training.gradcache import cached_backward
+from simclr.training.gradcache import MicroBatches, cached_backward
 from simclr.training.recompute import recompute_blocks
 
 IMAGES, NAME = 12, (3, 5, 0)
@@ -24,7 +25,7 @@ def perceptron(dropout):
     encoder = nn.Sequential(
         nn.Flatten(), nn.Linear(48, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 32), nn.ReLU()
     )
-    return Both(encoder, nn.Linear(32, 8))
+    return EncoderWithHead(encoder, nn.Linear(32, 8))
 
 
 def convolutions(dropout=0.0):
@@ -34,7 +35,7 @@ def convolutions(dropout=0.0):
     for norm in encoder.modules():  # else every residual branch starts at zero
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.weight, 1, 0.1)
-    return Both(encoder, ProjectionHead(encoder.num_features, 8, 2))
+    return EncoderWithHead(encoder, ProjectionHead(encoder.num_features, 8, 2))
 
 
 def views(side=4):
@@ -48,7 +49,7 @@ def gradients(network):
 def by_parts(network, micro, x=None, bn="micro", loss=nt_xent):
     fabric = Fabric(accelerator="cpu", devices=1)
     x = views() if x is None else x
-    return cached_backward(fabric, fabric.setup_module(network), x, loss, micro=micro, bn=bn, name=NAME)
+    return cached_backward(fabric, fabric.setup_module(network), x, loss, MicroBatches(micro, bn, NAME))
 
 
 def close(one, other, tolerance=1e-5):
@@ -106,7 +107,7 @@ def test_batch_norms_with_moving_statistics_have_the_gradient_of_the_whole_batch
     assert all(module.training for module in network.modules())
 
 
-def test_batch_norms_move_once_in_a_step_to_the_mean_over_the_parts():
+def test_batch_norms_move_once_in_a_step_to_the_mean_over_the_micro_batches():
     network, x = convolutions(), views(16)
     alone = []
     for part in x.split(4, dim=1):
@@ -121,7 +122,7 @@ def test_batch_norms_move_once_in_a_step_to_the_mean_over_the_parts():
             torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).mean(0))
 
 
-def test_one_part_is_an_ordinary_step():
+def test_a_single_micro_batch_is_an_ordinary_step():
     network, whole, x = convolutions(), convolutions(), views(16)
     by_parts(network, IMAGES, x)
     nt_xent(*whole(x.flatten(0, 1))[1].chunk(2)).backward()
@@ -130,9 +131,10 @@ def test_one_part_is_an_ordinary_step():
         torch.testing.assert_close(value, expected)
 
 
-def test_parts_must_be_of_one_size():
-    with pytest.raises(ValueError, match="micro_batch is 5; it must divide the 12 images"):
+def test_micro_batches_must_have_one_size():
+    with pytest.raises(SettingError) as error:
         by_parts(perceptron(0.0), 5)
+    assert error.value.field == "micro_batch"
 
 
 def share(rank, world):
@@ -140,7 +142,7 @@ def share(rank, world):
     network, mine = perceptron(0.0), views().chunk(world, dim=1)[rank]
 
     def loss(z_a, z_b):
-        return nt_xent(z_a, z_b, keys=(gather(z_a), gather(z_b)), offset=rank * len(z_a))
+        return nt_xent(z_a, z_b, keys=Keys(gather(z_a), gather(z_b), rank * len(z_a)))
 
     by_parts(network, 2, mine, loss=loss)
     return gradients(network)
@@ -152,7 +154,7 @@ def test_two_processes_have_the_gradient_of_one():
     close(torch.stack(in_processes(share)).mean(0), gradients(network))
 
 
-def test_blocks_computed_again_change_nothing():
+def test_recomputed_blocks_give_the_same_gradients_in_less_memory():
     plain, recomputed, x = convolutions(0.3), recompute_blocks(convolutions(0.3)), views(16).flatten(0, 1)
     kept = []
     for network in (plain, recomputed):
@@ -168,7 +170,7 @@ def test_blocks_computed_again_change_nothing():
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
-def test_the_layers_of_a_stem_are_no_blocks():
+def test_the_layers_of_a_stem_are_not_recomputed():
     network = resnet(50, width=0.125, sk_ratio=0.0625, image_size=64)
     recompute_blocks(network)
     again = {name for name, module in network.named_modules() if "forward" in vars(module)}

@@ -1,31 +1,31 @@
-"""Which images make up a batch, and what stands in for unreadable ones, follows from the step alone."""
+"""Batch sampler: batches and replacements of unreadable images are functions of the step."""
 
 import numpy as np
 import pytest
 
-from simclr.training.sampler import Order
+from simclr.training.sampler import BatchSampler
 
 
 def test_each_epoch_is_another_permutation_cut_into_whole_batches():
-    order = Order(103, 10, seed=3)
-    assert order.steps_per_epoch == 10
-    epochs = [np.concatenate([order.indices(10 * e + k) for k in range(10)]) for e in range(3)]
+    sampler = BatchSampler(103, 10, seed=3)
+    assert sampler.steps_per_epoch == 10
+    epochs = [np.concatenate([sampler.indices(10 * e + k) for k in range(10)]) for e in range(3)]
     for e, visited in enumerate(epochs):
         assert len(set(visited)) == 100
-        assert order.epoch(10 * e + 9) == e
+        assert sampler.epoch(10 * e + 9) == e
         assert visited.min() >= 0
         assert visited.max() < 103
     assert not np.array_equal(epochs[0], epochs[1])
     neighbours = [{frozenset(pair) for pair in zip(e[:-1].tolist(), e[1:].tolist(), strict=True)} for e in epochs]
     assert len(neighbours[0] & neighbours[1]) < 12  # 99 pairs of 5253 are expected to share about 2
-    other = Order(103, 10, seed=4)
-    assert not np.array_equal(order.indices(0), other.indices(0))
+    other = BatchSampler(103, 10, seed=4)
+    assert not np.array_equal(sampler.indices(0), other.indices(0))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_processes_share_each_batch_evenly(world):
-    whole = Order(50, 8, seed=1)
-    shares = [Order(50, 8, seed=1, rank=r, world=world) for r in range(world)]
+    whole = BatchSampler(50, 8, seed=1)
+    shares = [BatchSampler(50, 8, seed=1, rank=r, world=world) for r in range(world)]
     for step in range(14):
         parts = [share.indices(step) for share in shares]
         assert {len(part) for part in parts} == {8 // world}
@@ -33,14 +33,14 @@ def test_the_processes_share_each_batch_evenly(world):
 
 
 def test_replacements_depend_on_the_epoch():
-    order = Order(10**5, 10**5, seed=0)
-    assert len({next(order.replacements(epoch, 5)) for epoch in range(3)}) == 3
+    sampler = BatchSampler(10**5, 10**5, seed=0)
+    assert len({next(sampler.replacements(epoch, 5)) for epoch in range(3)}) == 3
 
 
 def test_replacements_come_from_outside_the_batch_while_there_are_any():
-    order = Order(100, 50, seed=0)
+    sampler = BatchSampler(100, 50, seed=0)
     for step in range(4):
-        tried = [i for _, i in zip(range(32), order.replacements(step, 5), strict=False)]
-        inside = np.isin(tried, order.whole(step))
+        tried = [i for _, i in zip(range(32), sampler.replacements(step, 5), strict=False)]
+        inside = np.isin(tried, sampler.whole(step))
         assert 8 < inside.sum() < 24
         assert np.array_equal(inside, np.sort(inside))
