@@ -5,6 +5,7 @@ the machine, and changes little when images are added. Images of one group (`Sou
 """
 
 import os
+import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-from simclr.data.multilabel import rarest_class
+from simclr.data.multilabel import class_names, present_classes, rarest_class, targets
 from simclr.data.paths import Paths, read_lines
 from simclr.data.source import Arrays, Source
 from simclr.errors import DataError, SettingError
 from simclr.randomness import HOLD_OUT_STREAM, bits
+from simclr.runs.files import printable
 
 SPLITS = ("train", "test", "all", "pretrain")
 TEST_FRACTION = 0.2  # of the images, for the test split of a source that has no split of its own
@@ -190,15 +192,26 @@ def stratified_rows(source: Source, fraction: float, seed: int = 0) -> Int64[np.
     return np.sort(np.concatenate(rows))
 
 
-def drop_unseen_classes(train: Source, test: Source) -> tuple[Source, list[str]]:
-    """Return the test images whose class, or one of whose classes, occurs in training, and the names of the others'
-    classes."""
-    seen = np.unique(train.labels[train.labels >= 0])
-    unseen = np.setdiff1d(test.labels[test.labels >= 0], seen)
-    if not len(unseen) or any("|" in name for name in test.classes):
-        return test, []
-    rows = np.flatnonzero(~np.isin(test.labels, unseen))
-    return test.select(rows, test.split), [test.classes[c] for c in unseen]
+def unseen_classes(train: Source, test: Source) -> list[str]:
+    """Return the names of the classes of labelled test images that no training image has."""
+    return [class_names(test)[c] for c in sorted(present_classes(test) - present_classes(train))]
+
+
+def drop_unseen_classes(train: Source, test: Source) -> Source:
+    """Return the labelled test images without those of `unseen_classes`, which are printed to the standard error."""
+    if not (unseen := unseen_classes(train, test)):
+        return test
+    values, columns = targets(test), [class_names(test).index(name) for name in unseen]
+    rows = np.flatnonzero(~(np.isin(values, columns) if values.ndim == 1 else values[:, columns].any(1)))
+    if not len(rows):
+        raise DataError(test.name, "no test image is of a class with training images")
+    some = ", ".join(map(printable, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+    print(
+        f"{test.name}: {len(test) - len(rows)} test images are left out, whose classes have no training images "
+        f"({some})",
+        file=sys.stderr,
+    )
+    return test.select(rows, test.split)
 
 
 def rows_from_list(source: Source, file: Path) -> Int64[np.ndarray, " m"]:

@@ -1,32 +1,29 @@
 """Checks of data and settings in about a minute before a pretraining run, and of the log of a run."""
 
-import hashlib
 import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simclr.data import Source, UnreadableImage
-from simclr.data.loading import try_read
+from simclr.data import Source
 from simclr.data.splits import sample_rows
+from simclr.data.survey import survey
 from simclr.errors import SettingError
 from simclr.evaluation.metrics import embedding_std
 from simclr.report import checks
 from simclr.report.checks import Finding
 from simclr.report.diagnosis import diagnose
 from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_for_backward, memory
-from simclr.runs.environment import cores
 from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
@@ -38,17 +35,6 @@ from simclr.training.throughput import loop_rate, memory_used, step_of
 
 IMAGES = 16  # size of the batch that the network must overfit
 STEPS = 60  # maximum number of steps for it
-
-
-class Appearance(NamedTuple):
-    """Statistics of an image."""
-
-    row: int
-    side: int
-    """shorter side, pixels"""
-    deviation: float
-    """standard deviation over the pixels of the channel where it is largest, in [0, 1]"""
-    digest: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +95,8 @@ class Doctor:
         if task.micro_batch and sampler.local % task.micro_batch:
             raise SettingError("micro_batch", f"a divisor of the {sampler.local} images per process", task.micro_batch)
 
-        appearances, unreadable = self._look(source)
+        appearances, errors = survey(source, sample_rows(source, self.sample), deviation=True)
+        unreadable = [f"{error.path} ({error.reason})" for error in errors]
         yield checks.readable(len(source), len(appearances) + len(unreadable), unreadable, task.max_bad)
         if len(appearances) < 2:
             return
@@ -149,22 +136,6 @@ class Doctor:
         existing = next(above for above in (task.folder, *task.folder.parents) if above.exists())
         # last, previous and the one being written; then the weights alone
         yield disk(3 * state + weights, shutil.disk_usage(existing).free, str(task.folder))
-
-    def _look(self, source: Source) -> tuple[list[Appearance], list[str]]:
-        """Return statistics of a sample of images, and the reasons why others of it cannot be read."""
-        rows = sample_rows(source, self.sample)
-
-        def look(row: int) -> Appearance | str:
-            image = try_read(source, row)
-            if isinstance(image, UnreadableImage):
-                return f"{image.path} ({image.reason})"
-            digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-            digest.update(np.ascontiguousarray(image))
-            return Appearance(row, min(image.shape[:2]), float(image.std((0, 1)).max()) / 255, digest.digest())
-
-        with ThreadPoolExecutor(cores()) as pool:
-            results = list(pool.map(look, rows.tolist()))
-        return [r for r in results if isinstance(r, Appearance)], [r for r in results if isinstance(r, str)]
 
     def _smaller(self, batch: int, machine: Any, world: int) -> Pretrain:
         """Return the task with NT-Xent and another batch, which its micro-batches still divide."""

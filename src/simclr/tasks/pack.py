@@ -1,6 +1,7 @@
-"""Many image files as a few tar files, large images reduced."""
+"""Packing of many image files into a few tar files, with large images reduced."""
 
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,23 +16,25 @@ from simclr.data.decoding import LazyImage
 from simclr.data.folders import infer_splits_and_labels
 from simclr.data.paths import is_image
 from simclr.data.shards import TarWriter
+from simclr.errors import DataError, SettingError
 from simclr.runs.environment import cores
 from simclr.runs.files import report_unreadable, require_folder_path, require_new_file
+from simclr.settings import check_settings, setting
 from simclr.training.progress import Progress
 
-QUALITY = 92  # of JPEG and WebP files that are written anew
+QUALITY = 92  # of JPEG and WebP files that are encoded again
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG") | {".webp": "WEBP", ".png": "PNG", ".bmp": "BMP"}
-_AT_ONCE = 64
+_BLOCK = 64  # images prepared together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Write a data set as tar files, which every command takes as DATA: quicker to copy and open than many small files
-    and, with `side`, quicker to decode.
+    """Write a data set as tar files, which every command accepts as DATA.
 
-    Files keep their names and bytes, but for those with more than `side` pixels in the shorter side: these are reduced
-    to it and written anew, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG, upright and without
-    metadata. Images that are no files become PNG files. Labels and parts stay what they are.
+    Tar files are faster to copy and open than many small files and, with `side`, faster to decode. Files keep their
+    names and bytes, except for those with more than `side` pixels in the shorter side: these are reduced to it and
+    encoded again, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG, upright and without metadata.
+    Images that are not files become PNG files. Labels and splits do not change.
     """
 
     command: ClassVar[str] = "pack"
@@ -39,47 +42,48 @@ class Pack:
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: Path
-    """folder for 000000.tar, 000001.tar and so on; it must not hold any"""
-    side: int = 0
-    """pixels of the shorter side above which an image is reduced to them; 0 keeps all images as they are"""
-    shard_mb: int = 500
-    """MB from which on the next tar file is begun"""
-    workers: int = -1
-    """threads; -1 is one for each CPU core this process may use"""
+    """folder for the tar files 000000.tar, 000001.tar and so on"""
+    side: int = setting(0, at_least=0)
+    """maximum shorter side, pixels, to which larger images are reduced; 0 keeps all images unchanged"""
+    shard_mb: int = setting(500, at_least=1)
+    """size of a tar file, MB, at which the next one is started"""
+    overwrite: bool = False
+    """replacement of existing tar files in `out`"""
+    workers: int = setting(-1, at_least=-1)
+    """number of threads (-1: one per CPU core)"""
 
     def __post_init__(self) -> None:
-        if self.side < 0:
-            raise ValueError(f"side is {self.side}; it must be a number of pixels, or 0")
-        if self.shard_mb < 1:
-            raise ValueError(f"shard_mb is {self.shard_mb}; it must be 1 or more")
-        if self.workers == 0 or self.workers < -1:
-            raise ValueError(f"workers is {self.workers}; allowed are -1 and positive numbers")
+        check_settings(self)
+        if self.workers == 0:
+            raise SettingError("workers", "-1 or at least 1", 0)
 
     def __call__(self) -> dict[str, Any]:
-        """Write the tar files; returns how many images and tar files, how many images were written anew, and those that
-        had to be looked into and could not be read, which are left out, with the reason."""
-        if any(require_folder_path(self.out).glob("*.tar*")):
-            raise ValueError(f"out: {self.out} holds tar files already; choose another --out")
-        require_new_file(self.out / "bad_files.csv")
+        """Write the tar files and return counts: images, images that were encoded again (`anew`), and tar files; and
+        the images that had to be decoded but are unreadable, which are left out, with the reason."""
+        existing = sorted(require_folder_path(self.out).glob("*.tar*"))
+        if existing and not self.overwrite:
+            raise SettingError(
+                "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
+            )
+        require_new_file(self.out / "bad_files.csv", self.overwrite)
         source = open_source(self.data, "all")
-        names, classes = plan(source, self._is_test(source))
+        names, classes = plan_names(source, self._is_test(source))
         self.out.mkdir(parents=True, exist_ok=True)
         written, reduced, bad = 0, 0, {}
-        make = partial(self._make, source)
         threads = cores() if self.workers < 0 else self.workers
         with (
             TarWriter(self.out, self.shard_mb * 10**6) as shards,
             ThreadPoolExecutor(threads) as pool,
             Progress(len(source)) as progress,
         ):
-            for start in range(0, len(source), _AT_ONCE):
-                some = range(start, min(start + _AT_ONCE, len(source)))
-                for i, made in zip(some, pool.map(make, some), strict=True):
+            for start in range(0, len(source), _BLOCK):
+                block = range(start, min(start + _BLOCK, len(source)))
+                for i, result in zip(block, pool.map(partial(self._encode, source), block), strict=True):
                     progress.advance()
-                    if isinstance(made, UnreadableImage):
-                        bad[made.path] = made.reason
+                    if isinstance(result, UnreadableImage):
+                        bad[result.path] = result.reason
                         continue
-                    content, suffix = made
+                    content, suffix = result
                     name = PurePosixPath(names[i])
                     if suffix not in (None, name.suffix.lower()):
                         name = name.with_suffix(suffix)
@@ -89,50 +93,52 @@ class Pack:
                     shards.write(members)
                     written, reduced = written + 1, reduced + (suffix is not None)
                 progress.show({"step": progress.done})
-        report_unreadable(self.out, bad)
         count = len(shards.files)
-        print(f"wrote {written} images, {reduced} of them anew, in {count} tar files: {self.out}")
+        for file in existing:  # of an earlier, larger data set
+            if re.fullmatch(r"\d{6}\.tar", file.name) and int(file.stem) >= count:
+                file.unlink()
+        report_unreadable(self.out, bad)
+        print(f"wrote {written} images, of which {reduced} were encoded again, in {count} tar files: {self.out}")
         return {"images": written, "anew": reduced, "shards": count, "bad": bad}
 
     def _is_test(self, source: Source) -> np.ndarray | None:
         if not source.has_own_split:
             return None
-        whole, train, test = (
-            list(part.paths.encoded())
-            for part in (source, open_source(self.data, "train"), open_source(self.data, "test"))
-        )
-        known = set(test)
-        if known.isdisjoint(train):
-            return np.array([name in known for name in whole])
-        if len(set(whole)) < len(whole):
-            raise ValueError(f"{source.name} names an image twice, so that its parts cannot be told apart")
-        return np.arange(len(whole)) >= len(train)  # both parts number their images from 0, one after the other
+        """Return which images are in the test split; None for a source without a split of its own."""
+        splits = (source, open_source(self.data, "train"), open_source(self.data, "test"))
+        names, train, test = (list(split.paths.encoded()) for split in splits)
+        test_names = set(test)
+        if test_names.isdisjoint(train):
+            return np.array([name in test_names for name in names])
+        if len(set(names)) < len(names):
+            raise DataError(source.name, "one image is in both splits")
+        return np.arange(len(names)) >= len(train)  # both splits number their images from 0, one after the other
 
-    def _make(self, source: Source, i: int) -> tuple[bytes, str | None] | UnreadableImage:
-        """The file of image i, and its suffix if it was written anew."""
+    def _encode(self, source: Source, i: int) -> tuple[bytes, str | None] | UnreadableImage:
+        """Return the file of image i, and its suffix if it was encoded again."""
         try:
             stored = source.stored(i)
             content = stored.read_bytes() if isinstance(stored, Path) else stored
             suffix = PurePosixPath(source.path(i)).suffix.lower()
-            known = content is not None and is_image(source.path(i).encode(errors="surrogateescape"))
-            if known and not self.side:
+            is_file = content is not None and is_image(source.path(i).encode(errors="surrogateescape"))
+            if is_file and not self.side:
                 return content, None
-            picture = LazyImage.open(content, source.path(i)) if content is not None else source.open(i)
-            shorter = min(picture.size)
-            if known and shorter <= self.side:
+            image = LazyImage.open(content, source.path(i)) if content is not None else source.open(i)
+            shorter = min(image.size)
+            if is_file and shorter <= self.side:
                 return content, None
-            return self._written(picture, suffix)
+            return self._reduce(image, suffix)
         except UnreadableImage as error:
             return error
         except OSError as error:
             return UnreadableImage(source.path(i), (error.strerror or str(error)).lower())
 
-    def _written(self, picture: LazyImage, suffix: str) -> tuple[bytes, str]:
-        height, width = picture.size
-        scale = min(self.side / min(picture.size), 1) if self.side else 1
-        # JPEG files come reduced to no less than twice the size that is wanted
+    def _reduce(self, lazy: LazyImage, suffix: str) -> tuple[bytes, str]:
+        height, width = lazy.size
+        scale = min(self.side / min(lazy.size), 1) if self.side else 1
+        # JPEG files are decoded at no less than twice the size that is needed
         reduction = next(k for k in (8, 4, 2, 1) if k == 1 or k * scale <= 0.5)
-        image = Image.fromarray(picture.read(reduction=reduction).pixels)
+        image = Image.fromarray(lazy.read(reduction=reduction).pixels)
         if scale < 1:
             size = (max(round(width * scale), 1), max(round(height * scale), 1))
             image = image.resize(size, Image.Resampling.LANCZOS)
@@ -142,10 +148,10 @@ class Pack:
         return file.getvalue(), suffix
 
 
-def plan(source: Source, is_test: np.ndarray | None) -> tuple[list[str], list[str] | None]:
-    """Names in the archive, and the classes to write beside the images, such that labels and parts stay what they are.
+def plan_names(source: Source, is_test: np.ndarray | None) -> tuple[list[str], list[str] | None]:
+    """Return names in the archive, and the classes to write beside the images, such that labels and splits are kept.
 
-    Classes are None where the names tell them, or there are none.
+    Classes are None if the names imply them, or if there are none.
     """
     names = [_clean(name) for name in (source.path(i) for i in range(len(source)))]
     if len({PurePosixPath(name).with_suffix("") for name in names}) < len(names):
@@ -153,20 +159,23 @@ def plan(source: Source, is_test: np.ndarray | None) -> tuple[list[str], list[st
     labelled = source.labels is not None
     texts = [source.classes[k] if k >= 0 else "" for k in source.labels.tolist()] if labelled else [""] * len(names)
 
-    def tells(names: list[str], beside: list[str] | None) -> bool:
-        kept, test, (labels, classes) = infer_splits_and_labels(
-            [name.encode(errors="surrogateescape") for name in names], beside
-        )
-        said = [""] * len(kept) if labels is None else [classes[k] if k >= 0 else "" for k in labels.tolist()]
-        return said == texts and (is_test is None) == (test is None) and (test is None or np.array_equal(test, is_test))
+    def keeps(names: list[str], beside: list[str] | None) -> bool:
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        try:
+            kept, test, (labels, classes) = infer_splits_and_labels(encoded, beside)
+        except DataError:  # two folders with names of the same split
+            return False
+        implied = [""] * len(kept) if labels is None else [classes[k] if k >= 0 else "" for k in labels.tolist()]
+        same_split = test is None if is_test is None else test is not None and np.array_equal(test, is_test)
+        return implied == texts and same_split
 
     parts = ["all"] * len(names) if is_test is None else ["test" if test else "train" for test in is_test]
     within = [f"{part}/{name}" for part, name in zip(parts, names, strict=True)]
     choices = [(names, None), (names, texts), (within, None), (within, texts)]
-    return next(choice for choice in choices if tells(*choice))
+    return next(choice for choice in choices if keeps(*choice))
 
 
 def _clean(name: str) -> str:
-    """A path that stays within an archive, and has nothing hidden."""
+    """Return a path without parent folders and without hidden parts."""
     parts = [part.lstrip(".") for part in PurePosixPath(name).parts if part.strip("./")]
     return "/".join(parts) if is_image(parts[-1].encode(errors="surrogateescape")) else "/".join(parts) + ".png"

@@ -11,8 +11,10 @@ import torch
 from lightning_fabric import Fabric
 
 from simclr.data import Source
-from simclr.data.loading import try_read
 from simclr.data.specs import open_for_pretraining
+from simclr.data.splits import sample_rows
+from simclr.data.survey import survey
+from simclr.errors import DataError
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.report.resources import in_words, total_memory
@@ -119,8 +121,7 @@ def largest_that_runs(batch: int, run: Callable[[int], None]) -> int:
 
 def _side(source: Source) -> int:
     """Median of the shorter sides of some images."""
-    rows = np.argsort(source.paths.hashes(), kind="stable")[:LOOKED]
-    sides = [min(image.shape[:2]) for i in rows.tolist() if isinstance(image := try_read(source, i), np.ndarray)]
-    if not sides:
-        raise ValueError(f"{source.name}: none of {len(rows)} images can be read; simclr scan says why")
-    return int(np.median(sides))
+    images, errors = survey(source, sample_rows(source, LOOKED))
+    if not images:
+        raise DataError(source.name, f"none of {len(errors)} images can be read", "simclr scan lists the reasons")
+    return int(np.median([image.side for image in images]))

@@ -1,68 +1,54 @@
-"""Look at the augmentation before training with it."""
+"""Contact sheet of augmented views."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from simclr.data import Source, UnreadableImage, open_source
-from simclr.data.loading import try_read
-from simclr.runs.files import require_picture_path
+from simclr.data import open_source
+from simclr.data.survey import spread_images
+from simclr.runs.files import printable, require_picture_path
+from simclr.settings import check_settings, setting
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowViews:
-    """Draw a contact sheet: each row an image and pairs of its views, as training with this seed sees them."""
+    """Draw a contact sheet of the augmentation.
+
+    Each row has an image and pairs of its views, the same as in training with this seed.
+    """
 
     command: ClassVar[str] = "views"
 
     data: str
-    """images; labels are not needed"""
+    """images, with or without labels"""
     out: Path = Path("views.png")
-    """picture to write"""
+    """picture file to write"""
     views: Views = Views(size=224)
-    """the augmentation"""
-    count: int = 8
-    """number of images, spread evenly over the data"""
-    pairs: int = 4
-    """pairs of views an image, those of the first epochs"""
+    """augmentation policy"""
+    count: int = setting(8, at_least=1)
+    """number of images, evenly spaced over the data"""
+    pairs: int = setting(4, at_least=1)
+    """number of pairs of views per image, those of the first epochs"""
     seed: int = 0
     """seed of the views"""
-    force: bool = False
-    """overwrite the picture if it is there"""
+    overwrite: bool = False
+    """replacement of an existing picture"""
 
     def __post_init__(self) -> None:
-        for field in ("count", "pairs"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
-        if require_picture_path(self.out).exists() and not self.force:
-            raise FileExistsError(f"{self.out} exists; --force overwrites it")
+        """Write the picture; return its path and the numbers of images and pairs."""
+        require_picture_path(self.out, self.overwrite)
         source = open_source(self.data, "pretrain")
-        chosen, images = self.readable(source)
-        sheet = contact_sheet(images, self.views, self.seed, indices=chosen, pairs=self.pairs)
+        rows, images, errors = spread_images(source, self.count)
+        for error in errors:
+            print(f"unreadable, replaced by the next image: {printable(str(error))}")
+        sheet = contact_sheet(images, self.views, self.seed, indices=rows, pairs=self.pairs)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(self.out)
-        print(f"{len(images)} images of {source.name}, {self.pairs} pairs of views each")
+        print(f"{len(images)} images of {printable(source.name)}, {self.pairs} pairs of views each")
         print(f"wrote {self.out}")
         return {"out": str(self.out), "images": len(images), "pairs": self.pairs}
-
-    def readable(self, source: Source) -> tuple[list[int], list[np.ndarray]]:
-        """`count` images and their places; where one cannot be read, the next that can."""
-        chosen, images = [], []
-        starts = np.unique(np.linspace(0, len(source) - 1, min(self.count, len(source))).astype(int)).tolist()
-        for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
-            for i in range(start, end):
-                image = try_read(source, i)
-                if not isinstance(image, UnreadableImage):
-                    chosen.append(i)
-                    images.append(image)
-                    break
-                print(f"left out: {image}")
-        if not images:
-            raise ValueError(f"{source.name}: no image can be read")
-        return chosen, images
