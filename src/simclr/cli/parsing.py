@@ -48,6 +48,10 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         if flag.default is dataclasses.MISSING and flag.name not in dict(given):
             raise UsageError(f"{command} needs {flag.name.upper()}: {flag.text}")
     built = _build(task, known, given)
+    part = flat_part(task)
+    trained = getattr(built, part.name) if part else built
+    if hasattr(trained, "suggested") and (settings := trained.suggested({name for name, _ in given})):
+        built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
         print(yaml.safe_dump(plain(built), sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
@@ -94,19 +98,19 @@ def read_recipe(path: Path, command: str, known: dict[str, Flag]) -> Iterator[tu
         raise DataError(path, f"not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise DataError(path, "not a recipe, which is a mapping of settings to values")
-    for name, value in _leaves(content, known):
-        if name.partition(".")[0] in OUTSIDE:
-            continue
-        _check_name(name, command, known, f"{path}: ")
-        yield name, value if isinstance(value, str) else json.dumps(value)
+    settings = {name: value for name, value in content.items() if name not in OUTSIDE}
+    yield from _as_words(settings, command, known, f"{path}: ")
 
 
-def _leaves(content: dict[str, Any], known: dict[str, Flag]) -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict) and name not in known:
-            yield from flatten(value, f"{name}.")
-        else:
-            yield str(name), value
+def _as_words(
+    settings: dict[str, Any], command: str, known: dict[str, Flag], where: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Yield nested settings under their dotted names, with values as they are written on a command line."""
+    for outer, content in settings.items():
+        is_part = isinstance(content, dict) and outer not in known
+        for name, value in flatten(content, f"{outer}.") if is_part else [(str(outer), content)]:
+            _check_name(name, command, known, where)
+            yield name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _positional(words: list[str], command: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:

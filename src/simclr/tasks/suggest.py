@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,59 +14,61 @@ from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
-from simclr.errors import DataError
+from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.report.resources import in_words, total_memory
 from simclr.runs.files import require_new_file, write_atomically
-from simclr.runs.machine import Machine
+from simclr.runs.machine import Device, Machine
+from simclr.settings import check_settings, setting
 from simclr.tasks.pretrain import Pretrain
 from simclr.training.throughput import loop_rate, step_of
 from simclr.views import Views
 
-LOOKED = 200  # images whose sizes are looked at
+SAMPLE = 200  # images whose sizes are measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggest:
-    """Suggest the settings of a first pretraining run on these images and this machine, as a recipe.
+    """Suggest settings for a first pretraining run on these images and this machine, as a recipe.
 
-    Each line gives its reason and source. On a GPU the batch is tried out: the largest that runs, up to what the data
-    allow. The duration follows from a short measurement. The rules are `simclr.advice.suggest`.
+    Each line gives its reason and source. On a GPU the batch size is tried: the largest that fits in memory, up to what
+    the data allow. The duration follows from a short measurement.
     """
 
     command: ClassVar[str] = "suggest"
 
     data: Any
-    """images to learn from, as for pretrain"""
+    """training images, as for pretrain"""
     out: Path | None = None
-    """recipe to write, a .yaml file that must not be there; None prints it alone"""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """device to suggest for and to measure on; auto takes a GPU where there is one"""
-    seconds: float = 5.0
-    """time spent on measuring the rate"""
+    """recipe to write, a .yaml file (default: the recipe is only printed)"""
+    overwrite: bool = False
+    """replace an existing file"""
+    seconds: float = setting(5.0, above=0)
+    """time for each measurement, seconds"""
+    machine: Device = Device()
+    """device and workers"""
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+        check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
         """Print the recipe, write it to `out`, and return its settings."""
         if self.out is not None:
-            require_new_file(self.out)
+            require_new_file(self.out, self.overwrite)
             if self.out.suffix.lower() not in (".yaml", ".yml"):
-                raise ValueError(f"out: {self.out} must end with .yaml")
+                raise SettingError("out", "a path that ends with .yaml", str(self.out))
         source = open_for_pretraining(self.data)
-        fabric = Machine(accelerator=self.accelerator).launch()
-        facts = Facts(
-            images=len(source), side=_side(source), device=fabric.device.type, memory=total_memory(fabric.device)
-        )
+        machine = Machine(accelerator=self.machine.accelerator, workers=self.machine.workers)
+        fabric = machine.launch()
+        facts = measure(source, fabric.device)
         advice = suggest(facts)
         if facts.device == "cuda":
             largest = suggest(replace(facts, fits=len(source)))["batch"].value
-            tried = largest_that_runs(largest, lambda batch: self._step(fabric, source, advice, batch))
-            advice = suggest(replace(facts, fits=tried))
-        task = self.task(advice)
+            task = self.task(advice, machine)
+            fits = largest_that_fits(largest, lambda batch: _try_batch(replace(task, batch=batch), fabric, source))
+            advice = suggest(replace(facts, fits=fits))
+        task = self.task(advice, machine)
         parts = task.assemble(fabric, source)
         rate = loop_rate(parts.batches, step_of(parts), task.batch, fabric.device, self.seconds)["images_per_s"]
         steps = total_steps(len(source), task.batch, task.epochs)
@@ -80,18 +82,11 @@ class Suggest:
             print(f"wrote {self.out}")
         return nested(advice)
 
-    def task(self, advice: dict[str, Advice]) -> Pretrain:
-        """The run that is suggested."""
+    def task(self, advice: dict[str, Advice], machine: Machine) -> Pretrain:
+        """Return the suggested run."""
         settings = nested(advice)
         views = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.pop("views").items()}
-        return Pretrain(
-            data=self.data, views=Views(**views), machine=Machine(accelerator=self.accelerator), **settings
-        )  # fmt: skip
-
-    def _step(self, fabric: Fabric, source: Source, advice: dict[str, Advice], batch: int) -> None:
-        parts = replace(self.task(advice), batch=batch).assemble(fabric, source)
-        for one in parts.batches(range(2)):  # the moments of the optimizer come with the first
-            step_of(parts)(one)
+        return Pretrain(data=self.data, views=Views(**views), machine=machine, **settings)
 
     def _header(self, facts: Facts, source: Source, duration: str, rate: float) -> str:
         device = torch.cuda.get_device_name() if facts.device == "cuda" else facts.device
@@ -102,12 +97,27 @@ class Suggest:
             f"#   simclr doctor   {data} --config {recipe}\n"
             f"#   simclr pretrain {data} --config {recipe}\n#\n"
             f"# Hardware: {device}, {facts.memory / 1e9:.3g} GB: about {duration}, from {rate:,.3g} images/s measured\n"
-            "# Expected: no expectation on record\n"
+            "# Expected: no figures recorded\n"
         )
 
 
-def largest_that_runs(batch: int, run: Callable[[int], None]) -> int:
-    """`batch`, or the first of its halves that `run` takes without running out of memory; at least 2."""
+def settings_without_trial(data: Any, device: Device) -> dict[str, Any]:
+    """Return the suggested settings from the images and the device alone, the same at every call."""
+    return nested(suggest(measure(open_for_pretraining(data), torch.device(device.kind))))
+
+
+def measure(source: Source, device: torch.device) -> Facts:
+    """Return the facts that suggestions are made from."""
+    images, errors = survey(source, sample_rows(source, SAMPLE))
+    if not images:
+        problem = f"none of {len(errors)} images can be read"
+        raise DataError(source.name, problem, "`simclr scan` lists the reasons")
+    side = int(np.median([image.side for image in images]))
+    return Facts(images=len(source), side=side, device=device.type, memory=total_memory(device))
+
+
+def largest_that_fits(batch: int, run: Callable[[int], None]) -> int:
+    """Return `batch`, or the first of its halves that `run` takes without running out of memory; at least 2."""
     while batch > 2:
         try:
             run(batch)
@@ -119,9 +129,7 @@ def largest_that_runs(batch: int, run: Callable[[int], None]) -> int:
     return batch
 
 
-def _side(source: Source) -> int:
-    """Median of the shorter sides of some images."""
-    images, errors = survey(source, sample_rows(source, LOOKED))
-    if not images:
-        raise DataError(source.name, f"none of {len(errors)} images can be read", "simclr scan lists the reasons")
-    return int(np.median([image.side for image in images]))
+def _try_batch(task: Pretrain, fabric: Fabric, source: Source) -> None:
+    parts = task.assemble(fabric, source)
+    for batch in parts.batches(range(2)):  # the moments of the optimizer come with the first
+        step_of(parts)(batch)

@@ -2,12 +2,12 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from simclr.training.fit import Batches, Parts
+from simclr.training.fit import Parts
 
 Agree = Callable[[bool], bool]
 """Decision of the first process, which all processes that work together follow"""
@@ -25,7 +25,7 @@ def step_of(parts: Parts) -> Callable[[Any], None]:
 
 
 def loop_rate(
-    batches: Batches,
+    batches: Callable[[range], Iterable],
     work: Callable[[Any], None],
     images: int,
     device: torch.device,
