@@ -92,13 +92,14 @@ def test_mistakes_are_answered_in_one_line(words, line, capsys):
         (["pretrain", "/nowhere/at/all"], "/nowhere/at/all"),
         (["pretrain", "sample", "--config", "smaple"], "'smaple'"),
         (["pretrain", "sample", "--config", "gone/sample.yaml"], "'gone/sample.yaml'"),
-        (["pretrain", "sample", "--out", __file__], __file__),
-        (["pretrain", "sample", "--machine.accelerator", "cpu", "--machine.precision", "16"], "machine.precision"),
+        (["pretrain", "sample", "--batch", "16", "--out", __file__], __file__),
+        (["pretrain", "sample", "--batch", "16", "--machine.accelerator", "cpu", "--machine.precision", "16"],
+         "machine.precision"),
         (["pretrain", "sample", "--encoder", "nosuch_network"], "nosuch_network"),
         (["recipes", "nosuch"], "'nosuch'"),
         (["knn", "/nowhere", "sample"], "/nowhere"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_that_a_task_finds_is_one_line_that_names_it(words, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = spoken(capsys, *words)

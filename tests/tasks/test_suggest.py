@@ -43,7 +43,9 @@ def test_mistakes_are_reported_before_anything_is_computed(tmp_path, capsys):
 
 def test_images_in_python_are_data_too():
     images, _ = squares(40, 0)
-    found = Suggest(data=[Image.fromarray(image) for image in images], seconds=0.01, machine=Device(accelerator="cpu"))()
+    found = Suggest(
+        data=[Image.fromarray(image) for image in images], seconds=0.01, machine=Device(accelerator="cpu")
+    )()
     assert found["views"]["size"] == 28  # of images of 16 px, which must leave a feature map of 4 x 4
 
 

@@ -1,11 +1,14 @@
 """Pretraining without labels: SimCLR."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import yaml
 from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -35,6 +38,8 @@ from simclr.training.session import is_finished, open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 
+FEW = 100_000  # images below which the defaults, which are those of ImageNet, do not fit
+NEUTRAL = {"data", "out", "fresh", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every", "held_out"}
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
@@ -172,6 +177,29 @@ class Pretrain(Training):
     def folder(self) -> Path:
         """The run folder."""
         return self.out or run_folder_for(self.command, self.data)
+
+    def suggested(self, given: set[str]) -> dict[str, Any]:
+        """Return settings to use in place of the defaults; the command line asks for them with the names it was given.
+
+        Without a recipe or a setting of the method they are those of the run in `out` if there is one, otherwise those
+        of `simclr suggest` if there are fewer images than the defaults are made for.
+        """
+        if any(name not in NEUTRAL and not name.startswith("machine.") for name in given):
+            return {}
+        recipe = self.folder / "recipe.yaml"
+        if recipe.is_file() and not self.fresh:
+            settings, origin = yaml.safe_load(recipe.read_text(encoding="utf-8")), f"the run in {self.folder}"
+            settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
+        elif len(open_for_pretraining(self.data)) < FEW:
+            from simclr.tasks.suggest import settings_without_trial  # which imports this module
+
+            settings, origin = settings_without_trial(self.data, self.machine), "`simclr suggest`"
+            settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
+        else:
+            return {}
+        if not int(os.environ.get("LOCAL_RANK") or 0):
+            print(f"no recipe given: settings of {origin}", file=sys.stderr)
+        return settings
 
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
