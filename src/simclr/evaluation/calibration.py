@@ -1,33 +1,32 @@
-"""Whether a classifier's confidence is its accuracy: calibration error, and the temperature that mends most of it."""
+"""Calibration of a classifier: expected calibration error and temperature scaling."""
+
+import math
 
 from jaxtyping import Bool, Float, Int64
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
+LIMIT = 20  # temperatures from 1 / LIMIT to LIMIT
+
 
 def calibration_error(confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): mean over images of |accuracy - confidence| of their bin, by the
-    confidence of the predicted class, in `bins` of equal width."""
+    """Return the expected calibration error (Guo et al. 2017): the mean over images of |accuracy - confidence| of their
+    bin, by the confidence of the predicted class, in `bins` of equal width."""
     surplus = correct.double() - confidence.double()
-    place = (confidence * bins).long().clamp_max(bins - 1)
-    return (surplus.new_zeros(bins).scatter_add_(0, place, surplus).abs().sum() / len(correct)).item()
+    indices = (confidence * bins).long().clamp_max(bins - 1)
+    return (surplus.new_zeros(bins).scatter_add_(0, indices, surplus).abs().sum() / len(correct)).item()
 
 
 def fit_temperature(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
-    """The divisor of the scores with the least cross-entropy on these images, in [0.05, 20].
+    """Return the divisor of the scores with the lowest cross-entropy on these images, in [0.05, 20].
 
-    The loss is convex in its inverse, so a golden-section search finds it.
+    The loss is convex in the inverse of the temperature, over whose logarithm it has one minimum.
     """
-    scores = scores.double()
-    low, high, golden = 1 / 20, 1 / 0.05, (5**0.5 - 1) / 2
+    scores, labels = scores.double().cpu(), labels.cpu()
 
-    def loss(inverse: float) -> float:
-        return F.cross_entropy(scores * inverse, labels).item()
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(scores / math.exp(log_temperature), labels).item()
 
-    while high - low > 1e-4 * low:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(left) <= loss(right):
-            high = right
-        else:
-            low = left
-    return 2 / (low + high)
+    bounds = (-math.log(LIMIT), math.log(LIMIT))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x)

@@ -1,6 +1,6 @@
 """Features of a frozen encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from simclr.data.loading import CHUNK, loader
 from simclr.data.source import Source
-from simclr.errors import UnreadableImage
+from simclr.errors import DataError, UnreadableImage
 from simclr.views.preprocess import Preprocess
 
 
 class Prepared(NamedTuple):
+    """Prepared images of one chunk."""
+
     indices: Int64[np.ndarray, " c"]
     images: Float[Tensor, "c 3 s s"]
     bad: list[UnreadableImage]
@@ -24,7 +26,7 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class _Preparer:
-    """From indices to prepared images: a data set that worker processes can be given."""
+    """Data set of prepared images by their indices, which worker processes can be given."""
 
     source: Source
     preprocess: Preprocess
@@ -45,9 +47,9 @@ def _chunks(start: int, stop: int) -> list[range]:
 
 
 class EvalBatches:
-    """Iterates over (indices int64 (b,), images float32 (b, 3, S, S)) in the order of the source.
+    """Evaluation batches (indices int64 (b,), images float32 (b, 3, S, S)) in the order of the source.
 
-    An unreadable image has no row; `bad` holds its path and the reason once the iteration is past it.
+    An unreadable image has no row; `bad` holds its path and the reason once the iteration has passed it.
     """
 
     def __init__(self, source: Source, preprocess: Preprocess, batch: int, workers: int):
@@ -85,26 +87,27 @@ class EvalBatches:
 
 
 def eval_batches(source: Source, preprocess: Preprocess, batch: int = 256, workers: int = 0) -> EvalBatches:
-    """Every image of a source, prepared by `preprocess`, in batches of `batch`; `workers` processes decode, 0 for none
-    but this one. Images in memory are prepared a batch at a time."""
+    """Return batches of every image of a source, prepared by `preprocess`. `workers` processes decode the images (0: this
+    process); images in memory are prepared one batch at a time."""
     return EvalBatches(source, preprocess, batch, workers)
 
 
 class Features(NamedTuple):
-    """One row an image that could be read, in the order of the source; as `extract` gives them, on the CPU."""
+    """Features of a source, one row for each readable image in the order of the source; `extract` returns them on the
+    CPU."""
 
     features: Float[Tensor, "n d"]
     labels: Int64[Tensor, " n"] | None
     indices: Int64[Tensor, " n"]
-    bad: dict[str, str]  # path -> reason of the images left out
+    bad: dict[str, str]
+    """path and reason of each unreadable image"""
 
     def to(self, device: torch.device | str) -> "Features":
-        """The same with features and labels on a device."""
+        """Return the same with features and labels on a device."""
         labels = None if self.labels is None else self.labels.to(device)
         return self._replace(features=self.features.to(device), labels=labels)
 
 
-@torch.inference_mode()
 def extract(
     encoder: nn.Module,
     source: Source,
@@ -114,18 +117,32 @@ def extract(
     batch: int = 256,
     workers: int = 0,
 ) -> Features:
-    """Features (N, D) float32 of every readable image. The encoder is put into evaluation mode, so neither its
+    """Return the features (N, D) float32 of every readable image. The encoder is set to evaluation mode, so neither its
     parameters nor its batch statistics change."""
-    encoder.eval()
-    dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
-    rows, indices = [], []
+    return extract_all([encoder], source, preprocess, device=device, batch=batch, workers=workers)[0]
+
+
+@torch.inference_mode()
+def extract_all(
+    encoders: Sequence[nn.Module],
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 256,
+    workers: int = 0,
+) -> list[Features]:
+    """Return the features of several encoders, as `extract` does for one; each image is decoded once."""
+    rows: list[list[Tensor]] = [[] for _ in encoders]
+    types = [next((p.dtype for p in encoder.eval().parameters()), torch.float32) for encoder in encoders]
+    indices = []
     batches = eval_batches(source, preprocess, batch=batch, workers=workers)
     for index, images in batches:
-        images = images.to(device, dtype, memory_format=torch.channels_last)
-        rows.append(encoder(images).float().cpu())
+        for encoder, dtype, features in zip(encoders, types, rows, strict=True):
+            features.append(encoder(images.to(device, dtype, memory_format=torch.channels_last)).float().cpu())
         indices.append(torch.as_tensor(index))
-    if not rows:
-        raise ValueError(f"{source.name}: no image can be read")
+    if not indices:
+        raise DataError(source.name, "no image can be read", "simclr scan lists the reasons")
     kept = torch.cat(indices).long()
     labels = None if source.labels is None else torch.from_numpy(source.labels)[kept]
-    return Features(torch.cat(rows), labels, kept, batches.bad)
+    return [Features(torch.cat(features), labels, kept, batches.bad) for features in rows]

@@ -1,4 +1,4 @@
-"""What can be said of embeddings without labels: on any run, and on a fixed sample during pretraining."""
+"""Health of embeddings without labels: of a finished run, and on a fixed sample during pretraining."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from simclr.data import Source, UnreadableImage
+from simclr.data import Source
+from simclr.data.loading import loader
+from simclr.errors import DataError, UnreadableImage
 from simclr.evaluation.metrics import alignment, embedding_std, rankme, uniformity
 from simclr.losses import contrast_statistics, unit_rows
 from simclr.views import Views
 
-SAMPLE = 512  # images of the check during pretraining
-IDLE = 0.1  # a dimension whose deviation is below this share of an isotropic one's carries next to nothing
+SAMPLE = 512  # number of images of the check during pretraining
+IDLE = 0.1  # deviation, relative to an isotropic one, below which a dimension carries almost nothing
 
 
 def health(
     h: Float[Tensor, "n d"], z_a: Float[Tensor, "n k"], z_b: Float[Tensor, "n k"], temperature: float
 ) -> dict[str, float]:
-    """Figures of n images: representations h of one view, embeddings of two.
+    """Return the figures of n images from representations h of one view and embeddings z of two views.
 
-    `contrastive_top1` and `entropy` (nats) are over all 2n - 1 candidates and so depend on n, as `rankme` does.
-    More of the first is not better: at low temperatures it rises while linear accuracy falls (paper, Table 5).
+    `contrastive_top1` and `entropy` (nats) are over all 2n - 1 candidates and so depend on n, as `rankme` does. A higher
+    contrastive_top1 is not always better: at low temperatures it rises while linear accuracy falls (paper, Table 5).
     """
     statistics = contrast_statistics(z_a.float(), z_b.float(), temperature)
     deviations = unit_rows(z_a.cpu().double()).std(0) * z_a.shape[1] ** 0.5
@@ -40,32 +42,36 @@ def health(
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """Health of a network on images and views that stay the same."""
+    """Health of a network on fixed images and views."""
 
     views: Float[Tensor, "2 n 3 s s"]
     temperature: float
 
     @classmethod
     def of(
-        cls, source: Source, views: Views, temperature: float, *, most: int = SAMPLE, seed: int = 0
+        cls, source: Source, views: Views, temperature: float, *, most: int = SAMPLE, seed: int = 0, workers: int = 0
     ) -> "HealthCheck":
-        """Two views of up to `most` images of a source, told by hashes of their names; unreadable ones are left out."""
-        rows = np.sort(np.argsort(source.paths.hashes(), kind="stable")[:most])
-        pairs = [pair for i in rows if (pair := _pair(source, int(i), views, seed)) is not None]
+        """Return the check on two views of up to `most` images of a source, chosen by a hash of their names and decoded by
+        `workers` processes; unreadable images are left out."""
+        rows = np.sort(np.argsort(source.paths.hashes(), kind="stable")[:most]).tolist()
+        decoder = loader(
+            _Pairs(source, views, seed), rows, workers=workers, prefetch=2 * workers, item_bytes=24 * views.size**2
+        )
+        pairs = [pair for pair in decoder if pair is not None]
         if len(pairs) < 2:
-            raise ValueError(f"{source.name}: health needs at least two readable images, {len(pairs)} were found")
+            raise DataError(source.name, f"has {len(pairs)} readable images, of which health needs at least two")
         return cls(torch.stack(pairs, dim=1), temperature)
 
     @torch.no_grad()
     def __call__(self, encoder: nn.Module, head: nn.Module, device: torch.device | str) -> dict[str, float]:
-        """The figures, with both networks in inference mode and back in the mode they were in."""
+        """Return the figures; both networks are set to evaluation mode and back."""
         return health(*self.embeddings(encoder, head, device), self.temperature)
 
     @torch.no_grad()
     def embeddings(
         self, encoder: nn.Module, head: nn.Module, device: torch.device | str, batch: int = 256
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """h of the first view, z of both; on the CPU, float32."""
+        """Return h of the first view and z of both, float32 on the CPU."""
         modes = encoder.training, head.training
         encoder.eval(), head.eval()
         dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
@@ -78,10 +84,18 @@ class HealthCheck:
         return h.chunk(2)[0], *z.chunk(2)
 
 
-def _pair(source: Source, i: int, views: Views, seed: int) -> Float[Tensor, "2 3 s s"] | None:
-    try:
-        image = source.read(i)
-    except UnreadableImage:
-        return None
-    draws = (views.draw(np.array([i]), 0, view, seed, image.shape[:2]) for view in (0, 1))
-    return torch.cat([views.apply(image[None], parameters) for parameters in draws])
+@dataclass(frozen=True)
+class _Pairs:
+    """Data set of the two views of each image, None for an unreadable one."""
+
+    source: Source
+    views: Views
+    seed: int
+
+    def __getitem__(self, i: int) -> Float[Tensor, "2 3 s s"] | None:
+        try:
+            image = self.source.read(i)
+        except UnreadableImage:
+            return None
+        draws = (self.views.draw(np.array([i]), 0, view, self.seed, image.shape[:2]) for view in (0, 1))
+        return torch.cat([self.views.apply(image[None], parameters) for parameters in draws])

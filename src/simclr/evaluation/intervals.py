@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals over test images or seeds, and the permutation test between two networks."""
+"""Confidence intervals over test images or seeds, and the permutation test between two networks."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,16 +8,16 @@ from jaxtyping import Float, Shaped
 from scipy.stats import t as student
 from torch import Tensor
 
-SAMPLES = 100_000  # of the permutation test; paper, App. B.8
+SAMPLES = 100_000  # number of samples of the permutation test (paper, App. B.8)
 Interval = tuple[float, float]
 
 
 def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95, rounds: int = 2000, seed: int = 0) -> Interval:
-    """Interval of the mean of `correct` (N,) over resamplings of the test images: what another draw of as many
-    images might have shown, not what another training run would."""
+    """Return the bootstrap interval of the mean of `correct` (N,): the variation between samples of as many test images, not
+    between training runs."""
     rng = np.random.default_rng(seed)
     n = len(correct)
-    # a resampled mean of 0/1 values is a binomial count; other values are resampled themselves
+    # the sum of resampled 0/1 values is binomial; other values are resampled
     if set(np.unique(correct)) <= {0, 1}:
         means = rng.binomial(n, correct.mean(), rounds) / n
     else:
@@ -26,7 +26,7 @@ def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95, rounds: int 
 
 
 def class_interval(correct: np.ndarray, labels: np.ndarray, *, level: float = 0.95, rounds: int = 2000) -> Interval:
-    """As `bootstrap_interval`, of the mean over classes of the accuracy within each: each class is resampled."""
+    """Return the bootstrap interval of the accuracy within each class, averaged over classes: each class is resampled."""
     rng = np.random.default_rng(0)
     classes = [correct[labels == c] for c in np.unique(labels)]
     return _middle(np.mean([rng.binomial(len(c), c.mean(), rounds) / len(c) for c in classes], axis=0), level)
@@ -36,14 +36,14 @@ def resampled_interval(
     metric: Callable[[Tensor, Tensor], float], scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], *,
     level: float = 0.95, rounds: int = 200,
 ) -> Interval:  # fmt: skip
-    """As `bootstrap_interval`, for a metric that is no mean over images."""
+    """Return the bootstrap interval of a metric that is not a mean over images."""
     rng = np.random.default_rng(0)
     draws = [torch.from_numpy(rng.integers(0, len(scores), len(scores))) for _ in range(rounds)]
     return _middle(np.array([metric(scores[rows], truth[rows]) for rows in draws]), level)
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's interval of the mean over training runs that differ in their seed: what another run might show."""
+    """Return Student's interval of the mean over training runs that differ in their seed."""
     n = len(values)
     if n < 2:
         raise ValueError(f"an interval over seeds needs at least two runs, got {n}")
@@ -52,13 +52,13 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def permutation_test(a: np.ndarray, b: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> float:
-    """Probability that the sums of two paired rows (N,), such as hits of two networks on the same images, would differ
-    at least as much if which value came from which network were chance (two-sided)."""
+    """Return the two-sided p-value of the paired permutation test that the sums of two rows (N,) are equal, such as the hits
+    of two networks on the same images."""
     sizes, counts = np.unique(np.abs(a - b)[a != b], return_counts=True)
     if not len(sizes):
         return 1.0
     rng = np.random.default_rng(seed)
-    # a random sign for each pair; of equal sizes only the number of positive signs matters
+    # each pair has a random sign; for pairs of equal size only the number of positive signs matters
     sums = sum(size * (2.0 * rng.binomial(count, 0.5, samples) - count)
                for size, count in zip(sizes, counts, strict=True))  # fmt: skip
     observed = abs(float((a - b).sum()))
@@ -69,7 +69,8 @@ def permutation_test_of(
     metric: Callable[[Tensor, Tensor], float], a: Float[Tensor, "n c"], b: Float[Tensor, "n c"],
     truth: Shaped[Tensor, "n ..."], *, samples: int = 1000, seed: int = 0,
 ) -> float:  # fmt: skip
-    """As `permutation_test`, for a metric that is no mean over images: the scores of each image change places."""
+    """Return the p-value of the paired permutation test for a metric that is not a mean over images: the scores of the two
+    networks are exchanged at random for each image."""
     rng = np.random.default_rng(seed)
     observed = abs(metric(a, truth) - metric(b, truth))
     extreme = 0

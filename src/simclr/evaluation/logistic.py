@@ -1,9 +1,8 @@
-"""L2-penalised logistic regression on frozen features, multinomial or one a class, by preconditioned L-BFGS.
+"""L2-penalised logistic regression on frozen features, multinomial or one for each class, by preconditioned L-BFGS.
 
 The objective is scikit-learn's: the sum over images of the cross-entropy plus penalty / 2 * |W|^2, with a bias that
 is not penalised (C = 1 / penalty). The search runs in the eigenbasis of the feature covariance, scaled by the
-inverse root of an upper bound of the Hessian there: another coordinate system, the same optimum, a fraction of the
-iterations.
+inverse root of an upper bound of the Hessian there: the optimum is the same and found in a fraction of the iterations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +14,19 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from simclr.errors import DataError
 from simclr.evaluation.metrics import accuracy
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
-ROWS_PER_FEATURE = 24  # of the sample from which the covariance is taken
-PATIENCE = 8  # penalties, two decades, without a better held-out score or loss after which a sweep ends
+ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
+PATIENCE = 8  # number of penalties (two decades) without a better held-out score or loss after which a sweep ends
 Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]
 Metric = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Linear classifier over features: scores are features @ weight.T + bias."""
+    """Linear classifier on features: scores are features @ weight.T + bias."""
 
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
@@ -46,19 +46,20 @@ def fit_path(
     tolerance: float = 1e-5,
     max_iterations: int = 500,
 ) -> list[Classifier]:
-    """One classifier a penalty, in the order given; each starts from the solution of the next larger penalty.
+    """Return one classifier for each penalty, in the order given; each fit starts from the solution of the next larger
+    penalty.
 
-    Labels (n,) are classes that exclude one another; labels (n, classes), true where a class is present, give one
-    two-class regression a class. A fit ends when the largest entry of the gradient of the mean objective, in the
-    scaled coordinates, falls below `tolerance`. Raises ValueError for fewer than two classes in labels (n,).
+    Labels (n,) are exclusive classes; labels (n, classes) say which classes are present and give one two-class regression
+    for each class. A fit ends when the largest entry of the gradient of the mean objective, in the scaled coordinates,
+    falls below `tolerance`.
     """
     ordered = sorted(set(penalties), reverse=True)
-    fits = path(features, labels, classes, ordered, tolerance=tolerance, max_iterations=max_iterations)
+    fits = fit_decreasing(features, labels, classes, ordered, tolerance=tolerance, max_iterations=max_iterations)
     solved = dict(zip(ordered, fits, strict=True))
     return [solved[penalty] for penalty in penalties]
 
 
-def path(
+def fit_decreasing(
     features: Float[Tensor, "n d"],
     labels: Labels,
     classes: int,
@@ -67,18 +68,18 @@ def path(
     tolerance: float,
     max_iterations: int,
 ) -> Iterator[Classifier]:
-    """`fit_path`, one at a time as they are asked for; the penalties must fall."""
+    """Yield the classifiers of `fit_path` one by one; the penalties must decrease."""
     if labels.ndim == 1 and len(labels.unique()) < 2:
-        raise ValueError("labels hold one class only; a classifier needs at least two")
+        raise DataError("labels", "hold one class only; a classifier needs at least two")
     n, d = features.shape
     mean = features.mean(0)
     centred = features - mean
-    # the eigenbasis only shapes the search, so a sample of the rows is as good as all of them
+    # the eigenbasis only shapes the search, so a sample of the rows serves as well as all of them
     sample = centred[:: max(1, n // (ROWS_PER_FEATURE * d))]
     values, basis = torch.linalg.eigh((sample.T @ sample / len(sample)).double())
     values, basis = values.clamp_min(0).to(features), basis.to(features)
     weight, bias = features.new_zeros(classes, d), _prior(labels, classes).to(features)
-    curvature = 1 / classes if labels.ndim == 1 else 1 / 4  # p (1 - p), where nothing is known
+    curvature = 1 / classes if labels.ndim == 1 else 1 / 4  # p (1 - p) before anything is fitted
     for penalty in penalties:
         scale = (curvature * values + penalty / n).clamp_min(1e-10).rsqrt()
         scaled = basis * scale
@@ -90,7 +91,7 @@ def path(
 
 
 def _prior(labels: Labels, classes: int) -> Float[Tensor, " c"]:
-    """Scores that give every image the frequencies of the classes, each seen once more than it was."""
+    """Return scores that give every image the frequencies of the classes, each counted once more than it occurs."""
     if labels.ndim == 2:
         return ((labels.sum(0) + 1) / (len(labels) + 2)).logit()
     counts = labels.bincount(minlength=classes).float().add(1).log()
@@ -98,7 +99,7 @@ def _prior(labels: Labels, classes: int) -> Float[Tensor, " c"]:
 
 
 class _Objective:
-    """Mean cross-entropy plus decay / 2 * |W|^2 and its gradient, at points [V | bias] with W = V @ scaled.T."""
+    """Mean cross-entropy plus decay / 2 * |W|^2, with its gradient, at points [V | bias] with W = V @ scaled.T."""
 
     def __init__(self, x: Tensor, labels: Labels, scaled: Tensor, decay: float) -> None:
         self.x, self.labels, self.scaled, self.decay = x, labels, scaled, decay
@@ -112,7 +113,7 @@ class _Objective:
         return value, torch.cat([gradient, residual.mean(0)[:, None]], 1)
 
     def _loss(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each row or entry, and its derivative by the scores."""
+        """Return the loss of each row or entry, and its derivative by the scores."""
         if self.labels.ndim == 2:
             loss = F.softplus(scores).sub_(scores * self.labels)
             return loss, scores.sigmoid_().sub_(self.labels.to(scores))
@@ -124,10 +125,11 @@ class _Objective:
 
 
 def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 20) -> tuple[Tensor, int]:
-    """Limited-memory BFGS (Nocedal and Wright, algorithm 7.4) with a backtracking line search.
+    """Minimise by limited-memory BFGS (Nocedal and Wright, algorithm 7.4) with a backtracking line search; return the
+    point and the number of iterations.
 
-    `objective(point)` gives value and gradient. torch.optim.LBFGS does the same with several times the evaluations:
-    its line search looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
+    `objective(point)` returns value and gradient. torch.optim.LBFGS needs several times the evaluations: its line search
+    looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
     """
     value, gradient = objective(point)
     steps: list[Tensor] = []
@@ -148,7 +150,7 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
                 break
             rate *= 0.5
         else:
-            return point, iteration  # float precision is exhausted: no step of any size goes lower
+            return point, iteration  # float precision is exhausted: no step of any size reduces the value
         step, change = candidate - point, new_gradient - gradient
         if (step * change).sum() > 1e-10 * change.square().sum():
             steps, changes = [*steps[1 - memory :], step], [*changes[1 - memory :], change]
@@ -157,7 +159,7 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
 
 
 def _two_loops(gradient: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
-    """The inverse-Hessian product of L-BFGS."""
+    """Return the inverse-Hessian product of L-BFGS."""
     q, factors = gradient.clone(), []
     for s, y in zip(reversed(steps), reversed(changes), strict=True):
         factors.append((s * q).sum() / (s * y).sum())
@@ -177,25 +179,25 @@ def choose_and_refit(
     penalties: Sequence[float] = PENALTIES,
     metric: Metric = accuracy,
 ) -> tuple[Classifier, dict[float, float]]:
-    """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, refit on all.
+    """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, and refit on all.
 
-    Penalties are tried from the largest down, and no more once neither the score nor the cross-entropy of the held-out
-    rows has improved over two decades. Ties go to the larger penalty. Returns the classifier and the held-out score
-    of every penalty tried.
+    Penalties are tried from the largest down, until neither the score nor the cross-entropy of the held-out rows has
+    improved over two decades. Ties go to the larger penalty. Return the classifier and the held-out score of every
+    penalty tried.
     """
-    chosen_on = torch.from_numpy(held_out).to(labels.device)
-    if not 0 < int(chosen_on.sum()) < len(labels):
-        raise ValueError(f"{len(labels)} training images are too few to hold out some for choosing the penalty")
-    unseen, truth = features[chosen_on], labels[chosen_on]
-    # a thirtieth of the precision ranks penalties as well; small ones on separable data would take for ever
-    fits = path(
-        features[~chosen_on], labels[~chosen_on], classes, sorted(set(penalties), reverse=True),
+    selection = torch.from_numpy(held_out).to(labels.device)
+    if not 0 < int(selection.sum()) < len(labels):
+        raise DataError("labels", f"{len(labels)} training images are too few to hold out some of them")
+    held_out_features, truth = features[selection], labels[selection]
+    # a thirtieth of the precision ranks penalties as well; small penalties on separable data would take for ever
+    fits = fit_decreasing(
+        features[~selection], labels[~selection], classes, sorted(set(penalties), reverse=True),
         tolerance=3e-4, max_iterations=100,
     )  # fmt: skip
     scores: dict[float, float] = {}
     best, idle = (-np.inf, np.inf), 0
     for classifier in fits:
-        predicted = classifier(unseen)
+        predicted = classifier(held_out_features)
         scores[classifier.penalty] = score = metric(predicted, truth)
         loss = _cross_entropy(predicted, truth)
         idle = 0 if score > best[0] or loss < best[1] else idle + 1

@@ -1,5 +1,7 @@
 """Metrics of predictions and of embeddings."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -8,23 +10,24 @@ from torch import Tensor
 from simclr.losses import unit_rows
 
 RECALLS = np.linspace(0, 1, 11)
+ROWS = 512  # of the pairs of `uniformity` that are held at a time
 
 
 def accuracy(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
-    """Share of rows whose highest score is at the label."""
+    """Return the fraction of rows whose highest score is at the label."""
     return (scores.argmax(1) == labels).cpu().double().mean().item()
 
 
 def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
-    """Accuracy within each class that occurs, averaged over classes."""
+    """Return the accuracy within each class that occurs, averaged over classes."""
     hits = (scores.argmax(1) == labels).cpu().double()
     labels = labels.cpu()
     return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
 
 
 def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
-    """11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1 of the best
-    precision at that recall or beyond. `scores` (N,), `present` (N,) bool; nan where the class never occurs."""
+    """Return the 11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1 of
+    the highest precision at that recall or above. `scores` (N,), `present` (N,) bool; nan if the class never occurs."""
     hits = present[np.argsort(-scores, kind="stable")].cumsum()
     if not len(hits) or hits[-1] == 0:
         return float("nan")
@@ -34,7 +37,7 @@ def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
 
 
 def map11(scores: Float[Tensor, "n c"], present: Bool[Tensor, "n c"]) -> float:
-    """Mean over classes that occur of the 11-point average precision; images may show several classes or none."""
+    """Return the 11-point average precision of multi-label images, averaged over the classes that occur."""
     columns = zip(scores.cpu().double().numpy().T, present.cpu().numpy().T, strict=True)
     return float(np.nanmean([average_precision(*column) for column in columns]))
 
@@ -44,7 +47,8 @@ METRICS = {"top1": accuracy, "mean_per_class": mean_per_class, "map11": map11}
 
 @torch.no_grad()
 def rankme(features: Float[Tensor, "n d"]) -> float:
-    """Effective rank exp(entropy of the normalised singular values) (Garrido et al. 2023); at most min(n, d)."""
+    """Return the effective rank, exp(entropy of the normalised singular values) (Garrido et al. 2023); at most
+    min(n, d)."""
     x = features.cpu().double()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
@@ -54,19 +58,28 @@ def rankme(features: Float[Tensor, "n d"]) -> float:
 
 @torch.no_grad()
 def embedding_std(features: Float[Tensor, "n d"]) -> float:
-    """Mean over dimensions of the standard deviation of unit rows, times sqrt(d): 1 for isotropic features, 0 once
-    they have collapsed to a point (Chen and He 2021)."""
+    """Return the standard deviation of unit rows, averaged over dimensions, times sqrt(d): 1 for isotropic features, 0 for
+    features that have collapsed to a point (Chen and He 2021)."""
     unit = unit_rows(features.cpu().double())
     return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
 
 
 @torch.no_grad()
 def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """Mean squared distance of the unit rows of two views (Wang and Isola 2020); 0 is perfect."""
+    """Return the mean squared distance of the unit rows of two views (Wang and Isola 2020); 0 is perfect."""
     return (unit_rows(a.cpu().double()) - unit_rows(b.cpu().double())).square().sum(1).mean().item()
 
 
 @torch.no_grad()
 def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
-    """Log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform."""
-    return torch.pdist(unit_rows(features.cpu().double())).square().mul(-t).exp().mean().log().item()
+    """Return the log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform.
+
+    Pairs are taken in blocks of rows, so that memory does not grow with the square of n.
+    """
+    x = unit_rows(features.cpu().double())
+    n, total = len(x), 0.0
+    for start in range(0, n - 1, ROWS):
+        distances = torch.cdist(x[start : start + ROWS], x[start:], compute_mode="donot_use_mm_for_euclid_dist")
+        pairs = torch.ones_like(distances, dtype=torch.bool).triu(1)
+        total += distances[pairs].square().mul(-t).exp().sum().item()
+    return math.log(total / (n * (n - 1) / 2)) if n > 1 else math.nan

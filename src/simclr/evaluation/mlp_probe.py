@@ -1,4 +1,4 @@
-"""A small network on frozen features: what can be read from them at all, not only linearly."""
+"""Small network on frozen features, for what cannot be predicted linearly."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -8,6 +8,9 @@ from torch.nn import functional as F
 from simclr.randomness import bits, permutation
 
 
+BATCH, LR, WEIGHT_DECAY = 256, 1e-3, 1e-2
+
+
 def mlp_probe(
     features: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
@@ -15,26 +18,24 @@ def mlp_probe(
     *,
     hidden: int = 512,
     epochs: int = 40,
-    batch: int = 256,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-2,
     seed: int = 0,
 ) -> nn.Module:
-    """One hidden layer on standardised features, by AdamW with a linear fall of the rate: features -> scores (n, c)."""
+    """Return a network with one hidden layer on standardised features, trained by AdamW with a linear decay of the learning
+    rate: features -> scores (n, c)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(bits(seed)[0] >> 1))
         net = nn.Sequential(nn.Linear(features.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
     net.to(features.device)
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
     x = (features - mean) / deviation
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
-    batch = min(batch, len(x))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    batch = min(BATCH, len(x))
     per_epoch = len(x) // batch
     for epoch in range(epochs):
         order = torch.from_numpy(permutation(seed, epoch, len(x))).to(x.device)
         for k in range(per_epoch):
             rows = order[k * batch : (k + 1) * batch]
-            optimizer.param_groups[0]["lr"] = lr * (1 - (epoch * per_epoch + k) / (epochs * per_epoch))
+            optimizer.param_groups[0]["lr"] = LR * (1 - (epoch * per_epoch + k) / (epochs * per_epoch))
             F.cross_entropy(net(x[rows]), labels[rows]).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""kNN accuracy while an encoder is trained."""
+"""k-NN accuracy during training."""
 
 from dataclasses import dataclass
 
@@ -13,20 +13,22 @@ from simclr.evaluation.neighbours import knn_votes
 from simclr.randomness import permutation
 from simclr.views.preprocess import Preprocess
 
-KNN_IMAGES = 5_000  # at most so many labelled images serve the check, a fifth of them as queries
+KNN_IMAGES = 5_000  # maximum number of labelled images of the check, a fifth of them as queries
 
 
 @dataclass(frozen=True)
 class KnnCheck:
-    """kNN accuracy on some of the training images, the others being the bank: no test image is ever touched."""
+    """k-NN accuracy on a sample of the training images, part of which is the bank: no test image is ever read."""
 
     bank: Source
     queries: Source
     preprocess: Preprocess
+    workers: int = 0
+    """number of decoding processes"""
 
     @classmethod
-    def of(cls, source: Source, preprocess: Preprocess) -> "KnnCheck | None":
-        """The check for a labelled source, None for one without labels."""
+    def of(cls, source: Source, preprocess: Preprocess, workers: int = 0) -> "KnnCheck | None":
+        """Return the check of a labelled source, None if it has no labels."""
         if source.labels is None:
             return None
         labelled = np.flatnonzero(source.labels >= 0)
@@ -35,12 +37,14 @@ class KnnCheck:
         if cut == 0:
             return None
         queries, bank = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        return cls(source.select(bank, source.split), source.select(queries, source.split), preprocess)
+        return cls(source.select(bank, source.split), source.select(queries, source.split), preprocess, workers)
 
     def __call__(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
         training = encoder.training
-        bank = extract(encoder, self.bank, self.preprocess, device=device)
-        queries = extract(encoder, self.queries, self.preprocess, device=device)
+        bank, queries = (
+            extract(encoder, source, self.preprocess, device=device, workers=self.workers)
+            for source in (self.bank, self.queries)
+        )
         encoder.train(training)
         classes = len(self.bank.classes)
         votes = knn_votes(bank.features, bank.labels, queries.features, classes, k=20, temperature=0.07)

@@ -1,57 +1,56 @@
-"""Evaluation protocol shared by all measuring commands: models, baselines and labelled data."""
+"""Evaluation protocol shared by all measuring commands: the measured model, its baselines, and labelled data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.multilabel import is_multilabel, present_classes
+from simclr.data.multilabel import class_names, is_multilabel, present_classes
 from simclr.data.specs import why_unlabelled
 from simclr.data.splits import drop_unseen_classes
-from simclr.evaluation.features import Features as Measured
-from simclr.evaluation.features import extract
+from simclr.errors import DataError
+from simclr.evaluation.features import Features, extract_all
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load, raw_pixels, untrained
-from simclr.runs.machine import Machine
+from simclr.runs.machine import Device
 from simclr.views.preprocess import Preprocess
 
-COPIES = 6  # of the features, for which there must be room on the device that fits a classifier on them
+COPIES = 6  # of the features that must fit into the memory of the device on which a classifier is fitted
+PIXELS = 32  # largest side of the raw pixels: larger ones cost much and add nothing for a linear classifier
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Something that gives features: the pretrained network, the same untrained, or the pixels."""
+class FeatureModel:
+    """A source of features: the pretrained network, the same network untrained, or the pixels."""
 
     name: str
+    role: Literal["model", "baseline"]
     network: nn.Module
     preprocess: Preprocess
     layer: str
 
-    def features(self, source: Source, machine: Machine) -> Measured:
-        """Features of every readable image of a source."""
-        device = torch.device(machine.kind)
-        return extract(
-            self.network.to(device), source, self.preprocess, device=device, workers=machine.worker_processes
-        )
-
     @property
-    def facts(self) -> dict[str, str]:
-        """What a result records of where its features come from."""
-        return {"layer": self.layer, "transform": describe(self.preprocess)}
+    def fields(self) -> dict[str, str]:
+        """The fields of a `Result` that describe this model."""
+        return {"name": self.name, "role": self.role, "layer": self.layer, "transform": describe(self.preprocess)}
 
 
-def workplace(features: Float[Tensor, "n d"], machine: Machine) -> str:
-    """Where features are compared and classifiers fitted: on the GPU, if it is CUDA and has room, else on the CPU.
+def by_preprocess(models: list[FeatureModel]) -> list[list[FeatureModel]]:
+    """Return consecutive models with the same preprocessing as groups: each image is decoded once for a group."""
+    return [list(group) for _, group in groupby(models, key=lambda model: model.preprocess)]
 
-    Fits need float64, which MPS lacks.
-    """
-    if machine.kind == "cuda" and COPIES * features.nbytes < torch.cuda.mem_get_info()[0]:
-        return "cuda"
-    return "cpu"
+
+def extract_features(models: Sequence[FeatureModel], source: Source, machine: Device) -> list[Features]:
+    """Return the features of every readable image of a source for models with the same preprocessing."""
+    networks = [model.network.to(machine.kind) for model in models]
+    preprocess, workers = models[0].preprocess, machine.worker_processes
+    return extract_all(networks, source, preprocess, device=machine.kind, workers=workers)
 
 
 class _Pixels(nn.Module):
@@ -59,46 +58,62 @@ class _Pixels(nn.Module):
         return raw_pixels(x)
 
 
+def fit_device(features: Float[Tensor, "n d"], machine: Device) -> str:
+    """Return the device on which features are compared and classifiers fitted: a CUDA GPU if they fit into its memory,
+    else the CPU. Fits need float64, which MPS lacks."""
+    if machine.kind == "cuda" and COPIES * features.nbytes < torch.cuda.mem_get_info()[0]:
+        return "cuda"
+    return "cpu"
+
+
 def describe(preprocess: Preprocess) -> str:
-    """A preprocessing in words."""
+    """Return a preprocessing as text."""
     small = preprocess.size <= 32
     return f"{'whole image' if small else f'central {preprocess.crop:g}'}, bicubic, {preprocess.size} px"
 
 
-def candidates(run: Path, baselines: bool, layer: str = "h") -> list[Candidate]:
-    """The pretrained encoder of a run, last; before it, on request, what it has to beat."""
+def models_to_evaluate(run: Path, baselines: bool, layer: str = "h") -> list[FeatureModel]:
+    """Return the pretrained encoder of a run, preceded by its baselines if they are asked for."""
     encoder = load(run)
     network = read_layer(encoder.network, encoder.head, layer)
-    trained = Candidate("pretrained encoder", network, encoder.preprocess, layer)
+    trained = FeatureModel("pretrained encoder", "model", network, encoder.preprocess, layer)
     if not baselines:
         return [trained]
-    # pixels at 32 px at most: more of them cost much and tell a linear classifier nothing
-    small = Preprocess(min(encoder.preprocess.size, 32), crop=encoder.preprocess.crop)
+    small = Preprocess(min(encoder.preprocess.size, PIXELS), crop=encoder.preprocess.crop)
     fresh = read_layer(untrained(encoder.card), encoder.card.build_head(), layer).eval()
     return [
-        Candidate("raw pixels", _Pixels(), small, "pixels"),
-        Candidate("untrained encoder", fresh, encoder.preprocess, layer),
+        FeatureModel("raw pixels", "baseline", _Pixels(), small, "pixels"),
+        FeatureModel("untrained encoder", "baseline", fresh, encoder.preprocess, layer),
         trained,
     ]
 
 
-def labelled(data: Any, *, several: bool = False) -> tuple[Source, Source]:
-    """Training and test part of a labelled source; ValueError that says what to do where that is not to be had.
+def evaluated_images(source: Source) -> dict[str, Any]:
+    """Return the fields of a `Result` that describe the images of a test split: pretraining on the same data leaves
+    them out, unless the source has neither labels nor a test split."""
+    if source.has_own_split or source.labels is not None:
+        return {"evaluated_on": "test", "seen_in_pretraining": False}
+    return {"evaluated_on": "unlabelled", "seen_in_pretraining": True}
 
-    `several` allows images that show several classes, see `simclr.data.several`.
+
+def open_labelled(data: Any, *, multilabel: bool = False) -> tuple[Source, Source]:
+    """Return the training and test splits of a labelled source; DataError says what to do if there are none.
+
+    `multilabel` allows images with several classes, see `simclr.data.multilabel`.
     """
     train, test = open_source(data, "train"), open_source(data, "test")
     for source in (train, test):
         if source.labels is None or (source.labels < 0).all():
-            raise ValueError(f"{source.name} has no labels, which measuring needs: {why_unlabelled(data)}")
+            raise DataError(source.name, "has no labels, which this command needs", why_unlabelled(data))
     train, test = _with_labels(train), _with_labels(test)
-    if is_multilabel(train) and not several:
-        raise ValueError(f"{train.name}: its images show several classes (labels such as a|b); use simclr transfer")
+    if is_multilabel(train) and not multilabel:
+        remedy = "Use simclr transfer"
+        raise DataError(train.name, "has images with several classes (labels such as a|b)", remedy)
     if len(present_classes(train)) < 2:
-        raise ValueError(f"{train.name} has one class only in its training part; measuring needs at least two")
+        raise DataError(train.name, "has only one class in its training split; at least two are needed")
     return train, drop_unseen_classes(train, test)
 
 
 def _with_labels(source: Source) -> Source:
-    known = (source.labels >= 0).nonzero()[0]
-    return source if len(known) == len(source) else source.select(known, source.split)
+    rows = (source.labels >= 0).nonzero()[0]
+    return source if len(rows) == len(source) else source.select(rows, source.split)

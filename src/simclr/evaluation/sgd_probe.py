@@ -1,4 +1,4 @@
-"""The linear classifier of the official code, momentum SGD on frozen features, and a bank of them in one pass."""
+"""Linear classifier of the official code: momentum SGD on frozen features, and a bank of classifiers in one pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ MOMENTUM = 0.9
 
 
 class Probes(NamedTuple):
-    """Linear classifiers over the same features: scores of probe p are features @ weight[p].T + bias[p]."""
+    """Linear classifiers on the same features: scores of probe p are features @ weight[p].T + bias[p]."""
 
     weight: Float[Tensor, "p c d"]
     bias: Float[Tensor, "p c"]
@@ -37,11 +37,12 @@ def sgd_probes(
     epochs: int | float = 100,
     seed: int = 0,
 ) -> Probes:
-    """Probe p has learning rate lrs[p], per 256 images, and weight decay decays[p]; all see the same batches.
+    """Return probes trained on the same batches: probe p has learning rate lrs[p], per 256 images, and weight decay
+    decays[p].
 
-    Zero start, Nesterov momentum 0.9 with the rate inside the velocity, no warm-up, cosine to zero (official README;
-    paper, App. B.6). Weights are decayed, biases are not. A batch larger than the data set is cut to it, and the
-    learning rates with it.
+    Zero start, Nesterov momentum 0.9 with the learning rate inside the velocity, no warm-up, cosine decay to zero
+    (official README; paper, App. B.6). Weight decay is not applied to biases. A batch larger than the data set is reduced
+    to it, and the learning rates with it.
     """
     batch = min(batch, len(features))
     probes, d = len(lrs), features.shape[1]

@@ -1,14 +1,14 @@
-"""What came of a run: pictures, and a page of everything in its folder."""
+"""Reports: figures as sentences, tables and pictures."""
 
 from pathlib import Path
 
 
-def keep_page(run: Path) -> None:
-    """Write RUN/report.html at the end of a run. What goes wrong with it is one line: no run fails of its report."""
+def write_run_report(run: Path) -> None:
+    """Write RUN/report.html at the end of a run. An error is printed as one line: a failed report does not fail a run."""
     try:
-        from simclr.report.page import replaceable, write_page  # with it come statistics and templates
-        from simclr.report.reading import read_folder
+        from simclr.report.page import require_report_path, write_page  # imports statistics and templates
+        from simclr.report.reading import read_run
 
-        write_page([read_folder(run)], replaceable(run / "report.html"))
+        write_page([read_run(run)], require_report_path(run / "report.html"))
     except Exception as error:
         print(f"no report was written: {' '.join(str(error).split()) or type(error).__name__}")

@@ -1,6 +1,6 @@
-"""Curves of a run as SVG that takes its colours from the page, so that it is as readable in the dark.
+"""Curves of a run as SVG, with the colours of the page in light and dark mode.
 
-Drawn here rather than by matplotlib, which takes seconds for them: a page is written at the end of every run.
+They are drawn here rather than by matplotlib, which takes seconds for them: a page is written at the end of every run.
 """
 
 import math
@@ -10,14 +10,14 @@ from html import escape
 
 import numpy as np
 
-from simclr.report.record import Folder
+from simclr.report.record import RunRecord
 from simclr.report.words import term
 
-BINS = 300  # along a curve; each keeps its least and greatest value, so that no spike is lost
-COLOURS = 8  # that the page knows
+BINS = 300  # along a curve; each keeps its minimum and maximum, so that no spike is lost
+COLOURS = 8  # that the style sheet of the page defines
 WIDTH, HEIGHT, MARGIN, TOP, BOTTOM = 460, 240, 56, 24, 200  # of a panel
 
-Place = float | int | str  # a coordinate, as it is or as text
+Coordinate = float | int | str
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn over the same axes."""
+    """Curves over the same axes."""
 
     title: str
     unit: str
     lines: list[Line]
     level: tuple[float, str] | None = None
-    """a value to compare with, and what it is"""
+    """a reference value and its label"""
     share: bool = False
-    """whether a second axis gives the values as shares of the level"""
+    """whether a second axis shows the values as fractions of the level"""
     caption: str = ""
     seams: list[int] = field(default_factory=list)
-    """steps from which a run went on"""
+    """steps from which a run was resumed"""
     epoch: float | None = None
     """steps in one pass over the images"""
     from_zero: bool = False
-    """whether the values' axis begins at 0, as for amounts it should"""
+    """whether the vertical axis begins at 0"""
     end: int = 0
-    """the last step of the runs, to which the axis goes at least"""
+    """last step of the runs, which the horizontal axis includes"""
 
 
-GROUPS = (  # of the log's names; any other has a panel of its own
+GROUPS = (  # names of the log that share a panel; each other name has its own
     ("loss",),
     ("contrastive_top1", "health_contrastive_top1", "train_top1", "agreement"),
     ("knn_top1",),
@@ -64,55 +64,55 @@ GROUPS = (  # of the log's names; any other has a panel of its own
     ("memory_mb",),
 )
 COMPARED = ("loss", "contrastive_top1", "knn_top1", "train_top1", "embedding_std", "rankme", "images_per_s")
-AMOUNTS = ("%", "% of the time", "images/s", "MB", "dimensions")  # units whose axis begins at 0
-SKIPPED = ("step", "seconds", "loss_over_chance")  # the last one's axis is beside that of the loss
+AMOUNTS = ("%", "% of the time", "images/s", "MB", "dimensions")  # units of panels whose axis begins at 0
+SKIPPED = ("step", "seconds", "loss_over_chance")  # the last one is the second axis of the loss
 
 
-def panels(folder: Folder) -> list[Panel]:
-    """Every figure of a run's log."""
+def panels(record: RunRecord) -> list[Panel]:
+    """Return the panels of every figure in the log of a run."""
     grouped = {*SKIPPED, *(name for group in GROUPS for name in group)}
-    alone = [(name,) for name in folder.columns if name not in grouped]
-    found = [panel for group in (*GROUPS, *alone) if (panel := _panel(folder, group)).lines]
-    return [panel for panel in found if any(len(line.steps) for line in panel.lines)]
+    alone = [(name,) for name in record.columns if name not in grouped]
+    drawn = [panel for group in (*GROUPS, *alone) if (panel := _panel(record, group)).lines]
+    return [panel for panel in drawn if any(len(line.steps) for line in panel.lines)]
 
 
-def compared(folders: Sequence[Folder], names: Sequence[str]) -> list[Panel]:
-    """The same figures of several runs, by their names, over each other."""
-    found = []
+def compared(records: Sequence[RunRecord], names: Sequence[str]) -> list[Panel]:
+    """Return panels with the same figure of several runs, labelled by their names."""
+    shown = []
     for name in COMPARED:
-        lines = [_line(folder, name, run) for folder, run in zip(folders, names, strict=True) if folder.series(name)]
+        lines = [_line(record, name, run) for record, run in zip(records, names, strict=True) if record.series(name)]
         if len(lines) > 1:
-            chances = {folder.chance for folder in folders if folder.series(name)} if name == "loss" else set()
+            chances = {record.chance for record in records if record.series(name)} if name == "loss" else set()
             chance = chances.pop() if len(chances) == 1 else None
-            known = term(name)
-            found.append(
-                Panel(known.label, known.unit, lines, (chance, "chance") if chance else None, share=bool(chance),
-                      caption=known.meaning, from_zero=known.unit in AMOUNTS, end=max(f.step for f in folders))
+            figure = term(name)
+            shown.append(
+                Panel(figure.label, figure.unit, lines, (chance, "chance") if chance else None, share=bool(chance),
+                      caption=figure.meaning, from_zero=figure.unit in AMOUNTS, end=max(f.step for f in records))
             )  # fmt: skip
-    return found
+    return shown
 
 
-def _panel(folder: Folder, names: Sequence[str]) -> Panel:
-    lines = [_line(folder, name, term(name).label) for name in names if folder.series(name)]
-    first = term(names[0] if len(names) == 1 else next((n for n in names if folder.series(n)), names[0]))
+def _panel(record: RunRecord, names: Sequence[str]) -> Panel:
+    lines = [_line(record, name, term(name).label) for name in names if record.series(name)]
+    first = term(names[0] if len(names) == 1 else next((n for n in names if record.series(n)), names[0]))
     level = None
-    if names[0] == "loss" and folder.chance:
-        level = folder.chance, f"chance, {folder.chance_form} = {folder.chance:.3f}"
-    elif "contrastive_top1" in names and folder.series("contrastive_top1") and folder.contrastive_chance:
-        level = 100 * folder.contrastive_chance, f"chance, {100 * folder.contrastive_chance:.2g} %"
+    if names[0] == "loss" and record.chance:
+        level = record.chance, f"chance, {record.chance_form} = {record.chance:.3f}"
+    elif "contrastive_top1" in names and record.series("contrastive_top1") and record.contrastive_chance:
+        level = 100 * record.contrastive_chance, f"chance, {100 * record.contrastive_chance:.2g} %"
     elif "embedding_std" in names:
         level = 1.0, "isotropic"
     title = {"positive_cosine": "cosine of views", "rankme": "effective rank"}.get(names[0], first.label)
-    caption = explained([name for name in names if folder.series(name)])
-    if any(name.startswith("health_") and folder.series(name) for name in names):
+    caption = explained([name for name in names if record.series(name)])
+    if any(name.startswith("health_") and record.series(name) for name in names):
         caption += f"; checks are of {checked_on(folder)}"
-    seams = [lines[0]["step"] for lines in folder.segments[1:]]
+    seams = [lines[0]["step"] for lines in record.segments[1:]]
     return Panel(title, first.unit, lines, level, names[0] == "loss" and level is not None, caption, seams,
-                 folder.epoch, first.unit in AMOUNTS or names[0] == "lr", folder.step)  # fmt: skip
+                 record.epoch, first.unit in AMOUNTS or names[0] == "lr", record.step)  # fmt: skip
 
 
 def explained(names: Sequence[str]) -> str:
-    """What figures mean, each meaning once."""
+    """Return the meanings of figures, each of them once."""
     meanings: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         meanings.setdefault(term(name).meaning, []).append(term(name).label)
@@ -121,21 +121,21 @@ def explained(names: Sequence[str]) -> str:
     return "; ".join(f"{', '.join(labels)}: {meaning}" for meaning, labels in meanings.items() if meaning)
 
 
-def checked_on(folder: Folder) -> str:
-    """The images of the checks during pretraining."""
-    aside = folder.recipe.get("held_out")
-    return f"images held out of training ({aside:,})" if aside else "training images"
+def checked_on(record: RunRecord) -> str:
+    """Return the images on which the checks during pretraining are computed, as text."""
+    held_out = record.recipe.get("held_out")
+    return f"images held out of training ({held_out:,})" if held_out else "training images"
 
 
-def _line(folder: Folder, name: str, label: str) -> Line:
-    steps, values = np.array(folder.series(name)).T
+def _line(record: RunRecord, name: str, label: str) -> Line:
+    steps, values = np.array(record.series(name)).T
     factor = 100 if term(name).unit == "%" else 1
     return Line(label, *thinned(steps.astype(int), factor * values))
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
-    """At most 2 * bins + 2 points of a curve that look like all of them: of each of `bins` equal parts of the steps
-    the least and the greatest value, and the two ends. What is not finite is left out."""
+    """Return at most 2 * bins + 2 points of a curve that look like all of them: the minimum and the maximum in each of
+    `bins` equal intervals of the steps, and both ends. Values that are not finite are left out."""
     kept = np.isfinite(values)
     steps, values = steps[kept], values[kept]
     if len(steps) <= 2 * bins:
@@ -150,7 +150,7 @@ def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np
 
 
 def draw(panel: Panel) -> str:
-    """A panel as SVG whose colours are classes of the page: c0, c1 ... for its lines, level and seam for the others."""
+    """Return a panel as SVG. Colours are classes of the style sheet: c0, c1, ... for its curves, level and seam."""
     x_low, x_high = 0.0, float(max(panel.end, *(line.steps[-1] for line in panel.lines if len(line.steps)), 1))
     levels = [*([panel.level[0]] if panel.level else ()), *([0.0] if panel.from_zero else ())]
     y_low, y_high = _range([levels, *(line.values for line in panel.lines)], (0.0 if panel.from_zero else 0.06, 0.06))
@@ -164,61 +164,61 @@ def draw(panel: Panel) -> str:
 
     parts = []
     for value in ticks(y_low, y_high):
-        parts += [_line_of("grid", MARGIN, y(value), right, y(value)),
-                  _text("end", MARGIN - 5, y(value), 4, _short(value))]  # fmt: skip
+        parts += [svg_line("grid", MARGIN, y(value), right, y(value)),
+                  svg_text("end", MARGIN - 5, y(value), 4, _short(value))]  # fmt: skip
     for step in ticks(x_low, x_high):
-        parts += [_line_of("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
-                  _text("middle", x(step), BOTTOM, 16, _short(step))]  # fmt: skip
-    parts.append(_text("middle", (MARGIN + right) / 2, BOTTOM, 32, "step"))
+        parts += [svg_line("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
+                  svg_text("middle", x(step), BOTTOM, 16, _short(step))]  # fmt: skip
+    parts.append(svg_text("middle", (MARGIN + right) / 2, BOTTOM, 32, "step"))
     if panel.share:
         level = panel.level[0]
-        parts += [_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
+        parts += [svg_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
                   for share in ticks(y_low / level, y_high / level)]  # fmt: skip
-        parts.append(_text("end", WIDTH, BOTTOM, 32, "÷ chance"))
+        parts.append(svg_text("end", WIDTH, BOTTOM, 32, "÷ chance"))
     if panel.epoch and x_high > panel.epoch:
         for epoch in ticks(x_low / panel.epoch, x_high / panel.epoch):
             at = x(epoch * panel.epoch)
-            parts += [_line_of("grid", at, TOP, at, TOP - 4), _text("middle", at, TOP, -8, _short(epoch))]
-        parts.append(_text("start", 0, TOP, -8, "epoch"))
-    parts += [_line_of("seam", x(seam), TOP, x(seam), BOTTOM) for seam in panel.seams]
+            parts += [svg_line("grid", at, TOP, at, TOP - 4), svg_text("middle", at, TOP, -8, _short(epoch))]
+        parts.append(svg_text("start", 0, TOP, -8, "epoch"))
+    parts += [svg_line("seam", x(seam), TOP, x(seam), BOTTOM) for seam in panel.seams]
     if panel.level:
-        parts.append(_line_of("level", MARGIN, y(panel.level[0]), right, y(panel.level[0])))
+        parts.append(svg_line("level", MARGIN, y(panel.level[0]), right, y(panel.level[0])))
     for k, line in enumerate(panel.lines):
         points = [(x(step), y(value)) for step, value in zip(line.steps.tolist(), line.values.tolist(), strict=True)]
-        told = f"<title>{escape(line.label)}</title>"
+        tooltip = f"<title>{escape(line.label)}</title>"
         shape = " ".join(f"{a},{b}" for a, b in points)
-        bare = 'fill="none" stroke="currentColor"'  # where a reader leaves the style sheet aside
-        parts.append(f'<polyline class="{colour(k)}" {bare} points="{shape}">{told}</polyline>')
+        bare = 'fill="none" stroke="currentColor"'  # for readers that ignore the style sheet
+        parts.append(f'<polyline class="{colour(k)}" {bare} points="{shape}">{tooltip}</polyline>')
         if len(points) < 25:
-            parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{told}</circle>' for a, b in points]
+            parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{tooltip}</circle>' for a, b in points]
     label = escape(f"{panel.title} over steps")
     return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def bar(value: float, span: Sequence[float] | None) -> str:
-    """A share and its interval as a mark between 0 and 1."""
+    """Return a fraction and its confidence interval as a mark on a bar from 0 to 1."""
     low, high = span or (value, value)
-    parts = [_line_of("track", 0, 5, 100, 5), _line_of("span", f"{100 * low:.1f}", 5, f"{100 * high:.1f}", 5)]
-    parts.append(_line_of("mark", f"{100 * value:.1f}", 1, f"{100 * value:.1f}", 9))
+    parts = [svg_line("track", 0, 5, 100, 5), svg_line("span", f"{100 * low:.1f}", 5, f"{100 * high:.1f}", 5)]
+    parts.append(svg_line("mark", f"{100 * value:.1f}", 1, f"{100 * value:.1f}", 9))
     return f'<svg class="bar" viewBox="0 0 100 10" role="img" aria-label="{100 * value:.1f} %">{"".join(parts)}</svg>'
 
 
 def colour(k: int) -> str:
-    """The classes of the kth line of a panel."""
+    """Return the style classes of the kth curve of a panel."""
     return f"c{k % COLOURS}" + (" dashed" if k >= COLOURS else "")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """At most `most` + 1 round numbers between two."""
+    """Return at most `most` + 1 round numbers between two."""
     unit = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(m * unit for m in (1, 2, 5, 10) if (high - low) / (m * unit) <= most)
     return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _range(parts: Sequence[Sequence[float] | np.ndarray], margins: tuple[float, float]) -> tuple[float, float]:
-    """The least and greatest of all numbers with margins, as shares of their distance; apart even where one only is."""
-    found = [float(value) for part in parts if len(part) for value in (min(part), max(part))]
-    low, high = min(found), max(found)
+    """Return the range of all numbers, extended by margins (fractions of its length); never empty."""
+    values = [float(value) for part in parts if len(part) for value in (min(part), max(part))]
+    low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         high = low + (abs(low) or 1)
     return low - margins[0] * (high - low), high + margins[1] * (high - low)
@@ -228,9 +228,9 @@ def _short(value: float) -> str:
     return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value:,.6g}"
 
 
-def _line_of(kind: str, x1: Place, y1: Place, x2: Place, y2: Place) -> str:
+def svg_line(kind: str, x1: Coordinate, y1: Coordinate, x2: Coordinate, y2: Coordinate) -> str:
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
-def _text(anchor: str, x: Place, y: Place, below: int, words: str) -> str:
-    return f'<text text-anchor="{anchor}" x="{x}" y="{y}" dy="{below}">{escape(words)}</text>'
+def svg_text(anchor: str, x: Coordinate, y: Coordinate, below: int, content: str) -> str:
+    return f'<text text-anchor="{anchor}" x="{x}" y="{y}" dy="{below}">{escape(content)}</text>'

@@ -1,183 +1,195 @@
-"""Run folders -> one HTML page that needs nothing else: texts and tables first, then the same as a file."""
+"""Report page: run records as one HTML file that needs no other file, or as JSON."""
 
 import base64
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from simclr.errors import SettingError
 from simclr.evaluation.metrics import METRICS
-from simclr.report import comparison as comparing
+from simclr.report import comparison
+from simclr.report.checks import Finding
 from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
-from simclr.report.record import Folder, Measurement, task_of
-from simclr.report.warnings import BASELINES, concerns, concerns_together
-from simclr.report.words import duration, interval, number, setting, several, term
+from simclr.report.record import Measurement, RunRecord, task_of
+from simclr.report.warnings import comparison_warnings, run_warnings
+from simclr.report.words import duration, interval, number, plural, setting_text, term, unit_label
 from simclr.runs.files import write_atomically
 from simclr.runs.recipe import flatten
+from simclr.settings import field_docs
 
-MAKER = "simclr report"
-MARKS = (f'<meta name="generator" content="{MAKER}">'.encode(), f'"generator": "{MAKER}"'.encode())
-MOST_BAD = 50  # unreadable images that are listed
-MOST_PICTURE = 8 << 20  # bytes of a picture that is taken into the page
-SHOWN_BY_TABLE = ("name", "protocol", "metric", "value", "interval", "n", "layer", "detail", "hits", "answers")
-MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+GENERATOR = "simclr report"
+REMEDY = "Choose another --out or --overwrite"
+MARKS = (f'<meta name="generator" content="{GENERATOR}">'.encode(), f'"generator": "{GENERATOR}"'.encode())
+LISTED_IMAGES = 50  # unreadable images that are listed
+PICTURE_BYTES = 8 << 20  # largest picture that is included in the page
+COLUMNS = ("name", "protocol", "metric", "value", "interval", "n", "layer", "detail", "hits", "answers", "role", "unit",
+           "target")  # fmt: skip
+LABELS = {  # of the other fields of a result
+    "interval_of": "interval", "frozen": "frozen", "transform": "images", "split": "split", "evaluated_on": "evaluated on",
+    "seen_in_pretraining": "seen in pretraining", "code": "version of the code", "recipe": "hash of the recipe",
+    "weights": "hash of the weights",
+}  # fmt: skip
+MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".svg": "svg+xml"}
 
 
-def write_page(folders: Sequence[Folder], path: Path) -> dict[str, Any]:
-    """Write the page of some runs, or what it shows as JSON where `path` ends in .json; returns what it shows."""
-    shown = contents(folders)
-    made = json.dumps(_without_pictures(shown), indent=2) + "\n" if path.suffix == ".json" else render(shown)
+def write_page(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
+    """Write the page of runs, or its content as JSON if `path` ends in .json, and return the content."""
+    shown = contents(records)
+    text = json.dumps(_without_pictures(shown), indent=2) + "\n" if path.suffix == ".json" else render(shown)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, made.encode(errors="replace").decode())  # names of files need not be text
+    write_atomically(path, text.encode(errors="backslashreplace").decode())
     return _without_pictures(shown)
 
 
-def replaceable(path: Path) -> Path:
-    """`path`, if no file is there or one that this module made; else ValueError."""
-    if path.is_file():
+def require_report_path(path: Path, overwrite: bool = False) -> Path:
+    """Return `path` if no file is there, or a report, which may always be replaced; raise SettingError otherwise."""
+    if path.is_file() and not overwrite:
         with open(path, "rb") as file:
             beginning = file.read(400)
         if not any(mark in beginning for mark in MARKS):
-            raise ValueError(f"out: {path} exists and is no report; choose another --out")
+            raise SettingError("out", "the path of a new file or of a report", str(path), REMEDY)
     return path
 
 
 def render(shown: dict[str, Any]) -> str:
-    """The page as HTML. Every text is escaped; figures are SVG that this package drew."""
+    """Return the page as HTML. Every text is escaped; curves are SVG that this package drew."""
     from jinja2 import Environment, FileSystemLoader
 
-    rooms = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                        lstrip_blocks=True)  # fmt: skip
-    return rooms.get_template("page.html.j2").render(page=shown, data=_without_pictures(shown), colours=COLOURS)
+    templates = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2").render(page=shown, data=_without_pictures(shown), colours=COLOURS)
 
 
-def contents(folders: Sequence[Folder]) -> dict[str, Any]:
-    """Everything a page shows, as plain values."""
-    runs = [_run(folder, name) for folder, name in zip(folders, comparing.names(folders), strict=True)]
+def contents(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return everything that a page shows, as plain values."""
+    runs = [_run(record, name) for record, name in zip(records, comparison.names(records), strict=True)]
     title = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
     made = time.strftime("%Y-%m-%d %H:%M")
-    return {"generator": MAKER, "made": made, "title": title, "comparison": _comparison(folders), "runs": runs}
+    return {"generator": GENERATOR, "made": made, "title": title, "comparison": _comparison(records), "runs": runs}
 
 
-def _comparison(folders: Sequence[Folder]) -> dict[str, Any] | None:
-    if len(folders) < 2:
+def _comparison(records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    if len(records) < 2:
         return None
-    columns, rows = comparing.overview(folders)
+    columns, rows = comparison.overview(records)
     tables = [_table("Side by side", columns, rows)]
-    if rows := comparing.differing(folders):
+    if rows := comparison.differing(records):
         tables.append(_table("Settings that differ", ["setting", *columns[1:]], rows))
-    if rows := comparing.differences(folders):
-        tables.append(_table("Differences", comparing.DIFFERENCES, rows, comparing.DIFFERENCES_NOTE))
-    if rows := comparing.over_seeds(folders):
+    if rows := comparison.differences(records):
+        tables.append(_table("Differences", comparison.DIFFERENCES, rows, comparison.DIFFERENCES_NOTE))
+    if rows := comparison.over_seeds(records):
         seeds = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
-        note = "Of runs that differ in their seed alone; the mean of many such runs likely lies in Student's interval."
+        note = "Runs that differ only in their seed, with Student's interval of their mean."
         tables.append(_table("Over seeds", seeds, rows, note))
-    return {"warnings": concerns_together(folders), "curves": _drawn(compared(folders, columns[1:])), "tables": tables}
+    curves = [_figure(panel) for panel in compared(records, columns[1:])]
+    return {**_warnings(comparison_warnings(records)), "curves": curves, "tables": tables}
 
 
-def _run(folder: Folder, name: str) -> dict[str, Any]:
+def _run(record: RunRecord, name: str) -> dict[str, Any]:
     return {
         "name": name,
-        "path": str(folder.path),
-        "finished": folder.finished,
-        "head": head(folder),
-        "answer": answer(folder),
-        "warnings": concerns(folder),
-        "curves": _drawn(panels(folder)),
-        "measurements": [_measured(m) for m in folder.measurements],
-        "facts": _facts(folder),
-        "pictures": [_picture(path) for path in folder.pictures if path.stat().st_size <= MOST_PICTURE],
+        "path": str(record.path),
+        "finished": record.finished,
+        "head": head(record),
+        "answer": answer(record),
+        **_warnings(run_warnings(record)),
+        "curves": [_figure(panel) for panel in panels(record)],
+        "measurements": [_measured(m) for m in record.measurements],
+        "facts": _facts(record),
+        "pictures": [_picture(path) for path in record.pictures if path.stat().st_size <= PICTURE_BYTES],
     }
+
+
+def _warnings(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return findings as sentences, and as values for programs."""
+    return {"warnings": [f.text for f in findings], "findings": [f._asdict() for f in findings]}
 
 
 # sentences
 
 
-def head(folder: Folder) -> str:
-    """What was trained on what, for how long, and whether it is finished."""
-    card, recipe = folder.card, folder.recipe
+def head(record: RunRecord) -> str:
+    """Return a sentence on what was trained on which images, for how long, and whether it is finished."""
+    card, recipe = record.card, record.recipe
     encoder = recipe.get("encoder") or (card.get("encoder") or {}).get("name") or "an encoder"
-    size = folder.settings.get("views.size") or card.get("image_size")
+    size = record.settings.get("views.size") or card.get("image_size")
     options = recipe.get("encoder_options") or (card.get("encoder") or {}).get("options") or {}
     what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {size} px' if size else ''}"
-    if not folder.trained:
+    if not record.trained:
         source = (card.get("source") or {}).get("checkpoint")
         return f"{what}, {f'converted from {source}' if source else 'weights without a training log'}."
     done = {"pretrain": "pretrained without labels", "finetune": "fine-tuned with labels", "distill": "distilled"}
-    how = done.get(folder.kind, "trained")
+    how = done.get(record.kind, "trained")
     if recipe.get("from_scratch"):
         how = "trained with labels from fresh weights"
-    images = f"{folder.images:,} images of " if folder.images else ""
-    passes = folder.step / folder.epoch if folder.epoch else 0
+    images = f"{record.images:,} images of " if record.images else ""
+    passes = record.step / record.epoch if record.epoch else 0
     epochs = f", {passes:{',.0f' if passes >= 100 else '.3g'}} epochs" if passes else ""
-    batch = f" of {several(folder.batch, 'image')}" if folder.batch else ""
-    whole = f" of {folder.steps:,}" if folder.steps and not folder.finished else ""
-    state = "finished" if folder.finished else "not finished"
-    starts = len(folder.segments)
+    batch = f" of {plural(record.batch, 'image')}" if record.batch else ""
+    whole = f" of {record.steps:,}" if record.steps and not record.finished else ""
+    state = "finished" if record.finished else "not finished"
+    starts = len(record.segments)
     return (
-        f"{what} {how} on {images}{recipe.get('data', 'unknown data')}: {folder.step:,}{whole} steps{batch}{epochs}, "
-        f"{duration(folder.seconds)}{f' in {starts} starts' * (starts > 1)}{_where(folder)}; {state}."
+        f"{what} {how} on {images}{recipe.get('data', 'unknown data')}: {record.step:,}{whole} steps{batch}{epochs}, "
+        f"{duration(record.seconds)}{f' in {starts} starts' * (starts > 1)}{_where(record)}; {state}."
     )
 
 
-def _where(folder: Folder) -> str:
-    if not folder.starts:
+def _where(record: RunRecord) -> str:
+    if not record.starts:
         return ""
-    last = folder.starts[-1]
-    count = folder.processes
-    place = last.get("gpu") or several(last.get("cores") or 1, "CPU core")
-    return f" on {f'{count} processes, ' * (count > 1)}{place}"
+    last = record.starts[-1]
+    count = record.processes
+    device = last.get("gpu") or plural(last.get("cores") or 1, "CPU core")
+    return f" on {f'{count} processes, ' * (count > 1)}{device}"
 
 
-def answer(folder: Folder) -> str:
-    """What came of it in a sentence: a figure with labels beside what it has to beat, else health with its meaning."""
-    found = []
+def answer(record: RunRecord) -> str:
+    """Return the main result as a sentence: accuracy beside its baselines, or else the health of the log."""
+    sentences = []
     for task in ("linear", "knn", "finetune", "distill"):
-        for m in folder.measurements:
+        for m in record.measurements:
             layers = ("h", "pixels") if task in ("linear", "knn") else (m.rows[0].get("layer"),)
             rows = [row for row in m.rows if row["metric"] in METRICS and row.get("layer") in layers]
-            own = next((row for row in rows if row.get("name") not in (*BASELINES, "teacher")), None)
-            itself = folder.kind == task  # a fine-tuned run, whose answer is its own figure, not one of a run below
-            if m.older or m.task != task or own is None or (m.file == "result.json") != itself:
+            model = next((row for row in rows if row["role"] == "model"), None)
+            is_own = record.kind == task  # a fine-tuned run, whose result is its own figure, not that of a run below it
+            if m.older or m.command != task or model is None or (m.file == "result.json") != is_own:
                 continue
-            beside = [f"{number(row['metric'], row['value'])} of {_the(row['name'])}" for row in rows
-                      if row.get("name") in (*BASELINES, "teacher")
-                      and (row["metric"], row.get("protocol")) == (own["metric"], own.get("protocol"))]  # fmt: skip
-            found.append(f"{own.get('protocol', task)}: {number(own['metric'], own['value'])} "
-                         f"{term(own['metric']).label} {interval(own['metric'], own.get('interval'))} on "
-                         f"{several(own.get('n', 0), 'image')} of {m.data}"
-                         f"{', beside ' + ' and '.join(beside) if beside else ''}.")  # fmt: skip
+            unit, same = unit_label(model["unit"]), ("metric", "protocol")
+            beside = [f"{number(row['value'], unit)} of {row['name']}" for row in rows
+                      if row["role"] != "model" and all(row.get(k) == model.get(k) for k in same)]  # fmt: skip
+            figure = f"{number(model['value'], unit)} {term(model['metric']).label}"
+            sentences.append(f"{model.get('protocol', task)}: {figure} {interval(model.get('interval'), unit)} on "
+                             f"{plural(model.get('n', 0), 'image')} of {m.data}"
+                             f"{', beside ' + ' and '.join(beside) if beside else ''}.")  # fmt: skip
             break
-    if found:
-        return " ".join(found)
-    return _health(folder)
+    if sentences:
+        return " ".join(sentences)
+    return _health(record)
 
 
-def _health(folder: Folder) -> str:
+def _health(record: RunRecord) -> str:
     parts = []
-    loss = folder.last("loss")
-    if loss is not None and folder.chance:
-        parts.append(f"the loss is {loss / folder.chance:.2f} of chance ({loss:.3f} nats)")
-    if (top1 := folder.last("contrastive_top1")) is not None and folder.contrastive_chance:
-        parts.append(f"{100 * top1:.1f} % of anchors are nearest to their own other view "
-                     f"(chance {100 * folder.contrastive_chance:.2g} %)")  # fmt: skip
-    if (knn := folder.last("knn_top1")) is not None:
-        parts.append(f"nearest neighbours among training images are right for {100 * knn:.1f} %")
-    if (std := folder.last("embedding_std")) is not None:
+    loss = record.last("loss")
+    if loss is not None and record.chance:
+        parts.append(f"the loss is {loss / record.chance:.2f} of chance level ({loss:.3f} nats)")
+    if (top1 := record.last("contrastive_top1")) is not None and record.contrastive_chance:
+        parts.append(f"contrastive top-1 is {100 * top1:.1f} % "
+                     f"(chance level {100 * record.contrastive_chance:.2g} %)")  # fmt: skip
+    if (knn := record.last("knn_top1")) is not None:
+        parts.append(f"k-NN top-1 on training images is {100 * knn:.1f} %")
+    if (std := record.last("embedding_std")) is not None:
         parts.append(f"the standard deviation of the embedding is {std:.2f} (1 is isotropic, 0 a single point)")
-    if (rank := folder.last("rankme")) is not None:
+    if (rank := record.last("rankme")) is not None:
         parts.append(f"the effective rank of h is {rank:.3g}")
-    if folder.kind != "pretrain" and loss is not None:
+    if record.kind != "pretrain" and loss is not None:
         parts.append(f"the last loss is {loss:.3f} nats")
     if not parts:
-        return "Nothing was measured yet."
-    return f"Nothing was measured on test images yet. In the log {', '.join(parts)}."
-
-
-def _the(name: str) -> str:
-    return name if name == "raw pixels" else f"the {name}"
+        return "No measurement yet."
+    return f"No measurement on test images yet. At the end of the log, {', '.join(parts)}."
 
 
 # parts of a page
@@ -187,92 +199,86 @@ def _table(title: str, columns: list[str], rows: list[list[str]], note: str = ""
     return {"title": title, "columns": columns, "rows": rows, "note": note, **more}
 
 
-def _drawn(found: list[Panel]) -> list[dict[str, Any]]:
-    return [_figure(panel) for panel in found]
-
-
 def _figure(panel: Panel) -> dict[str, Any]:
     keys = [[line.label, colour(k)] for k, line in enumerate(panel.lines)] if len(panel.lines) > 1 else []
     keys += [[panel.level[1], "level"]] if panel.level else []
-    keys += [["went on here", "seam"]] if panel.seams else []
+    keys += [["resumed here", "seam"]] if panel.seams else []
     return {"title": panel.title, "unit": panel.unit, "legend": keys, "caption": panel.caption, "svg": draw(panel)}
 
 
 def _measured(m: Measurement) -> dict[str, Any]:
-    """A file of results as a table; what all of its rows share stands below it, once."""
-    shared, apart = {}, []
-    for name in dict.fromkeys(name for row in m.rows for name in row if name not in SHOWN_BY_TABLE):
-        values = [setting(row.get(name)) for row in m.rows]
+    """Return a result file as a table; fields that all rows share are listed once below it."""
+    shared, separate = {}, []
+    for name in dict.fromkeys(name for row in m.rows for name in row if name not in COLUMNS):
+        values = [setting_text(row.get(name)) for row in m.rows]
         if len(set(values)) == 1:
-            shared[name] = values[0]
+            shared[LABELS.get(name, name)] = values[0]
         else:
-            apart.append(name)
-    chosen = any(row.get("detail") for row in m.rows)
-    columns = ["of", "protocol", "layer", "figure", "value", "95 % interval", "n", *apart, *(["detail"] * chosen)]
+            separate.append(name)
+    detail = any(row.get("detail") for row in m.rows)
+    columns = ["model", "protocol", "layer", "figure", "value", "95 % interval", "n"]
+    columns += [*(LABELS.get(name, name) for name in separate), *(["detail"] * detail)]
+    units = [unit_label(row["unit"]) for row in m.rows]
     rows = [
         [str(row.get("name", "")), str(row.get("protocol", "")), str(row.get("layer", "")), term(row["metric"]).label,
-         number(row["metric"], row["value"]), interval(row["metric"], row.get("interval")), f"{row.get('n', 0):,}",
-         *(setting(row.get(name)) for name in apart), *([_detail(row.get("detail") or {})] * chosen)]
-        for row in m.rows
+         number(row["value"], unit), interval(row.get("interval"), unit), f"{row.get('n', 0):,}",
+         *(setting_text(row.get(name)) for name in separate), *([_detail(row.get("detail") or {})] * detail)]
+        for row, unit in zip(m.rows, units, strict=True)
     ]  # fmt: skip
-    bars = [bar(row["value"], row.get("interval")) if term(row["metric"]).unit == "%" else "" for row in m.rows]
+    bars = [bar(row["value"], row.get("interval")) if unit == "%" else "" for row, unit in zip(m.rows, units, strict=True)]
     shared |= {"command": m.environment.get("command", ""), "at": m.environment.get("time", "")}
     return _table(
-        f"{m.task} on {m.data}" if m.data else m.task, columns, rows, explained([row["metric"] for row in m.rows]),
+        f"{m.command} on {m.data}" if m.data else m.command, columns, rows, explained([row["metric"] for row in m.rows]),
         file=m.file, older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars,
     )  # fmt: skip
 
 
 def _detail(detail: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {setting(value)}" for name, value in flatten(detail))
+    return ", ".join(f"{name} {setting_text(value)}" for name, value in flatten(detail))
 
 
-def _facts(folder: Folder) -> list[dict[str, Any]]:
-    """Settings, environment, data, and what could not be read."""
+def _facts(record: RunRecord) -> list[dict[str, Any]]:
+    """Return tables of settings, environment, data and unreadable images."""
     tables = []
-    if folder.recipe:
-        meanings = _meanings(folder.kind)
+    if record.recipe:
+        meanings = _meanings(task_of(record.kind))
         rows = [
-            [name, setting(value), setting(folder.defaults[name]) if name in folder.defaults else "–",
-             meanings.get(name, "")] for name, value in flatten(folder.recipe)
+            [name, setting_text(value), setting_text(record.defaults[name]) if name in record.defaults else "–",
+             meanings.get(name, "")] for name, value in flatten(record.recipe)
         ]  # fmt: skip
         changed = [row for row in rows if row[1] != row[2]]
-        columns = ["setting", "value", "default", "what it is"]
-        if folder.defaults:
+        columns = ["setting", "value", "default", "meaning"]
+        if record.defaults:
             tables.append(_table("Settings other than the defaults", columns, changed))
         tables.append(_table("All settings", columns, rows, folded=True))
-    if folder.starts:
-        columns = list(dict.fromkeys(name for start in folder.starts for name in start))
-        rows = [[name, *(setting(start.get(name)) for start in folder.starts)] for name in columns]
-        names = ["start", *(str(k + 1) for k in range(len(folder.starts)))]
+    if record.starts:
+        columns = list(dict.fromkeys(name for start in record.starts for name in start))
+        rows = [[name, *(setting_text(start.get(name)) for start in record.starts)] for name in columns]
+        names = ["start", *(str(k + 1) for k in range(len(record.starts)))]
         tables.append(_table("Environment of each start", names, rows))
-    source = {**folder.data, **{f"card: {k}": v for k, v in (folder.card.get("source") or {}).items()}}
-    if folder.kind == "pretrain":
-        source["checks during pretraining"] = f"on {checked_on(folder)}"
-    if folder.weights:
-        source["hash of the weights"] = folder.weights
+    source = {**record.data, **{f"card: {k}": v for k, v in (record.card.get("source") or {}).items()}}
+    if record.kind == "pretrain":
+        source["checks during pretraining"] = f"on {checked_on(record)}"
+    if record.weights:
+        source["hash of the weights"] = record.weights
     if source:
-        tables.append(_table("Data and weights", ["", ""], [[k, setting(v)] for k, v in source.items()]))
-    if folder.bad:
-        note = "" if len(folder.bad) <= MOST_BAD else f"The first {MOST_BAD} of {len(folder.bad):,}."
-        rows = [list(row) for row in folder.bad[:MOST_BAD]]
+        tables.append(_table("Data and weights", ["", ""], [[k, setting_text(v)] for k, v in source.items()]))
+    if record.bad:
+        note = "" if len(record.bad) <= LISTED_IMAGES else f"The first {LISTED_IMAGES} of {len(record.bad):,}."
+        rows = [list(row) for row in record.bad[:LISTED_IMAGES]]
         tables.append(_table("Images that could not be read", ["path", "reason"], rows, note))
     return tables
 
 
-def _meanings(kind: str) -> dict[str, str]:
-    """What each setting of a task is, from the docstrings of its fields, those of its parts included."""
-    from docstring_parser import parse_from_object  # which jsonargparse reads docstrings with
-
-    def told(task: type, prefix: str = "") -> dict[str, str]:
-        found = {prefix + p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(task).params}
-        for part in fields(task):
-            if is_dataclass(part.type):
-                found |= told(part.type, f"{prefix}{part.name}.")
-        return found
-
-    task = task_of(kind)
-    return told(task) if task else {}
+def _meanings(task: type | None, prefix: str = "") -> dict[str, str]:
+    """Return the meaning of each setting of a task, those of its nested settings included."""
+    if task is None:
+        return {}
+    docs = {prefix + name: text for name, text in field_docs(task).items()}
+    for field in dataclasses.fields(task):
+        if dataclasses.is_dataclass(field.type):
+            docs |= _meanings(field.type, f"{prefix}{field.name}.")
+    return docs
 
 
 def _picture(path: Path) -> dict[str, str]:
@@ -281,7 +287,7 @@ def _picture(path: Path) -> dict[str, str]:
 
 
 def _without_pictures(shown: Any) -> Any:
-    """The same without drawings and pixels."""
+    """Return the content of a page without drawings and pictures."""
     if isinstance(shown, dict):
         return {k: _without_pictures(v) for k, v in shown.items() if k not in ("svg", "src")}
     return [_without_pictures(v) for v in shown] if isinstance(shown, list) else shown

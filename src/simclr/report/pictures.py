@@ -1,89 +1,118 @@
-"""Pictures of a run: its loss curve and the nearest neighbours its encoder finds."""
+"""Pictures: the figure of a study, and sheets of images with their nearest neighbours."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from simclr.data import Source
 from simclr.evaluation.features import Features
 from simclr.evaluation.neighbours import neighbours
 from simclr.randomness import permutation
+from simclr.report.curves import svg_line, svg_text, ticks
+from simclr.runs.files import printable, write_atomically
 
-TILE = 64  # pixels; smaller images are enlarged without smoothing, so that they show what the network saw
+TILE, LARGE_TILE = 64, 112  # pixels, without and with captions; smaller images are enlarged without smoothing
 GAP = 4
-
-
-def loss_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss as a share of chance, contrastive top-1 and, where measured, kNN top-1, over steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis, names in ((left, {"loss_over_chance": "loss ÷ chance"}),
-                        (right, {"contrastive_top1": "contrastive top-1", "knn_top1": "kNN top-1"})):  # fmt: skip
-        for name, label in names.items():
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "")
-        axis.set_xlabel("step")
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+LINE, LETTER = 12, 5  # height of a line and width of a letter of a caption, pixels
+PALETTE = ("#0072b2", "#d55e00", "#007a5a", "#a3508a")
+STYLE = """text { font: 11px system-ui, sans-serif; fill: #444 } line { stroke: #ccc } line.interval { stroke-width: 1.5 }"""
+WIDTH, ROW, TOP, LABELS = 760, 22, 40, 220  # of the figure of a study, pixels
 
 
 def study_figure(study: dict[str, Any], path: Path) -> None:
-    """What the members of a study reach, with the standard deviation over seeds; hollow: the published figures."""
-    from matplotlib.figure import Figure
+    """Write the figure of a study as SVG: the mean of each member with its standard deviation over seeds, and hollow
+    diamonds for the published figures."""
+    write_atomically(path, study_svg(study))
 
-    labels = list(study["members"])
-    entries = [study["members"][label] for label in labels]
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(labels)), layout="constrained")
-    axis = figure.subplots()
-    for name in dict.fromkeys(name for entry in entries for name in entry["mean"]):
-        points = [(100 * e["mean"][name], y, 100 * e["sd"].get(name, 0.0))
-                  for y, e in enumerate(entries) if name in e["mean"]]  # fmt: skip
-        x, y, sd = zip(*points, strict=True)
-        axis.errorbar(x, y, xerr=sd, fmt="o", capsize=3, label=f"{name}, here")
-    published = [(e["published"], y) for y, e in enumerate(entries) if e["published"] is not None]
-    if published:
-        axis.plot(*zip(*published, strict=True), "D", fillstyle="none", color="grey", label=study["source"])
-        figure.supxlabel(f"{study['source']}: {study['published']}", fontsize=7)
-    axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
-    axis.set_xlabel("top-1, %")
-    axis.set_title(f"{study['study']} on {study['data']}", fontsize=10)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+
+def study_svg(study: dict[str, Any]) -> str:
+    """Return the figure of a study as SVG."""
+    entries = list(study["members"].values())
+    names = list(dict.fromkeys(name for entry in entries for name in entry["mean"]))
+    spans = [(100 * e["mean"][name], 100 * e["sd"].get(name, 0.0)) for e in entries for name in e["mean"]]
+    published = [e["published"] for e in entries if e["published"] is not None]
+    values = [*(m - sd for m, sd in spans), *(m + sd for m, sd in spans), *published] or [0.0, 100.0]
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    bottom = TOP + ROW * len(entries)
+
+    def x(value: float) -> float:
+        return round(LABELS + (WIDTH - LABELS - 20) * (value - low) / (high - low), 1)
+
+    parts = [svg_text("start", 4, 16, 0, f"{study['study']} on {study['data']}: top-1, %")]
+    for value in ticks(low, high):
+        parts += [svg_line("grid", x(value), TOP - 8, x(value), bottom), svg_text("middle", x(value), bottom, 14, f"{value:g}")]
+    for row, (label, entry) in enumerate(study["members"].items()):
+        y = TOP + ROW * row + ROW // 2
+        parts += [svg_text("end", LABELS - 8, y, 4, label), svg_line("grid", LABELS, y, WIDTH - 20, y)]
+        for k, name in enumerate(name for name in names if name in entry["mean"]):
+            mean, sd, colour = 100 * entry["mean"][name], 100 * entry["sd"].get(name, 0.0), _colour(names.index(name))
+            at = y + 4 * (k - 0.5 * (len(entry["mean"]) - 1))
+            ends = f'x1="{x(mean - sd)}" x2="{x(mean + sd)}" y1="{at}" y2="{at}"'
+            parts.append(f'<line class="interval" style="stroke: {colour}" {ends}/>')
+            parts.append(f'<circle cx="{x(mean)}" cy="{at}" r="3" fill="{colour}"/>')
+        if entry["published"] is not None:
+            at = x(entry["published"])
+            parts.append(f'<path d="M{at} {y - 5}l5 5l-5 5l-5 -5z" fill="none" stroke="#555"/>')
+    keys = [(f"{name}, measured here", _colour(k)) for k, name in enumerate(names)]
+    keys += [(f"◇ {study['source']}: {study['published'] or 'published'}", "#555")] if published else []
+    for k, (text, colour) in enumerate(keys):
+        parts.append(f'<text x="4" y="{bottom + 34 + 15 * k}" style="fill: {colour}">{escape(text)}</text>')
+    height = bottom + 34 + 15 * len(keys)
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    ground = f'<style>{STYLE}</style><rect width="{WIDTH}" height="{height}" fill="white"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{ground}{"".join(parts)}</svg>\n'
+
+
+def _colour(k: int) -> str:
+    return PALETTE[k % len(PALETTE)]
 
 
 def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k: int = 9, seed: int = 0) -> Image.Image:
-    """Each row: an image, and the k other images nearest to it in feature space, nearest first."""
+    """Return a sheet whose rows are an image and the k other images nearest to it in feature space, nearest first."""
     chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:queries])
     nearest = neighbours(features.features, features.features[chosen], k, exclude=chosen)
     rows = torch.cat([chosen[:, None], nearest], 1)
     return rows_of_images([[source.read(i) for i in row] for row in features.indices[rows].tolist()])
 
 
-def rows_of_images(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """A sheet of images (H, W, 3), the first of each row set apart from what belongs to it."""
+def rows_of_images(
+    rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]] | None = None
+) -> Image.Image:
+    """Return a sheet of images (H, W, 3), the first of each row set apart from the others; `captions` are up to two lines
+    below each image."""
+    side = LARGE_TILE if captions else TILE
+    height = side + GAP + (2 * LINE if captions else 0)
     longest = max(map(len, rows))
-    sheet = Image.new("RGB", (longest * (TILE + GAP) + 3 * GAP, len(rows) * (TILE + GAP) + GAP), "white")
+    sheet = Image.new("RGB", (longest * (side + GAP) + 3 * GAP, len(rows) * height + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            sheet.paste(tile(image), (GAP + x * (TILE + GAP) + (2 * GAP if x else 0), GAP + y * (TILE + GAP)))
+            corner = GAP + x * (side + GAP) + (2 * GAP if x else 0), GAP + y * height
+            sheet.paste(tile(image, side), corner)
+            if captions:
+                lines = [_shortened(line, side // LETTER) for line in captions[y][x].split("\n")]
+                font = ImageFont.load_default(size=10)
+                draw.multiline_text((corner[0], corner[1] + side), "\n".join(lines), fill="black", font=font, spacing=1)
     return sheet
 
 
-def tile(image: np.ndarray) -> Image.Image:
-    """An image as a square of TILE pixels: its centre, enlarged by whole pixels or shrunk."""
+def tile(image: np.ndarray, size: int = TILE) -> Image.Image:
+    """Return an image as a square of `size` pixels: its centre, enlarged by whole pixels or reduced."""
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     picture = Image.fromarray(image[top : top + side, left : left + side])
-    return picture.resize((TILE, TILE), Image.Resampling.NEAREST if side < TILE else Image.Resampling.BICUBIC)
+    return picture.resize((size, size), Image.Resampling.NEAREST if side < size else Image.Resampling.BICUBIC)
+
+
+def _shortened(text: str, length: int) -> str:
+    """Return text of at most `length` letters, without its middle if it is longer; Latin letters only, as the font has."""
+    text = printable(text).encode("latin-1", "replace").decode("latin-1")
+    half = (length - 2) // 2
+    return text if len(text) <= length else f"{text[:half]}..{text[-half:]}"

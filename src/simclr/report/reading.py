@@ -1,4 +1,4 @@
-"""Reading run folders: none of their files is needed, and of a torn log the whole lines are taken."""
+"""Reader of run folders: every file is optional, and complete lines of a damaged log are kept."""
 
 import csv
 import io
@@ -9,32 +9,31 @@ from typing import Any
 import yaml
 
 from simclr.cli.commands import COMMANDS
-from simclr.report.record import Folder, Measurement, is_number
+from simclr.errors import RunError
+from simclr.report.record import Measurement, RunRecord, is_number
 from simclr.runs.files import PICTURES
+from simclr.runs.results import completed, run_folder
 
-SIGNS = ("recipe.yaml", "card.json", "metrics.jsonl", "result.json")  # any of them makes a folder a run
+SIGNS = ("recipe.yaml", "card.json", "metrics.jsonl", "result.json")  # each of them marks a run folder
+PICTURE_SUFFIXES = (*PICTURES, ".svg")
 NO_MEASUREMENTS = ("card.json", "data.json", "environment.json", "report.json")
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
-    """The run folders that are meant: each path, its folder if it is a file of weights, or the runs inside it.
-
-    ValueError for a path that holds none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        path = path.parent if path.suffix == ".safetensors" else path
+    """Return the run folders of paths: each folder itself, the folder of a weights file, or the runs in a folder."""
+    runs: list[Path] = []
+    for path in map(run_folder, paths):
         if not path.is_dir():
-            raise ValueError(f"run: there is no folder {path}")
+            raise RunError(path, "does not exist", "Name a run folder or a folder of runs")
         inside = _runs_in(path, 2)  # a study has LABEL/seed-K
         if not inside:
-            raise ValueError(f"run: {path} is no run folder and holds none; runs have a {' or a '.join(SIGNS[:3])}")
-        found += [p for p in inside if p not in found]
-    return found
+            raise RunError(path, f"contains no run; a run folder has a {' or a '.join(SIGNS[:3])}")
+        runs += [run for run in inside if run not in runs]
+    return runs
 
 
 def _runs_in(path: Path, depth: int) -> list[Path]:
-    """The folder if it is a run, which has its own fine-tunings on its page, else the runs up to `depth` below it."""
+    """Return the folder if it is a run, whose page shows its own fine-tunings, else the runs up to `depth` below it."""
     if is_run(path):
         return [path]
     below = sorted(p for p in path.iterdir() if p.is_dir()) if depth else []
@@ -42,12 +41,12 @@ def _runs_in(path: Path, depth: int) -> list[Path]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run, or holds measurements of one."""
+    """Return whether a folder is a run or holds result files of one."""
     return any((path / name).is_file() for name in SIGNS) or bool(_measurements(path, [], below=False))
 
 
-def read_folder(path: Path) -> Folder:
-    """Everything a page shows of a run, but for the pixels of its pictures."""
+def read_run(path: Path) -> RunRecord:
+    """Return the content of a run folder, without the pixels of its pictures."""
     unreadable: list[str] = []
     text = _text(path / "recipe.yaml", unreadable)
     try:
@@ -58,10 +57,10 @@ def read_folder(path: Path) -> Folder:
     recipe = recipe if isinstance(recipe, dict) else {}
     result = _json(path / "result.json", dict, unreadable)
     card = _json(path / "card.json", dict, unreadable) or {}
-    lines, torn = _lines(path / "metrics.jsonl")
-    if result and isinstance(result.get("step"), int):  # the last check stands in the result alone
+    lines, truncated = _lines(path / "metrics.jsonl")
+    if result and isinstance(result.get("step"), int):  # only the result holds the last check
         lines.append({k: v for k, v in result.items() if k in ("step", "knn_top1") or k.startswith("health_")})
-    return Folder(
+    return RunRecord(
         path=path,
         kind=_kind(text, recipe, result, card),
         recipe=recipe,
@@ -73,18 +72,20 @@ def read_folder(path: Path) -> Folder:
         measurements=_measurements(path, unreadable),
         bad=_bad(path / "bad_files.csv"),
         pictures=[p for where in (path, path / "pictures") if where.is_dir() for p in sorted(where.iterdir())
-                  if p.suffix.lower() in PICTURES and p.is_file()],
-        torn=torn,
+                  if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()],
+        truncated=truncated,
         unreadable=unreadable,
     )  # fmt: skip
 
 
 def _kind(text: str, recipe: dict, result: dict | None, card: dict) -> str:
-    """The recipe's first line names the task, as do the result and the card; of a result without them its fields do."""
+    """Return the command that wrote a run: the first line of the recipe names it, as do the result and the card; without
+    them it is inferred from the settings."""
     if text.startswith("# simclr ") and (word := text.split(maxsplit=3)[2].rstrip(":")) in COMMANDS:
         return word
-    named = (result or {}).get("task") or card.get("source", {}).get("task")
-    return named or ("pretrain" if "views" in recipe and "batch" in recipe else "encoder")
+    contents = (result or {}), (card.get("source") or {})
+    command = next((c[key] for c in contents for key in ("command", "task") if c.get(key)), None)
+    return command or ("pretrain" if "views" in recipe and "batch" in recipe else "encoder")
 
 
 def _text(path: Path, unreadable: list[str]) -> str:
@@ -110,8 +111,8 @@ def _json(path: Path, kind: type, unreadable: list[str]) -> Any:
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a log that are whole, and how many are not."""
-    lines, torn = [], 0
+    """Return the complete lines of a log and the number of the others."""
+    lines, truncated = [], 0
     for text in _text(path, []).splitlines():
         try:
             line = json.loads(text) if text.strip() else None
@@ -122,34 +123,34 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
         else:
-            torn += 1
-    return lines, torn
+            truncated += 1
+    return lines, truncated
 
 
 def _measurements(path: Path, unreadable: list[str], below: bool = True) -> list[Measurement]:
-    """Result files of a folder and of those right below it, such as a fine-tuning of the run; older ones last."""
-    found = []
+    """Return the result files of a folder and of those directly below it, such as a fine-tuning; older ones last."""
+    measurements = []
     for file in sorted([*path.glob("*.json"), *(path.glob("*/*.json") if below else ())]):
         if file.name in NO_MEASUREMENTS:
             continue
         content = _json(file, dict, unreadable if file.parent == path else [])
-        rows = (content or {}).get("results")
-        if not isinstance(rows, list):
+        if not isinstance((content or {}).get("results"), list):
             continue
-        rows = [row for row in rows if isinstance(row, dict) and is_number(row.get("value")) and "metric" in row]
-        if rows:
-            named = file.with_suffix("")
-            found.append(
+        stem = file.with_suffix("")
+        content = completed(content, stem.name)
+        rows = [row for row in content["results"] if isinstance(row, dict) and is_number(row.get("value"))]
+        if rows := [row for row in rows if "metric" in row]:
+            measurements.append(
                 Measurement(
                     file=file.relative_to(path).as_posix(),
-                    task=str(content.get("task", named.name)),
+                    command=content["command"],
                     settings=content.get("settings") or {},
                     rows=rows,
                     environment=content.get("environment") or {},
-                    older=named.suffix[1:].isdigit() and named.with_suffix(".json").exists(),
+                    older=stem.suffix[1:].isdigit() and stem.with_suffix(".json").exists(),
                 )
             )
-    return sorted(found, key=lambda m: (m.older, Path(m.file).stem != m.task))
+    return sorted(measurements, key=lambda m: (m.older, Path(m.file).stem != m.command))
 
 
 def _bad(path: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What was found in a run folder, and what follows from it: how far it came, what chance is, which settings it had."""
+"""Record of a run: the content of its folder and the quantities derived from it."""
 
 import hashlib
 import importlib
@@ -10,17 +10,17 @@ from typing import Any
 
 from simclr.cli.commands import COMMANDS
 from simclr.losses.objective import Objective
-from simclr.optim import total_steps
+from simclr.optim import total_steps, warmup_steps
 from simclr.runs.recipe import flatten, plain
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One file of results, as `simclr.measuring.report` writes it; rows as they stand there."""
+    """One result file, with the fields of each row that `simclr.runs.results.Result` describes."""
 
     file: str
-    """its path within the run folder"""
-    task: str
+    """path within the run folder"""
+    command: str
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
     environment: dict[str, Any]
@@ -29,18 +29,22 @@ class Measurement:
 
     @property
     def data(self) -> str:
-        """What it was measured on, as it was asked for."""
+        """The data set that was measured, as given to the command."""
         data = self.settings.get("test") or self.settings.get("data", "")
         return ", ".join(map(str, data)) if isinstance(data, list) else str(data)
 
+    def data_of(self, row: dict[str, Any]) -> str:
+        """Return the data set of one row, where a command measures several."""
+        return str((row.get("detail") or {}).get("data") or self.data)
+
 
 @dataclass(frozen=True)
-class Folder:
-    """A run folder that was read."""
+class RunRecord:
+    """The content of a run folder."""
 
     path: Path
     kind: str
-    """the task that filled it: pretrain, finetune, distill ...; encoder, where weights came without one"""
+    """command that wrote it: pretrain, finetune, distill ...; encoder for weights without a command"""
     recipe: dict[str, Any]
     starts: list[dict[str, Any]]
     data: dict[str, Any]
@@ -50,46 +54,52 @@ class Folder:
     measurements: list[Measurement]
     bad: list[tuple[str, str]]
     pictures: list[Path]
-    torn: int
-    """lines of the log that could not be read"""
+    truncated: int
+    """number of lines of the log that could not be read"""
     unreadable: list[str] = field(default_factory=list)
     """files that could not be read"""
 
     @property
     def name(self) -> str:
+        """Name of the folder."""
         return self.path.resolve().name
+
+    @property
+    def current(self) -> list[Measurement]:
+        """The measurements whose name no later one took."""
+        return [measurement for measurement in self.measurements if not measurement.older]
 
     @cached_property
     def segments(self) -> list[list[dict[str, Any]]]:
-        """The lines of each start of the run that trained: its clock begins at 0."""
-        found: list[list[dict[str, Any]]] = []
+        """The lines of the log by the start of the run that wrote them: the clock of each begins at 0."""
+        segments: list[list[dict[str, Any]]] = []
         last = math.inf
         for line in self.lines:
             seconds = line.get("seconds", last)
-            if not found or seconds < last:
-                found.append([])
-            found[-1].append(line)
+            if not segments or seconds < last:
+                segments.append([])
+            segments[-1].append(line)
             last = seconds
-        return found
+        return segments
 
     @property
     def seconds(self) -> float:
-        """Training time of all starts, as far as their steps were kept."""
+        """Training time of all starts, without steps that were lost."""
         return sum(max((line.get("seconds", 0.0) for line in lines), default=0.0) for lines in self.segments)
 
     @property
     def step(self) -> int:
-        """The last step in the log."""
+        """Last step in the log."""
         return max((line["step"] for line in self.lines), default=0)
 
     @property
     def images(self) -> int | None:
-        """Images learned from."""
+        """Number of training images."""
         return self.data.get("images") or (self.result or {}).get("images")
 
     @property
     def batch(self) -> int | None:
-        """Images in a step, over all processes."""
+        """Number of images in a step, over all processes."""
         batch = self.recipe.get("batch")
         if not isinstance(batch, int) or self.kind == "pretrain" or self.images is None:
             return batch if isinstance(batch, int) else None
@@ -97,19 +107,19 @@ class Folder:
 
     @property
     def processes(self) -> int:
-        """Training processes of the last start."""
-        told = self.starts[-1].get("processes") if self.starts else None
-        asked = [self.settings.get(f"machine.{name}") for name in ("devices", "nodes")]
-        return told or math.prod(count for count in asked if isinstance(count, int) and count > 0)
+        """Number of training processes of the last start."""
+        recorded = self.starts[-1].get("processes") if self.starts else None
+        counts = [self.settings.get(f"machine.{name}") for name in ("devices", "nodes")]
+        return recorded or math.prod(count for count in counts if isinstance(count, int) and count > 0)
 
     @property
     def epoch(self) -> float | None:
-        """Steps in one pass over the images."""
+        """Number of steps in one pass over the images."""
         return self.images / self.batch if self.images and self.batch else None
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run, where that is known."""
+        """Number of steps of the whole run, if known."""
         if self.result and "steps" in self.result:
             return self.result["steps"]
         if self.recipe.get("steps"):
@@ -119,48 +129,60 @@ class Folder:
         return None
 
     @property
+    def warmup(self) -> int:
+        """Number of steps of the warm-up, as far as it is known."""
+        epochs = self.recipe.get("warmup_epochs")
+        known = self.images and self.batch and is_number(epochs)
+        return warmup_steps(self.images, self.batch, epochs) if known else 0
+
+    @property
     def trained(self) -> bool:
-        """Whether there was training at all: a converted checkpoint has none."""
+        """Whether the folder is of a training task: a converted checkpoint is not."""
         return bool(self.recipe.get("epochs") or self.recipe.get("batch") or self.lines)
 
     @property
     def finished(self) -> bool:
+        """Whether training is complete."""
         return self.result is not None or not self.trained
 
     @property
     def chance(self) -> float | None:
-        """NT-Xent of chance, nats; None for runs by another loss."""
+        """NT-Xent at chance level, nats; None for runs with another loss."""
         if self.kind != "pretrain" or (self.batch or 0) < 2 or self.recipe.get("loss", "nt_xent") != "nt_xent":
             return None
-        return Objective(negatives=self.recipe.get("negatives", "both")).chance(self.batch)
+        return self._objective.chance(self.batch)
 
     @property
-    def chance_form(self) -> str:
-        """The same as a formula, N the images of a batch."""
+    def _objective(self) -> Objective:
+        return Objective(negatives="other" if self.recipe.get("negatives") == "other" else "both")
+
+    @property
+    def chance_formula(self) -> str:
+        """The loss at chance level as a formula, N the images of a batch."""
         return "ln N" if self.recipe.get("negatives") == "other" else "ln(2N - 1)"
 
     @property
     def contrastive_chance(self) -> float | None:
-        """Contrastive top-1 of chance, which each process measures among its own part of the batch."""
-        own = (self.batch or 0) // self.processes
-        return 1 / (2 * own - 1) if self.kind == "pretrain" and own else None
+        """Contrastive top-1 at chance level, which each process measures within its own part of the batch."""
+        local = (self.batch or 0) // self.processes
+        return 1 / (2 * local - 1) if self.kind == "pretrain" and local else None
 
     @cached_property
     def columns(self) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of each line that has a number of a name, by names in the order of the log."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        """(step, value) of each line that has a number of a name, by name in the order of the log."""
+        columns: dict[str, list[tuple[int, float]]] = {}
         for line in self.lines:
             for name, value in line.items():
                 if is_number(value):
-                    found.setdefault(name, []).append((line["step"], float(value)))
-        return found
+                    columns.setdefault(name, []).append((line["step"], float(value)))
+        return columns
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of each line that has a number of this name."""
+        """Return (step, value) of each line that has a number of this name."""
         return self.columns.get(name, [])
 
     def last(self, name: str) -> float | None:
-        """The last finite value of this name: that of the result, else of the log."""
+        """Return the last finite value of this name: that of the result, else of the log."""
         value = (self.result or {}).get(name)
         if is_number(value) and math.isfinite(value):
             return value
@@ -168,24 +190,26 @@ class Folder:
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """The recipe of the task as it is without any setting, flat; empty where the task is not known."""
+        """The default settings of the task, flat; empty for an unknown task."""
         task = task_of(self.kind)
-        given = {} if task is None else {
+        values = {} if task is None else {
             f.name: plain(f.default if f.default is not MISSING else f.default_factory())
             for f in fields(task) if f.default is not MISSING or f.default_factory is not MISSING
         }  # fmt: skip
-        return dict(flatten(given))
+        return dict(flatten(values))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The recipe, flat; with the defaults of settings that it is too old to have."""
-        own = dict(flatten(self.recipe))
-        parts = {name.rsplit(".", 1)[0] for name in own if "." in name}
-        return own | {name: value for name, value in self.defaults.items() if name not in own and name not in parts}
+        """The recipe, flat, with the default values of settings that did not exist when it was written."""
+        saved = dict(flatten(self.recipe))
+        groups = {name.rsplit(".", 1)[0] for name in saved if "." in name}
+        return saved | {
+            name: value for name, value in self.defaults.items() if name not in saved and name not in groups
+        }
 
     @cached_property
     def weights(self) -> str | None:
-        """Hash of the encoder's weights as measurements record it."""
+        """Hash of the encoder's weights, as result files record it."""
         path = self.path / "encoder.safetensors"
         if not path.is_file():
             return None
@@ -194,7 +218,7 @@ class Folder:
 
 
 def task_of(kind: str) -> type | None:
-    """The class of a task by its command."""
+    """Return the task class of a command."""
     if kind not in COMMANDS:
         return None
     module, name = COMMANDS[kind].task.split(":")
@@ -202,5 +226,5 @@ def task_of(kind: str) -> type | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON or YAML file is a number."""
+    """Return whether a value of a JSON or YAML file is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

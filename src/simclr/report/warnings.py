@@ -1,208 +1,265 @@
-"""What the figures of a run warn of: a sentence each, with the number behind it."""
+"""Findings about a run, from its log and its results: one set of rules for `simclr doctor RUN` and the report.
+
+Each finding is a sentence with the number behind it and a level. Thresholds are rules of thumb, except for those that
+follow from the loss.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from simclr.optim import warmup_steps
-from simclr.report.comparison import alike
-from simclr.report.record import Folder, Measurement
-from simclr.report.words import number, several, term
+import numpy as np
 
-COLLAPSED = 0.1  # standard deviation of z below which embeddings are near a single point; isotropic ones have 1
-FEW_DIMENSIONS = 0.02  # effective rank of h, as a share of the greatest possible, below which it says collapse
-RANK_ROWS = 256  # images at most whose rank a line of the log gives
-AT_CHANCE = 0.98  # of the loss of chance, from which on a run has learned next to nothing
-WAIT = 10.0  # percent of the time; `simclr bench` advises from there on too
-BASELINES = ("raw pixels", "untrained encoder")
-TRIED = ("knn", "linear", "finetune", "distill")
-UNCHOSEN = ("run", "teacher", "data", "out", "fresh", "seed", "machine", "baselines", "log_every", "save_every")
-OURS = ("pretrained encoder", "its own classifier", "linear classifier on h")
+from simclr.report.checks import Finding
+from simclr.report.comparison import group_by_settings
+from simclr.report.record import Measurement, RunRecord
+from simclr.report.words import number, plural, term, unit_label
 
-
-def concerns(folder: Folder) -> list[str]:
-    """The warnings that one run's folder gives cause for."""
-    return [
-        sentence
-        for find in (_unfinished, _lost, _collapsed, _at_chance, _waited, _bad_images, _torn, _seen, _other_weights,
-                     _codes, _not_better, _best_of_many)
-        for sentence in find(folder)
-    ]  # fmt: skip
+COLLAPSED = 0.1  # standard deviation of z below which embeddings are almost a single point; isotropic ones have 1
+FEW_DIMENSIONS = 0.02  # effective rank of h as a fraction of its maximum, below which features have collapsed
+RANK_ROWS = 256  # maximum number of images for the rank in a line of the log
+AT_CHANCE = 0.98  # of the loss at chance level: a larger loss means that almost nothing was learned
+RISES = 0.1  # of the loss at chance level: a rise above the lowest loss that is a fault
+EARLY = 200  # steps of an unfinished run within which a loss at chance level is normal
+FALLS = 0.02  # fall of the k-NN accuracy below its maximum that is a fault
+WAIT = 10.0  # percent of the time spent waiting for images; `simclr bench` has the same limit
+SELECTED = ("knn", "linear", "finetune", "distill")  # commands whose settings could be selected on test images
+NO_CHOICE = ("run", "teacher", "data", "out", "fresh", "overwrite", "seed", "machine", "baselines", "log_every",
+             "save_every")  # fmt: skip
 
 
-def concerns_together(folders: Sequence[Folder]) -> list[str]:
-    """The warnings that comparing runs gives cause for."""
-    found = []
-    codes = sorted({code for folder in folders for code in codes_of(folder)})
+def run_findings(record: RunRecord) -> list[Finding]:
+    """Return all findings about a run, those that are in order included."""
+    return [finding for rule in RULES for finding in rule(record)]
+
+
+def run_warnings(record: RunRecord) -> list[Finding]:
+    """Return the findings about a run that are a warning or a failure."""
+    return [finding for finding in run_findings(record) if finding.level != "ok"]
+
+
+def comparison_warnings(records: Sequence[RunRecord]) -> list[Finding]:
+    """Return the findings about a comparison of runs."""
+    warnings = []
+    codes = sorted({code for record in records for code in codes_of(record)})
     if len(codes) > 1:
-        found.append(f"The runs come from {len(codes)} versions of the code ({', '.join(codes)}): "
-                     "differences may be the code's.")  # fmt: skip
-    starts = {folder.starts[-1].get("torch") for folder in folders if folder.starts} - {None}
-    if len(starts) > 1:
-        found.append(f"The runs come from {len(starts)} versions of torch ({', '.join(sorted(starts))}).")
-    images = {folder.data.get("fingerprint") for folder in folders} - {None}
+        text = f"The runs come from {len(codes)} versions of the code ({', '.join(codes)})."
+        warnings.append(Finding("code", "warning", f"{text} Differences may be due to the code."))
+    versions = {record.starts[-1].get("torch") for record in records if record.starts} - {None}
+    if len(versions) > 1:
+        text = f"The runs come from {len(versions)} versions of torch ({', '.join(sorted(versions))})."
+        warnings.append(Finding("torch", "warning", text))
+    images = {record.data.get("fingerprint") for record in records} - {None}
     if len(images) > 1:
-        found.append(f"The runs learned from {len(images)} different sets of images.")
-    measured = [folder for folder in folders if any(_on_test(m.rows) for m in _current(folder))]
-    tried = len(alike(measured))
-    if tried > 2:
-        found.append(f"{tried} settings are measured on test images: the best of them would be chosen there, and its "
-                     "figure too good.")  # fmt: skip
-    return found
+        text = f"The runs were trained on {len(images)} different sets of images."
+        warnings.append(Finding("images", "warning", text))
+    measured = [record for record in records if any(_on_test(row) for m in record.current for row in m.rows)]
+    settings = len(group_by_settings(measured))
+    if settings > 2:
+        text = f"{settings} settings are measured on test images: selecting the best of them there would bias its figure."
+        warnings.append(Finding("selection", "warning", text))
+    return warnings
 
 
-def codes_of(folder: Folder) -> list[str]:
-    """Versions of the code, as hashes, that trained and measured a run."""
-    starts = [str(start["code"]) for start in folder.starts if start.get("code")]
-    rows = [str(row["code"]) for m in folder.measurements if not m.older for row in m.rows if row.get("code")]
+def codes_of(record: RunRecord) -> list[str]:
+    """Return the versions of the code, as hashes, that trained and measured a run."""
+    starts = [str(start["code"]) for start in record.starts if start.get("code")]
+    rows = [str(row["code"]) for m in record.current for row in m.rows if row.get("code")]
     return list(dict.fromkeys(starts + rows))
 
 
-def _unfinished(folder: Folder) -> Iterator[str]:
-    if not folder.finished:
-        share = f" of {folder.steps:,} ({100 * folder.step / folder.steps:.0f} %)" if folder.steps else ""
-        yield f"The run is not finished: its log ends at step {folder.step:,}{share}; the same command goes on with it."
+# the log
 
 
-def _lost(folder: Folder) -> Iterator[str]:
-    bad = [(step, value) for step, value in folder.series("loss") if not math.isfinite(value)]
-    if bad:
-        step, value = bad[0]
-        yield f"The loss was no number in {several(len(bad), 'line')} of the log, first {value} at step {step:,}."
+def _progress(record: RunRecord) -> Iterator[Finding]:
+    if not record.finished:
+        part = f" of {record.steps:,} ({100 * record.step / record.steps:.0f} %)" if record.steps else ""
+        text = f"The run is not finished: its log ends at step {record.step:,}{part}. Run the same command to resume it."
+        yield Finding("progress", "warning", text)
+    elif record.trained:
+        yield Finding("progress", "ok", f"The run is finished, after {plural(record.steps or record.step, 'step')}.")
 
 
-def _collapsed(folder: Folder) -> Iterator[str]:
-    for name in ("embedding_std", "health_embedding_std"):
-        value = folder.last(name)
-        if value is not None and value < COLLAPSED:
-            yield (f"The embeddings have collapsed: their {term(name).label} is {value:.2g} at the end, "
-                   "where 1 is isotropic and 0 a single point.")  # fmt: skip
-            return
-    rank, features = folder.last("rankme"), folder.card.get("features")
-    own = (folder.batch or 0) // folder.processes
-    most = min(x for x in (RANK_ROWS, own, features) if x) if own and rank is not None else 0
-    if most and rank < max(FEW_DIMENSIONS * most, 1.5):
-        yield f"The features have collapsed to few dimensions: their effective rank is {rank:.2g} of at most {most}."
-    idle = folder.last("health_idle_dimensions")
-    if idle is not None and idle > 0.5:
-        yield f"{100 * idle:.0f} % of the embedding's dimensions have next to no deviation: it has collapsed to a few."
-
-
-def _at_chance(folder: Folder) -> Iterator[str]:
-    loss, epochs = folder.last("loss"), folder.recipe.get("warmup_epochs", 0)
-    if loss is None or folder.chance is None:
+def _loss(record: RunRecord) -> Iterator[Finding]:
+    values = record.series("loss")
+    if bad := [(step, value) for step, value in values if not math.isfinite(value)]:
+        lines = plural(len(bad), "line")
+        text = f"The loss is not finite in {lines} of the log, first {bad[0][1]} at step {bad[0][0]:,}. Lower lr."
+        yield Finding("loss", "FAILED", text)
+    finite = np.array([value for _, value in values if math.isfinite(value)])
+    if not len(finite):
+        if not values and not record.finished:
+            yield Finding("log", "warning", "No training step is logged yet.")
         return
-    warmup = warmup_steps(folder.images, folder.batch, epochs) if folder.images else 0
-    share = loss / folder.chance
-    if share > AT_CHANCE and (folder.step > warmup or folder.result is not None):
-        yield (f"The loss is {share:.3f} of chance, {folder.chance_form} = {folder.chance:.3f} nats, at the end: "
-               "the network tells views of one image from others hardly better than by guessing.")  # fmt: skip
+    width = max(1, len(finite) // 10)
+    sums = np.cumsum([0.0, *finite])
+    means = (sums[width:] - sums[:-width]) / width
+    last, lowest = means[-1], means.min()
+    if record.chance is None:
+        yield Finding("loss", "ok", f"The loss is {last:.3g} nats at the end of the log.")
+        return
+    level = f"chance level, {record.chance_formula} = {record.chance:.3f} nats"
+    text = f"The loss is {last / record.chance:.3f} of {level}, at the end of the log"
+    if last > AT_CHANCE * record.chance and (record.result is not None or record.step > max(record.warmup, EARLY)):
+        cause = "the network hardly tells views of one image from those of others. lr is too low or too high, or positives"
+        yield Finding("loss", "FAILED", f"{text}: {cause} are shuffled; simclr doctor DATA tests it.")
+    elif last > lowest + RISES * record.chance:
+        lowest_part = f"{lowest / record.chance:.3f}"
+        yield Finding("loss", "warning", f"{text}, after {lowest_part} before: it rises again. Lower lr.")
+    else:
+        yield Finding("loss", "ok", f"{text}.")
 
 
-def _waited(folder: Folder) -> Iterator[str]:
+def _embeddings(record: RunRecord) -> Iterator[Finding]:
+    for name in ("embedding_std", "health_embedding_std"):
+        values = [value for _, value in record.series(name) if math.isfinite(value)]
+        if not values:
+            continue
+        value = float(np.mean(values[-max(1, len(values) // 10) :]))
+        text = f"The {term(name).label} of the embeddings is {value:.2g} at the end of the log (1 is isotropic, 0 a point)"
+        if value < COLLAPSED:
+            yield Finding("embeddings", "FAILED", f"{text}: they have collapsed. Lower lr or lengthen the warm-up.")
+            return
+        if name == "embedding_std":
+            yield Finding("embeddings", "ok", f"{text}.")
+    idle = record.last("health_idle_dimensions")
+    if idle is not None and idle > 0.5:
+        text = f"{100 * idle:.0f} % of the dimensions of the embedding have almost no deviation: it has collapsed to a few."
+        yield Finding("dimensions", "warning", text)
+
+
+def _rank(record: RunRecord) -> Iterator[Finding]:
+    rank, features = record.last("rankme"), record.card.get("features")
+    local = (record.batch or 0) // record.processes
+    if rank is None or not local:
+        return
+    maximum = min(x for x in (RANK_ROWS, local, features) if x)
+    text = f"The effective rank of the features is {rank:.2g} of at most {maximum}"
+    if rank < max(FEW_DIMENSIONS * maximum, 1.5):
+        yield Finding("rank", "warning", f"{text}: they have collapsed to few dimensions.")
+    else:
+        yield Finding("rank", "ok", f"{text}.")
+
+
+def _data_wait(record: RunRecord) -> Iterator[Finding]:
     waited = total = 0.0
-    for lines in folder.segments:
+    for lines in record.segments:
         before = None
         for line in lines:
             if "data_wait_percent" in line and "seconds" in line:
-                if before is not None:  # the first line of a start holds the start of its workers
+                if before is not None:  # the first line of a start includes the start of its workers
                     waited += line["data_wait_percent"] * (line["seconds"] - before)
                     total += line["seconds"] - before
                 before = line["seconds"]
-    if total and waited / total > WAIT:
-        yield (f"The network waited for images {waited / total:.0f} % of the time; "
-               "simclr bench says what to change.")  # fmt: skip
+    if total:
+        text = f"The network waited for images {waited / total:.0f} % of the time"
+        slow = waited / total > WAIT
+        remedy = "; simclr bench says what to change." if slow else "."
+        yield Finding("loading", "warning" if slow else "ok", text + remedy)
 
 
-def _bad_images(folder: Folder) -> Iterator[str]:
-    count = max(len(folder.bad), (folder.result or {}).get("bad", 0))
+def _knn(record: RunRecord) -> Iterator[Finding]:
+    values = [value for _, value in record.series("knn_top1") if math.isfinite(value)]
+    if values:
+        falls = values[-1] < max(values) - FALLS
+        text = f"The k-NN top-1 accuracy is {values[-1]:.1%} at the end of the log"
+        text += f", but was {max(values):.1%} before. Lower lr or train for fewer epochs." if falls else "."
+        yield Finding("k-NN", "warning" if falls else "ok", text)
+
+
+def _unreadable_images(record: RunRecord) -> Iterator[Finding]:
+    count = max(len(record.bad), (record.result or {}).get("bad", 0))
     if count:
-        share = f" of {folder.images:,} ({100 * count / folder.images:.2g} %)" if folder.images else ""
+        part = f" of {record.images:,} ({100 * count / record.images:.2g} %)" if record.images else ""
         verb = "was" if count == 1 else "were"
-        yield f"{several(count, 'image')}{share} could not be read and {verb} replaced; bad_files.csv lists them."
+        text = f"{plural(count, 'image')}{part} could not be read and {verb} replaced; bad_files.csv lists them."
+        yield Finding("images", "warning", text)
 
 
-def _torn(folder: Folder) -> Iterator[str]:
-    if folder.torn:
-        left = "is" if folder.torn == 1 else "are"
-        yield f"{several(folder.torn, 'line')} of metrics.jsonl could not be read and {left} left out."
-    for name in folder.unreadable:
-        yield f"{name} could not be read and is left out."
+def _unreadable_files(record: RunRecord) -> Iterator[Finding]:
+    if record.truncated:
+        lines, verb = plural(record.truncated, "line"), "is" if record.truncated == 1 else "are"
+        yield Finding("log", "warning", f"{lines} of metrics.jsonl could not be read and {verb} left out.")
+    for name in record.unreadable:
+        yield Finding("files", "warning", f"{name} could not be read and is left out.")
 
 
-def _seen(folder: Folder) -> Iterator[str]:
-    seen, chosen = [], []
-    for m in _current(folder):
-        splits = " ".join(str(row.get("split", "")) for row in m.rows)
-        if "has seen" in splits:
-            seen.append(m)
-        if "held out" in splits and "test" not in splits:
-            chosen.append(m)
+# results
+
+
+def _evaluated_images(record: RunRecord) -> Iterator[Finding]:
+    holdout = [m for m in record.current if any(row["evaluated_on"] == "holdout" for row in m.rows)]
+    seen = [m for m in record.current if m not in holdout and any(row["seen_in_pretraining"] for row in m.rows)]
     if seen:
-        yield f"{_files(seen)}, measured on images that pretraining on the same data has seen."
-    if chosen:
-        yield f"{_files(chosen)}, measured on training images held out to choose settings by: no test figures."
+        text = f"{_files(seen)}, measured on images that pretraining on the same data has seen."
+        yield Finding("seen images", "warning", text)
+    if holdout:
+        text = f"{_files(holdout)}, measured on a hold-out of the training images for the choice of settings, not on test"
+        yield Finding("hold-out", "warning", f"{text} images.")
 
 
-def _other_weights(folder: Folder) -> Iterator[str]:
-    for m in _current(folder):
-        here = "/" not in m.file and m.file != "result.json"
+def _other_weights(record: RunRecord) -> Iterator[Finding]:
+    for m in record.current:
+        is_here = "/" not in m.file and m.file != "result.json"
         measured = {str(row["weights"]) for row in m.rows if row.get("weights")}
-        if here and measured and folder.weights and folder.weights not in measured:
-            yield (f"{m.file} measured other weights ({', '.join(sorted(measured))}) than lie here "
-                   f"({folder.weights}); measure again.")  # fmt: skip
+        if is_here and measured and record.weights and record.weights not in measured:
+            text = f"{m.file} measured other weights ({', '.join(sorted(measured))}) than those in the folder"
+            yield Finding("weights", "warning", f"{text} ({record.weights}). Measure again.")
 
 
-def _codes(folder: Folder) -> Iterator[str]:
-    codes = codes_of(folder)
+def _codes(record: RunRecord) -> Iterator[Finding]:
+    codes = codes_of(record)
     if len(codes) > 1:
-        yield f"Training and measurements come from {len(codes)} versions of the code: {', '.join(codes)}."
+        text = f"Training and measurements come from {len(codes)} versions of the code: {', '.join(codes)}."
+        yield Finding("code", "warning", text)
 
 
-def _not_better(folder: Folder) -> Iterator[str]:
-    for m in _current(folder):
+def _baselines(record: RunRecord) -> Iterator[Finding]:
+    for m in record.current:
         for row in m.rows:
-            if row.get("name") != "pretrained encoder" or not row.get("interval"):
+            if row["role"] != "model" or not row.get("interval"):
                 continue
-            key = row["metric"], row.get("protocol")
+            unit = unit_label(row["unit"])
             for other in m.rows:
-                same = (other["metric"], other.get("protocol")) == key and other.get("name") in BASELINES
-                if same and other.get("layer") in ("pixels", row.get("layer")) and other["value"] >= row["interval"][0]:
-                    yield (f"{m.file}: {row['layer']} of the pretrained encoder has "
-                           f"{number(row['metric'], row['value'])} {term(row['metric']).label}, not clearly more than "
-                           f"{number(row['metric'], other['value'])} of {_the(other['name'])}.")  # fmt: skip
+                if _is_baseline_of(other, row, m) and other["value"] >= row["interval"][0]:
+                    figure = f"{number(row['value'], unit)} {term(row['metric']).label}"
+                    text = f"{m.file}: {row['layer']} of the {row['name']} has {figure}, not significantly more than"
+                    yield Finding("baselines", "warning", f"{text} {number(other['value'], unit)} of {other['name']}.")
 
 
-def _best_of_many(folder: Folder) -> Iterator[str]:
-    tried: dict[tuple, dict[str, float]] = defaultdict(dict)
-    for m in folder.measurements:
-        chosen = {k: v for k, v in m.settings.items() if k not in UNCHOSEN}
+def _is_baseline_of(other: dict[str, Any], row: dict[str, Any], m: Measurement) -> bool:
+    """Return whether `other` is the same figure of a baseline that any model should surpass: not of another encoder."""
+    same = all(other.get(name) == row.get(name) for name in ("metric", "protocol")) and m.data_of(other) == m.data_of(row)
+    another_run = "run" in (other.get("detail") or {})
+    return other["role"] == "baseline" and same and not another_run and other.get("layer") in ("pixels", row.get("layer"))
+
+
+def _selection(record: RunRecord) -> Iterator[Finding]:
+    groups: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for m in record.measurements:
+        chosen = {k: v for k, v in m.settings.items() if k not in NO_CHOICE}
         for row in m.rows:
-            ours = row.get("name") in OURS or m.task in ("finetune", "distill")
-            if ours and row["metric"] == "top1" and m.task in TRIED and _on_test([row]):
-                what = row.get("protocol") if m.task in ("finetune", "distill") else m.task
-                tried[what, m.data][repr((chosen, row.get("protocol"), row.get("layer")))] = row["value"]
-    for (what, data), figures in tried.items():
-        if len(figures) > 1:
-            low, high = (number("top1", end(figures.values())) for end in (min, max))
-            yield (f"{what}: the test part of {data} was read under {len(figures)} settings, {low} to {high}; the best "
-                   "of them would be chosen on test images, and too good.")  # fmt: skip
+            if row["role"] == "model" and row["metric"] == "top1" and m.command in SELECTED and _on_test(row):
+                method = row.get("protocol") if m.command in ("finetune", "distill") else m.command
+                setting = repr((chosen, row.get("protocol"), row.get("layer")))
+                groups[method, m.data_of(row)][setting] = row["value"]
+    for (method, data), values in groups.items():
+        if len(values) > 1:
+            low, high = (number(end(values.values()), "%") for end in (min, max))
+            text = f"{method}: the test images of {data} were read with {len(values)} settings, {low} to {high}: selecting"
+            yield Finding("selection", "warning", f"{text} the best of them there would bias its figure.")
 
 
-def _current(folder: Folder) -> list[Measurement]:
-    return [m for m in folder.measurements if not m.older]
+RULES = (_progress, _loss, _embeddings, _rank, _data_wait, _knn, _unreadable_images, _unreadable_files,
+         _evaluated_images, _other_weights, _codes, _baselines, _selection)  # fmt: skip
 
 
 def _files(measurements: list[Measurement]) -> str:
-    """Files and the images each is measured on; of many the first three."""
-    named = [f"{m.file} (n = {max(row.get('n', 0) for row in m.rows):,})" for m in measurements[:3]]
-    return ", ".join(named) + (f" and {len(measurements) - 3} others" if len(measurements) > 3 else "")
+    """Return files with their number of images; only the first three of many."""
+    files = [f"{m.file} (n = {max(row.get('n', 0) for row in m.rows):,})" for m in measurements[:3]]
+    return ", ".join(files) + (f" and {len(measurements) - 3} others" if len(measurements) > 3 else "")
 
 
-def _on_test(rows: list[dict[str, Any]]) -> bool:
-    return any("test" in str(row.get("split", "")) and row.get("interval") for row in rows)
-
-
-def _the(name: str) -> str:
-    return name if name == "raw pixels" else f"the {name}"
+def _on_test(row: dict[str, Any]) -> bool:
+    return row["evaluated_on"] == "test" and bool(row.get("interval"))

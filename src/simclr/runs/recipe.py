@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simclr.errors import SettingError
+import yaml
+
+from simclr.errors import RunError, SettingError
 
 
 def recipe_path(name: str) -> str:
@@ -57,3 +59,15 @@ def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def saved_recipe(run: Path) -> dict[str, Any]:
+    """Return the settings saved in a run folder; empty if it has none, as a converted checkpoint."""
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise RunError(path, "is not a YAML file") from None
+    return settings if isinstance(settings, dict) else {}

@@ -1,24 +1,119 @@
-"""Result files."""
+"""Result records and result files. Machine-readable fields say what a figure is of; names and texts are for people."""
 
 import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from simclr.errors import RunError
 from simclr.runs.files import require_file_path
 
+SPLIT = "fitted on train, chosen on held-out train, read once on test"
+FROZEN = "the whole encoder, batch statistics included"
+FRACTIONS = ("mean_per_class", "map11", "ece", "idle_dimensions", "agreement")
+OTHER_UNITS = {"loss": "nats", "entropy": "nats", "rankme": "dimensions", "rankme_h": "dimensions", "rankme_z": "dimensions"}
+OLD_BASELINES = ("raw pixels", "untrained encoder", "from scratch")  # names in transfer and comparisons before `role`
 
-def destination(task: Any) -> Path:
-    """The file a measurement writes: `task.out`, or one beside the encoder that has the name of the task.
 
-    Asked for before anything is computed: ValueError if nothing can be written there.
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One figure and the way it was obtained."""
+
+    name: str
+    """what was measured, for people"""
+    role: Literal["model", "baseline", "teacher"] = "model"
+    """the measured model itself, something it is compared with, or the network that taught it"""
+    protocol: str
+    """method of measurement, for people"""
+    metric: str
+    """top1, mean_per_class, map11, or the name of another figure"""
+    value: float
+    unit: str = "fraction"
+    """fraction, nats, dimensions, or empty for a plain number"""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval, see `interval_of`; None if there is none"""
+    n: int
+    """number of images measured"""
+    evaluated_on: Literal["test", "holdout", "train", "unlabelled"] = "test"
+    """images measured: the test split, a hold-out of the training split, the training split, or images that have
+    neither labels nor a test split"""
+    seen_in_pretraining: bool | None = None
+    """whether pretraining on the same data uses these images; None if unknown"""
+    target: str = ""
+    """what is predicted, if it is not the class of the image"""
+    interval_of: str = "bootstrap over the test images"
+    frozen: str = FROZEN
+    layer: str = "h"
+    transform: str = ""
+    split: str = SPLIT
+    detail: dict[str, Any] = field(default_factory=dict)
+    hits: str | None = None
+    """which test images were classified correctly, one bit for each in their order, in base64; for paired tests"""
+    answers: str | None = None
+    """hash of the classes of the test images in their order; hits of equal hashes belong to the same images"""
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a figure: fraction, nats, dimensions, or an empty string for a plain number."""
+    return "fraction" if metric.endswith("top1") or metric in FRACTIONS else OTHER_UNITS.get(metric, "")
+
+
+def run_folder(run: Path) -> Path:
+    """Return the run folder that a path names: the folder itself, or the folder of a weights file."""
+    return run.parent if run.suffix == ".safetensors" else run
+
+
+def result_path(task: Any) -> Path:
+    """Return the file that a measurement writes: `task.out`, or COMMAND.json in the run folder.
+
+    Call it before anything is computed: it raises an error if the file cannot be written.
     """
-    folder = task.run.parent if task.run.suffix == ".safetensors" else task.run
-    return require_file_path(task.out or folder / f"{type(task).__name__.lower()}.json")
+    return require_file_path(task.out or run_folder(task.run) / f"{task.command}.json")
 
 
 def provenance(run: Path) -> dict[str, str]:
-    """The hash of a run's recipe (of its card where the weights came without one) and of its weights."""
-    folder = run.parent if run.suffix == ".safetensors" else run
+    """Return the hashes of a run's recipe (of its card, if there is no recipe) and of its weights."""
+    folder = run_folder(run)
     recipe = folder / "recipe.yaml"
-    found = {"recipe": recipe if recipe.is_file() else folder / "card.json", "weights": folder / "encoder.safetensors"}
-    return {what: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for what, path in found.items() if path.is_file()}
+    paths = {"recipe": recipe if recipe.is_file() else folder / "card.json", "weights": folder / "encoder.safetensors"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in paths.items() if path.is_file()}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a result file with the fields that older versions did not write."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(path, "is not a JSON file", "Measure again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
+        raise RunError(path, "is not a result file (it has no list of results)")
+    return completed(content, path.stem)
+
+
+def completed(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the content of a result file called `name` in which `command` and the fields of each row that decide are
+    present; those that an older version did not write are inferred from its texts."""
+    command = str(content.get("command") or content.get("task") or name)
+    rows = [{**_inferred(row, command), **row} if isinstance(row, dict) else row for row in content["results"]]
+    return {**content, "command": command, "results": rows}
+
+
+def _inferred(row: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the fields that version 0.1 expressed by words only. The one place that reads these words."""
+    name, split, detail = str(row.get("name", "")), str(row.get("split", "")), row.get("detail") or {}
+    role = "teacher" if name == "teacher" else "model"
+    if name in OLD_BASELINES[:2] or (command == "transfer" and ("run" in detail or name.startswith(OLD_BASELINES[2]))):
+        role = "baseline"
+    evaluated_on, seen = "test", False
+    if "has seen" in split:
+        evaluated_on, seen = "unlabelled", True
+    elif "held out" in split and "test" not in split:
+        evaluated_on, seen = "holdout", True
+    return {
+        "role": role,
+        "evaluated_on": evaluated_on,
+        "seen_in_pretraining": seen,
+        "target": name if command == "information" else "",
+        "unit": unit_of(str(row.get("metric", ""))),
+    }

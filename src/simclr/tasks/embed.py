@@ -7,75 +7,99 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from simclr.data import open_source
+from simclr.errors import Error, SettingError
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
-from simclr.runs.files import require_new_file
-from simclr.runs.machine import Machine
-from simclr.runs.results import provenance
+from simclr.runs.files import printable, require_new_file
+from simclr.runs.machine import Device
+from simclr.runs.results import provenance, run_folder
+from simclr.settings import check_settings
+
+LISTED = 10  # unreadable images that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Write the embeddings of all images of a data set.
+    """Embeddings of all images of a data set, as a file.
 
-    The file is an npz with `features` (N, D) float32, `paths` (N,), `indices` (N,) into the data set, `labels` (N,)
-    and `classes` where there are labels, and `run`, `weights`, `data`, `part` and `layer`, which say what they are of.
-    Images that cannot be read are left out and named.
+    The file is an npz with `features` (N, D) float32, `paths` (N,), `indices` (N,) into the data set, `split` (N,) of
+    each image, `labels` (N,) and `classes` if there are labels, and `run`, `weights`, `data`, `part` and `layer`, which
+    say what they were computed from. Unreadable images are left out and listed.
     """
 
     command: ClassVar[str] = "embed"
 
     run: Path
-    """run folder of the encoder"""
+    """run folder of the encoder, or a weights file in it"""
     data: str
     """images to embed"""
     part: Literal["all", "train", "test"] = "all"
-    """which of them"""
+    """split to embed"""
     layer: str = "h"
-    """what is written: h, z, head.1 and on, block_group1 to 4"""
+    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
     out: Path | None = None
-    """file to write, which must not exist; RUN/embeddings-DATA.npz if not given"""
-    machine: Machine = Machine()
-    """device and workers"""
+    """file to write; RUN/embeddings-DATA.npz if not given"""
+    overwrite: bool = False
+    """replace an existing file"""
+    machine: Device = Device()
+    """device and decoding processes"""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.out is not None and self.out.suffix != ".npz":
+            raise SettingError("out", "a path that ends with .npz", str(self.out))
 
     def __call__(self) -> dict[str, Any]:
         source = open_source(self.data, self.part)
-        path = self.out or self.run / f"embeddings-{source.name}.npz"
-        if path.suffix != ".npz":
-            raise ValueError(f"out: {path} must end with .npz")
-        require_new_file(path)
-        found = embed_source(self.run, self.data, self.part, self.layer, self.machine)
+        path = self.out or run_folder(self.run) / f"embeddings-{source.name}.npz"
+        require_new_file(path, self.overwrite)
+        embeddings = embed_source(self.run, self.data, self.part, self.layer, self.machine)
+        rows = embeddings.indices.numpy()
         content = {
-            "features": found.features.numpy(),
-            "paths": np.array([source.path(i) for i in found.indices.tolist()]),
-            "indices": found.indices.numpy(),
+            "features": embeddings.features.numpy(),
+            "paths": np.array([source.path(i) for i in rows.tolist()]),
+            "indices": rows,
+            "split": splits_of(self.data, self.part, rows),
             **origin(self.run, self.data, self.part, self.layer),
         }
-        if found.labels is not None:
-            content |= {"labels": found.labels.numpy(), "classes": np.array(source.classes)}
+        if embeddings.labels is not None:
+            content |= {"labels": embeddings.labels.numpy(), "classes": np.array(source.classes)}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, **content)
         partial.replace(path)
-        print(f"{len(found.features):,} embeddings of {source.name}, {found.features.shape[1]} values each")
-        for name, reason in sorted(found.bad.items())[:10]:
-            print(f"left out: {name}: {reason}")
-        if len(found.bad) > 10:
-            print(f"left out: {len(found.bad) - 10:,} more")
+        count, width = embeddings.features.shape
+        print(printable(f"{count:,} embeddings of {source.name}, {width} values each"))
+        for name, reason in sorted(embeddings.bad.items())[:LISTED]:
+            print(printable(f"left out: {name}: {reason}"))
+        if len(embeddings.bad) > LISTED:
+            print(f"left out: {len(embeddings.bad) - LISTED:,} more")
         print(f"wrote {path}")
-        return {"images": len(found.features), "features": found.features.shape[1], "bad": len(found.bad), "out": path}
+        return {"images": count, "features": width, "bad": len(embeddings.bad), "out": path}
 
 
-def embed_source(run: Path, data: str, part: str, layer: str, machine: Machine) -> Features:
-    """Features of every readable image of a part of a data set."""
+def embed_source(run: Path, data: str, part: str, layer: str, machine: Device) -> Features:
+    """Return the features of every readable image of a split of a data set."""
     encoder = load(run)
     network = read_layer(encoder.network, encoder.head, layer).to(machine.kind)
     source = open_source(data, part)
     return extract(network, source, encoder.preprocess, device=machine.kind, workers=machine.worker_processes)
 
 
+def splits_of(data: str, part: str, rows: np.ndarray) -> np.ndarray:
+    """Return the split, train or test, of rows of a split of a data set."""
+    if part != "all":
+        return np.full(len(rows), part)
+    try:
+        test = set(open_source(data, "test").paths.encoded())
+    except Error:  # a data set with a test split of its own may hold training images only
+        test = set()
+    names = list(open_source(data, "all").paths.encoded())
+    return np.array(["test" if names[row] in test else "train" for row in rows])
+
+
 def origin(run: Path, data: str, part: str, layer: str) -> dict[str, str]:
-    """What a file of embeddings says of where they come from."""
+    """Return what a file of embeddings says of the encoder and the images it was computed from."""
     weights = provenance(run)["weights"]
     return {"run": str(run), "weights": weights, "data": data, "part": part, "layer": layer}

@@ -4,60 +4,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from simclr.evaluation.figures import Result, report
+from simclr.errors import SettingError
+from simclr.evaluation.features import Features
+from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.neighbours import knn_votes
-from simclr.evaluation.protocol import Candidate, Measured, candidates, labelled, workplace
-from simclr.runs.machine import Machine
-from simclr.runs.results import destination
+from simclr.evaluation.protocol import (
+    by_preprocess,
+    evaluated_images,
+    extract_features,
+    fit_device,
+    models_to_evaluate,
+    open_labelled,
+)
+from simclr.runs.machine import Device
+from simclr.runs.results import Result, result_path
+from simclr.settings import check_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knn:
-    """Vote of the k nearest training images by cosine, on features of a frozen encoder.
+    """k-NN accuracy of a frozen encoder: a cosine-weighted vote of the nearest training images.
 
-    Shown beside the same vote on raw pixels and on the untrained network. The test images are read once.
+    The same vote on raw pixels and on the untrained network is measured beside it. Each test image is read once.
     """
 
     command: ClassVar[str] = "knn"
 
     run: Path
-    """run folder of the encoder"""
+    """run folder of the encoder, or a weights file in it"""
     data: str
-    """labelled images with a training and a test part"""
-    k: int = 20
+    """labelled images with a training and a test split"""
+    k: int = setting(20, at_least=1)
     """number of neighbours"""
-    temperature: float = 0.07
-    """a neighbour's vote weighs exp(cosine / temperature)"""
+    temperature: float = setting(0.07, above=0)
+    """temperature of the vote: a neighbour counts exp(cosine / temperature)"""
     layer: str = "h"
-    """what is compared: h, z, head.1 and on, block_group1 to 4"""
+    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
-    """file for the result; RUN/knn.json if not given"""
-    machine: Machine = Machine()
-    """device and workers"""
+    """result file; RUN/knn.json if not given. An older file keeps its content under a number"""
+    machine: Device = Device()
+    """device and decoding processes"""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
-        path = destination(self)
-        train, test = labelled(self.data)
+        path = result_path(self)
+        train, test = open_labelled(self.data)
         if self.k > len(train):
-            raise ValueError(
-                f"k={self.k}: {train.name} has {len(train)} training images only; give --k {len(train)} or less"
-            )
+            raise SettingError("k", f"at most {len(train)}, the number of training images of {train.name}", self.k)
         results = []
-        for candidate in candidates(self.run, self.baselines, self.layer):
-            bank, queries = candidate.features(train, self.machine), candidate.features(test, self.machine)
-            results.append(self.measure(candidate, bank, queries, len(train.classes)))
-        return report(results, self, path)
+        for models in by_preprocess(models_to_evaluate(self.run, self.baselines, self.layer)):
+            banks, queries = (extract_features(models, split, self.machine) for split in (train, test))
+            for model, bank, query in zip(models, banks, queries, strict=True):
+                fields = {**model.fields, **evaluated_images(test)}
+                results.append(self.measure(bank, query, len(train.classes), fields))
+        return write_results(results, self, path)
 
-    def measure(self, candidate: Candidate, bank: Measured, queries: Measured, classes: int) -> Result:
-        """The figure for one set of features."""
-        asked = queries.features.to(workplace(queries.features, self.machine))  # the bank follows block by block
-        votes = knn_votes(bank.features, bank.labels, asked, classes, k=self.k, temperature=self.temperature).cpu()
-        return Result.of(candidate.name, f"kNN, k={self.k}", votes, queries.labels, **candidate.facts)
+    def measure(self, bank: Features, queries: Features, classes: int, fields: dict[str, Any]) -> Result:
+        """Return the accuracy of one set of features; `fields` are other fields of the result."""
+        moved = queries.features.to(fit_device(queries.features, self.machine))  # the bank follows block by block
+        votes = knn_votes(bank.features, bank.labels, moved, classes, k=self.k, temperature=self.temperature).cpu()
+        return figure(votes, queries.labels, protocol=f"kNN, k={self.k}", **fields)

@@ -5,134 +5,136 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from simclr.data import Source
 from simclr.data.splits import holdout_mask
-from simclr.evaluation.figures import Result, report
-from simclr.evaluation.logistic import PENALTIES, choose_and_refit
+from simclr.errors import DataError, SettingError
+from simclr.evaluation import linear
+from simclr.evaluation.features import Features
+from simclr.evaluation.figures import figure, write_results
+from simclr.evaluation.linear import fit_linear
 from simclr.evaluation.metrics import accuracy
-from simclr.evaluation.protocol import Measured, candidates, labelled, workplace
-from simclr.evaluation.sgd_probe import Probes, sgd_probes
+from simclr.evaluation.protocol import (
+    by_preprocess,
+    evaluated_images,
+    extract_features,
+    fit_device,
+    models_to_evaluate,
+    open_labelled,
+)
+from simclr.evaluation.sgd_probe import sgd_probes
 from simclr.models.layers import layer_names
 from simclr.models.pretrained import load
-from simclr.runs.machine import Machine
-from simclr.runs.results import destination
+from simclr.runs.machine import Device
+from simclr.runs.results import result_path
+from simclr.settings import check_settings, setting
 
-NAMES = {"lbfgs": "linear, L-BFGS", "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
+PROTOCOLS = {"lbfgs": linear.PROTOCOL, "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Linear classifier on features of a frozen encoder, shown beside raw pixels and the untrained network.
+    """Accuracy of a linear classifier on features of a frozen encoder, beside raw pixels and the untrained network.
 
-    `lbfgs`: multinomial logistic regression with an L2 penalty out of 45 (paper, App. B.8), chosen on a tenth of
-    the training images, refitted on all of them. `sgd`: the official momentum recipe, on features of centre crops
-    (with crops and flips: `simclr finetune --freeze encoder`). `bank`: that recipe at every pair of a learning rate
-    and a weight decay, trained in one pass over nine tenths of the training images, chosen on the last tenth, and the
-    chosen one trained again on all. The test images are read once, after every choice is made.
+    `lbfgs`: multinomial logistic regression with an L2 penalty out of 45 (paper, App. B.8), chosen on a tenth of the
+    training images and refitted on all of them. `sgd`: the official recipe with momentum, on features of centre crops
+    (with random crops and flips: `simclr finetune --freeze encoder`). `bank`: that recipe with every pair of a learning
+    rate and a weight decay, trained in one pass over nine tenths of the training images; the pair that is best on the
+    other tenth is trained again on all of them. The test images are read once, after every choice is made.
     """
 
     command: ClassVar[str] = "linear"
 
     run: Path
-    """run folder of the encoder"""
+    """run folder of the encoder, or a weights file in it"""
     data: str
-    """labelled images with a training and a test part"""
+    """labelled images with a training and a test split"""
     protocol: Literal["lbfgs", "sgd", "bank"] = "lbfgs"
-    """how the classifier is fitted"""
+    """method that fits the classifier"""
     layer: str = "h"
-    """what is classified: h, z, head.1 and on, block_group1 to 4 (averaged over positions), or all of them in turn"""
-    lr: float = 0.1
-    """sgd only: learning rate per 256 images (official 0.1)"""
-    batch: int = 512
-    """sgd and bank: images in a step"""
-    epochs: int = 100
-    """sgd and bank: passes over the training images (official 100 on CIFAR-10, 90 on ImageNet)"""
-    weight_decay: float = 0.0
-    """sgd only: of the classifier's weights (official 0 on CIFAR-10, 1e-6 on ImageNet)"""
-    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """bank only: learning rates per 256 images"""
-    decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
-    """bank only: weight decays, tried with every learning rate"""
+    """layer of the network: h, z, head.1 and on, or block_group1 to 4; all measures every layer"""
+    lr: float = setting(0.1, above=0)
+    """learning rate of sgd, per 256 images (official code: 0.1)"""
+    batch: int = setting(512, at_least=1)
+    """number of images in a step of sgd and bank"""
+    epochs: int = setting(100, at_least=1)
+    """passes of sgd and bank over the training images (official code: 100 on CIFAR-10, 90 on ImageNet)"""
+    weight_decay: float = setting(0.0, at_least=0)
+    """weight decay of sgd, not applied to biases (official code: 0 on CIFAR-10, 1e-6 on ImageNet)"""
+    lrs: tuple[float, ...] = setting((0.01, 0.03, 0.1, 0.3, 1.0, 3.0), above=0)
+    """learning rates of bank, per 256 images"""
+    decays: tuple[float, ...] = setting((0.0, 1e-6, 1e-5, 1e-4, 1e-3), at_least=0)
+    """weight decays of bank, each tried with every learning rate"""
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
-    """file for the result; RUN/linear.json if not given"""
+    """result file; RUN/linear.json if not given. An older file keeps its content under a number"""
     seed: int = 0
-    """of the held-out choice and of the order of sgd"""
-    machine: Machine = Machine()
-    """device and workers"""
+    """seed of every random draw"""
+    machine: Device = Device()
+    """device and decoding processes"""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "batch", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_settings(self)
         for name in ("lrs", "decays"):
             if not getattr(self, name):
-                raise ValueError(f"{name} must hold at least one value")
+                raise SettingError(name, "a list of at least one value", "an empty one")
 
     def __call__(self) -> dict[str, Any]:
-        path = destination(self)
-        train, test = labelled(self.data)
-        held_out = holdout_mask(train, seed=self.seed)
+        path = result_path(self)
+        train, test = open_labelled(self.data)
         results = []
         for layer in self.layers():
-            for candidate in candidates(self.run, self.baselines, layer):
-                known = candidate.features(train, self.machine)
-                place = workplace(known.features, self.machine)
-                classifier, detail = self.classifier(
-                    known.to(place), held_out[known.indices.numpy()], len(train.classes)
-                )
-                unseen = candidate.features(test, self.machine)
-                scores = classifier(unseen.features.to(place)).cpu()
-                facts = {**candidate.facts, **detail, "width": known.features.shape[1]}
-                results.append(Result.of(candidate.name, NAMES[self.protocol], scores, unseen.labels, **facts))
-        return report(results, self, path)
+            for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
+                fits = []
+                for features in extract_features(models, train, self.machine):
+                    device = fit_device(features.features, self.machine)
+                    fits.append((device, features.features.shape[1], *self.fit(features.to(device), train)))
+                tests = extract_features(models, test, self.machine)
+                for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
+                    scores = classifier(features.features.to(device)).cpu()
+                    fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width}}
+                    results.append(figure(scores, features.labels, protocol=PROTOCOLS[self.protocol], **fields))
+        return write_results(results, self, path)
 
     def layers(self) -> list[str]:
-        """The layers to measure, by name."""
+        """Return the names of the layers to measure."""
         if self.layer != "all":
             return [self.layer]
         encoder = load(self.run)
         return layer_names(encoder.network, encoder.head)
 
-    def classifier(
-        self, known: Measured, held_out: np.ndarray, classes: int
-    ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-        """Return the fitted classifier, and a record of the fit."""
+    def fit(self, train: Features, source: Source) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        """Return the fitted classifier and the settings that were chosen for it."""
         match self.protocol:
             case "sgd":
-                return self._trained(known, classes, self.lr, self.weight_decay), {}
+                return self._trained(train, len(source.classes), self.lr, self.weight_decay), {}
             case "bank":
-                return self._best_of_bank(known, held_out, classes)
-        # unit variance on average, so that one range of penalties suits pixels and every network
-        size = known.features.std(0).square().mean().sqrt()
-        inner, scores = choose_and_refit(known.features / size, known.labels, held_out, classes, PENALTIES)
-        detail = {"penalty": inner.penalty, "held_out_top1": scores[inner.penalty]}
-        return lambda x: inner(x / size), detail
+                return self._best_of_bank(train, source)
+        classifier = fit_linear(train, source, seed=self.seed)
+        return classifier, classifier.detail
 
-    def _best_of_bank(
-        self, known: Measured, held_out: np.ndarray, classes: int
-    ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-        chosen_on = torch.from_numpy(held_out).to(known.features.device)
-        if not 0 < int(chosen_on.sum()) < len(chosen_on):
-            raise ValueError(f"{len(chosen_on)} training images are too few to hold out some for choosing a probe")
+    def _best_of_bank(self, train: Features, source: Source) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+        held_out = torch.from_numpy(holdout_mask(source, seed=self.seed)[train.indices.numpy()])
+        held_out, classes = held_out.to(train.features.device), len(source.classes)
+        if not 0 < int(held_out.sum()) < len(held_out):
+            raise DataError(self.data, f"{len(held_out)} training images are too few to hold out a tenth of them")
         pairs = [(lr, decay) for lr in self.lrs for decay in self.decays]
         bank = sgd_probes(
-            known.features[~chosen_on], known.labels[~chosen_on], classes, lrs=[lr for lr, _ in pairs],
+            train.features[~held_out], train.labels[~held_out], classes, lrs=[lr for lr, _ in pairs],
             decays=[decay for _, decay in pairs], batch=self.batch, epochs=self.epochs, seed=self.seed,
         )  # fmt: skip
-        found = [accuracy(scores, known.labels[chosen_on]) for scores in bank(known.features[chosen_on])]
-        best = max(range(len(pairs)), key=found.__getitem__)
+        scores = [accuracy(scores, train.labels[held_out]) for scores in bank(train.features[held_out])]
+        best = max(range(len(pairs)), key=scores.__getitem__)
         lr, decay = pairs[best]
-        detail = {"lr": lr, "weight_decay": decay, "probes": len(pairs), "held_out_top1": found[best]}
-        return self._trained(known, classes, lr, decay), detail
+        detail = {"lr": lr, "weight_decay": decay, "probes": len(pairs), "held_out_top1": scores[best]}
+        return self._trained(train, classes, lr, decay), detail
 
-    def _trained(self, known: Measured, classes: int, lr: float, decay: float) -> Callable[[Tensor], Tensor]:
-        probe: Probes = sgd_probes(
-            known.features, known.labels, classes, lrs=[lr], decays=[decay], batch=self.batch, epochs=self.epochs,
+    def _trained(self, train: Features, classes: int, lr: float, decay: float) -> Callable[[Tensor], Tensor]:
+        probe = sgd_probes(
+            train.features, train.labels, classes, lrs=[lr], decays=[decay], batch=self.batch, epochs=self.epochs,
             seed=self.seed,
         )  # fmt: skip
         return lambda x: probe(x)[0]

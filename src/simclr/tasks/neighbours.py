@@ -1,97 +1,128 @@
-"""The images most like a given one."""
+"""Images of a data set that are most similar to given ones."""
 
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from simclr.data import Source, decode, open_source
-from simclr.evaluation.neighbours import neighbours
+from simclr.errors import DataError, SettingError
+from simclr.evaluation.neighbours import nearest
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
 from simclr.report.pictures import rows_of_images
-from simclr.runs.files import require_new_file, require_picture_path
-from simclr.runs.machine import Machine
+from simclr.runs.files import printable, require_picture_path
+from simclr.runs.machine import Device
+from simclr.settings import check_settings, setting
 from simclr.tasks.embed import embed_source, origin
+
+KEYS = ("features", "paths", "indices", "run", "weights", "data", "part", "layer")  # of a file of embeddings
+REMEDY = "Compute the embeddings again with simclr embed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """Find the images of a data set that an encoder holds most like given ones, by cosine.
+    """The images of a data set that are most similar to given ones, by the cosine of their embeddings.
 
-    Embeddings come from a file that `simclr embed` wrote, or are made now. An image that is in the data set finds
-    itself first.
+    Embeddings are read from a file that `simclr embed` wrote, or computed now. The file that is searched for is left out
+    of its own results; copies of it are not.
     """
 
     command: ClassVar[str] = "neighbours"
 
     run: Path
-    """run folder of the encoder"""
+    """run folder of the encoder, or a weights file in it"""
     images: list[Path]
-    """image files to look for"""
+    """image files to search for"""
     among: str
-    """where to look: a file of embeddings of the same encoder, or a data set"""
-    k: int = 10
-    """neighbours of each image"""
+    """images to search: a file of embeddings of the same encoder, or a data set"""
+    k: int = setting(10, at_least=1)
+    """number of neighbours"""
     layer: str = "h"
-    """what is compared, where embeddings are made now; a file has its own"""
+    """layer of the network: h, z, head.1 and on, or block_group1 to 4; a file of embeddings has its own"""
     out: Path | None = None
-    """picture to write, a row an image; must not exist"""
-    machine: Machine = Machine()
-    """device and workers"""
+    """picture to write, one row for each image (png, jpg or webp)"""
+    overwrite: bool = False
+    """replace an existing file"""
+    machine: Device = Device()
+    """device and decoding processes"""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
+        check_settings(self)
         if not self.images:
-            raise ValueError("neighbours needs at least one image file")
+            raise SettingError("images", "at least one image file", "none")
         if self.out is not None:
-            require_picture_path(require_new_file(self.out))
+            require_picture_path(self.out, self.overwrite)
 
     def __call__(self) -> dict[str, Any]:
-        pixels = [decode(image) for image in self.images]  # complains of a bad file before the long part
+        pixels = [decode(image) for image in self.images]  # an unreadable file is refused before the long part
         bank, indices, source, layer = self.bank()
         encoder = load(self.run).to(self.machine.kind)
         network = read_layer(encoder.network, encoder.head, layer)
         with torch.inference_mode():
             stack = torch.stack([encoder.preprocess(image) for image in pixels])
             queries = network(stack.to(self.machine.kind)).float().cpu()
-        nearest = neighbours(bank, queries, self.k)
-        cosines = (F.normalize(bank[nearest], dim=2) * F.normalize(queries, dim=1)[:, None]).sum(2)
-        found = {}
-        for image, rows, cosine in zip(self.images, nearest.tolist(), cosines.tolist(), strict=True):
-            print(image)
-            found[str(image)] = [(source.path(indices[row]), value) for row, value in zip(rows, cosine, strict=True)]
-            for path, value in found[str(image)]:
-                print(f"  {value:6.3f}  {path}")
+        exclude = rows_to_exclude(self.images, source, indices)
+        cosines, rows = nearest(bank, queries, self.k + 1, exclude=exclude)
+        results: dict[str, list[tuple[str, float]]] = {}
+        sheet, captions = [], []
+        for image, shown, cosine, row in zip(self.images, pixels, cosines.tolist(), rows.tolist(), strict=True):
+            matches = [(indices[r], value) for r, value in zip(row, cosine, strict=True) if np.isfinite(value)]
+            matches = matches[: self.k]
+            results[str(image)] = [(source.path(i), value) for i, value in matches]
+            print(printable(str(image)))
+            for rank, (name, value) in enumerate(results[str(image)], 1):
+                print(printable(f"  {rank:3}  {value:6.3f}  {name}"))
+            if self.out is not None:
+                sheet.append([shown, *(source.read(i) for i, _ in matches)])
+                captions.append([image.name, *(f"{Path(name).name}\n{v:.3f}" for name, v in results[str(image)])])
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            rows = [
-                [image, *(source.read(indices[i]) for i in row)] for image, row in zip(pixels, nearest, strict=True)
-            ]
-            rows_of_images(rows).save(self.out)
+            rows_of_images(sheet, captions).save(self.out)
             print(f"wrote {self.out}")
-        return {"neighbours": found}
+        return {"neighbours": results}
 
     def bank(self) -> tuple[torch.Tensor, np.ndarray, Source, str]:
-        """Embeddings to look among, their places in the data set, the data set, and the layer they are of."""
-        given = Path(self.among)
-        if given.suffix == ".npz" and given.is_file():
-            with np.load(given, allow_pickle=False) as file:
-                if "features" in file:
-                    return self.kept(given, dict(file))
-        made = embed_source(self.run, self.among, "all", self.layer, self.machine)
-        return made.features, made.indices.numpy(), open_source(self.among, "all"), self.layer
+        """Return the embeddings to search, their rows in the data set, the data set, and the layer of the embeddings."""
+        path = Path(self.among)
+        if path.suffix == ".npz" and path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    content = dict(file) if "features" in file else None
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                raise DataError(path, "is not an npz of arrays", REMEDY) from None
+            if content is not None:
+                return self._from_file(path, content)
+        computed = embed_source(self.run, self.among, "all", self.layer, self.machine)
+        return computed.features, computed.indices.numpy(), open_source(self.among, "all"), self.layer
 
-    def kept(self, path: Path, file: dict[str, np.ndarray]) -> tuple[torch.Tensor, np.ndarray, Source, str]:
-        """What `simclr embed` wrote, if it is of the encoder of this run and its data set is still what it was."""
-        data, part, layer = (str(file[name]) for name in ("data", "part", "layer"))
-        if str(file["weights"]) != origin(self.run, data, part, layer)["weights"]:
-            raise ValueError(f"{path} holds embeddings of {file['run']}, other weights than those of {self.run}")
-        source, indices = open_source(data, part), file["indices"]
-        if len(source) <= indices.max() or any(source.path(i) != file["paths"][k] for k, i in enumerate(indices)):
-            raise ValueError(f"{path}: the images of {data} have changed since; embed them again")
-        return torch.from_numpy(file["features"]), indices, source, layer
+    def _from_file(self, path: Path, content: dict[str, np.ndarray]) -> tuple[torch.Tensor, np.ndarray, Source, str]:
+        """Return what `simclr embed` wrote, if it is of the encoder of this run and its data set has not changed."""
+        if missing := [name for name in KEYS if name not in content]:
+            raise DataError(path, f"has no {', '.join(missing)}, which simclr embed writes", REMEDY)
+        data, part, layer = (str(content[name]) for name in ("data", "part", "layer"))
+        if str(content["weights"]) != origin(self.run, data, part, layer)["weights"]:
+            raise DataError(path, f"was computed with other weights ({content['run']}) than those of {self.run}", REMEDY)
+        source, indices = open_source(data, part), content["indices"]
+        names = content["paths"]
+        if len(source) <= indices.max(initial=-1) or any(source.path(i) != names[k] for k, i in enumerate(indices)):
+            raise DataError(path, f"the images of {data} have changed since it was written", REMEDY)
+        return torch.from_numpy(content["features"]), indices, source, layer
+
+
+def rows_to_exclude(images: list[Path], source: Source, indices: np.ndarray) -> torch.Tensor:
+    """Return, for each image file, its position in `indices` if the source holds the same file, else -1."""
+    names = list(source.paths.encoded())
+    rows = []
+    for image in images:
+        candidates = (row for row, i in enumerate(indices.tolist()) if names[i].endswith(os.fsencode(image.name)))
+        rows.append(next((row for row in candidates if _is_same_file(source.stored(indices[row]), image)), -1))
+    return torch.tensor(rows)
+
+
+def _is_same_file(stored: Path | bytes | None, image: Path) -> bool:
+    return isinstance(stored, Path) and stored.exists() and os.path.samefile(stored, image)

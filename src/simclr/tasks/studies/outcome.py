@@ -92,9 +92,9 @@ def _mean_and_sd(entry: dict[str, Any], name: str) -> str:
 
 
 def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> None:
-    """study.json, study.csv and study.png, unless they say this already; older ones keep their names with a number."""
+    """study.json, study.csv and study.svg, unless they say this already; older ones keep their names with a number."""
     text = json.dumps(content, indent=2) + "\n"
-    whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "png"))
+    whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "svg"))
     if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
         for path in (whole, sheet, picture):
             number_existing(path)
