@@ -1,7 +1,7 @@
 """Evaluation: features of a frozen encoder, metrics, classifiers on features, and confidence intervals.
 
-Metrics are pure functions of features (n, d). Computations that need float64 run on the CPU if the device has no float64
-(MPS).
+Metrics are pure functions of features (n, d). Computations that need float64 run on the CPU if the device has no
+float64 (MPS).
 """
 
 from simclr.evaluation.metrics import (

@@ -87,8 +87,8 @@ class EvalBatches:
 
 
 def eval_batches(source: Source, preprocess: Preprocess, batch: int = 256, workers: int = 0) -> EvalBatches:
-    """Return batches of every image of a source, prepared by `preprocess`. `workers` processes decode the images (0: this
-    process); images in memory are prepared one batch at a time."""
+    """Return batches of every image of a source, prepared by `preprocess`. `workers` processes decode the images (0:
+    this process); images in memory are prepared one batch at a time."""
     return EvalBatches(source, preprocess, batch, workers)
 
 

@@ -20,9 +20,7 @@ from simclr.runs.recipe import plain
 from simclr.runs.results import Result, provenance
 
 
-def figure(
-    scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], metric: str = "top1", **fields: Any
-) -> Result:
+def figure(scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], metric: str = "top1", **fields: Any) -> Result:
     """Return the result record of `metric` for scores and classes (n,), or scores and present classes (n, c); `fields`
     are the other fields of `Result`."""
     if metric == "top1":

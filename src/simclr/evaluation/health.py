@@ -23,8 +23,9 @@ def health(
 ) -> dict[str, float]:
     """Return the figures of n images from representations h of one view and embeddings z of two views.
 
-    `contrastive_top1` and `entropy` (nats) are over all 2n - 1 candidates and so depend on n, as `rankme` does. A higher
-    contrastive_top1 is not always better: at low temperatures it rises while linear accuracy falls (paper, Table 5).
+    `contrastive_top1` and `entropy` (nats) are over all 2n - 1 candidates and so depend on n, as `rankme` does. A
+    higher contrastive_top1 is not always better: at low temperatures it rises while linear accuracy falls (paper, Table
+    5).
     """
     statistics = contrast_statistics(z_a.float(), z_b.float(), temperature)
     deviations = unit_rows(z_a.cpu().double()).std(0) * z_a.shape[1] ** 0.5
@@ -51,8 +52,8 @@ class HealthCheck:
     def of(
         cls, source: Source, views: Views, temperature: float, *, most: int = SAMPLE, seed: int = 0, workers: int = 0
     ) -> "HealthCheck":
-        """Return the check on two views of up to `most` images of a source, chosen by a hash of their names and decoded by
-        `workers` processes; unreadable images are left out."""
+        """Return the check on two views of up to `most` images of a source, chosen by a hash of their names and decoded
+        by `workers` processes; unreadable images are left out."""
         rows = np.sort(np.argsort(source.paths.hashes(), kind="stable")[:most]).tolist()
         decoder = loader(
             _Pairs(source, views, seed), rows, workers=workers, prefetch=2 * workers, item_bytes=24 * views.size**2

@@ -13,8 +13,8 @@ Interval = tuple[float, float]
 
 
 def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95, rounds: int = 2000, seed: int = 0) -> Interval:
-    """Return the bootstrap interval of the mean of `correct` (N,): the variation between samples of as many test images, not
-    between training runs."""
+    """Return the bootstrap interval of the mean of `correct` (N,): the variation between samples of as many test
+    images, not between training runs."""
     rng = np.random.default_rng(seed)
     n = len(correct)
     # the sum of resampled 0/1 values is binomial; other values are resampled
@@ -26,7 +26,8 @@ def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95, rounds: int 
 
 
 def class_interval(correct: np.ndarray, labels: np.ndarray, *, level: float = 0.95, rounds: int = 2000) -> Interval:
-    """Return the bootstrap interval of the accuracy within each class, averaged over classes: each class is resampled."""
+    """Return the bootstrap interval of the accuracy within each class, averaged over classes: each class is
+    resampled."""
     rng = np.random.default_rng(0)
     classes = [correct[labels == c] for c in np.unique(labels)]
     return _middle(np.mean([rng.binomial(len(c), c.mean(), rounds) / len(c) for c in classes], axis=0), level)
@@ -52,8 +53,8 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def permutation_test(a: np.ndarray, b: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> float:
-    """Return the two-sided p-value of the paired permutation test that the sums of two rows (N,) are equal, such as the hits
-    of two networks on the same images."""
+    """Return the two-sided p-value of the paired permutation test that the sums of two rows (N,) are equal, such as the
+    hits of two networks on the same images."""
     sizes, counts = np.unique(np.abs(a - b)[a != b], return_counts=True)
     if not len(sizes):
         return 1.0
@@ -69,8 +70,8 @@ def permutation_test_of(
     metric: Callable[[Tensor, Tensor], float], a: Float[Tensor, "n c"], b: Float[Tensor, "n c"],
     truth: Shaped[Tensor, "n ..."], *, samples: int = 1000, seed: int = 0,
 ) -> float:  # fmt: skip
-    """Return the p-value of the paired permutation test for a metric that is not a mean over images: the scores of the two
-    networks are exchanged at random for each image."""
+    """Return the p-value of the paired permutation test for a metric that is not a mean over images: the scores of the
+    two networks are exchanged at random for each image."""
     rng = np.random.default_rng(seed)
     observed = abs(metric(a, truth) - metric(b, truth))
     extreme = 0

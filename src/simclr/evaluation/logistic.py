@@ -49,9 +49,9 @@ def fit_path(
     """Return one classifier for each penalty, in the order given; each fit starts from the solution of the next larger
     penalty.
 
-    Labels (n,) are exclusive classes; labels (n, classes) say which classes are present and give one two-class regression
-    for each class. A fit ends when the largest entry of the gradient of the mean objective, in the scaled coordinates,
-    falls below `tolerance`.
+    Labels (n,) are exclusive classes; labels (n, classes) say which classes are present and give one two-class
+    regression for each class. A fit ends when the largest entry of the gradient of the mean objective, in the scaled
+    coordinates, falls below `tolerance`.
     """
     ordered = sorted(set(penalties), reverse=True)
     fits = fit_decreasing(features, labels, classes, ordered, tolerance=tolerance, max_iterations=max_iterations)
@@ -128,8 +128,8 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
     """Minimise by limited-memory BFGS (Nocedal and Wright, algorithm 7.4) with a backtracking line search; return the
     point and the number of iterations.
 
-    `objective(point)` returns value and gradient. torch.optim.LBFGS needs several times the evaluations: its line search
-    looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
+    `objective(point)` returns value and gradient. torch.optim.LBFGS needs several times the evaluations: its line
+    search looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
     """
     value, gradient = objective(point)
     steps: list[Tensor] = []
@@ -179,7 +179,8 @@ def choose_and_refit(
     penalties: Sequence[float] = PENALTIES,
     metric: Metric = accuracy,
 ) -> tuple[Classifier, dict[float, float]]:
-    """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, and refit on all.
+    """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, and refit on
+    all.
 
     Penalties are tried from the largest down, until neither the score nor the cross-entropy of the held-out rows has
     improved over two decades. Ties go to the larger penalty. Return the classifier and the held-out score of every

@@ -26,8 +26,9 @@ def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) ->
 
 
 def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
-    """Return the 11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1 of
-    the highest precision at that recall or above. `scores` (N,), `present` (N,) bool; nan if the class never occurs."""
+    """Return the 11-point interpolated average precision of one class (VOC2007): the mean over recalls 0, 0.1, ..., 1
+    of the highest precision at that recall or above. `scores` (N,), `present` (N,) bool; nan if the class never
+    occurs."""
     hits = present[np.argsort(-scores, kind="stable")].cumsum()
     if not len(hits) or hits[-1] == 0:
         return float("nan")
@@ -58,8 +59,8 @@ def rankme(features: Float[Tensor, "n d"]) -> float:
 
 @torch.no_grad()
 def embedding_std(features: Float[Tensor, "n d"]) -> float:
-    """Return the standard deviation of unit rows, averaged over dimensions, times sqrt(d): 1 for isotropic features, 0 for
-    features that have collapsed to a point (Chen and He 2021)."""
+    """Return the standard deviation of unit rows, averaged over dimensions, times sqrt(d): 1 for isotropic features, 0
+    for features that have collapsed to a point (Chen and He 2021)."""
     unit = unit_rows(features.cpu().double())
     return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
 
@@ -72,7 +73,8 @@ def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
 
 @torch.no_grad()
 def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
-    """Return the log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is uniform.
+    """Return the log of the mean of exp(-t |x - y|^2) over pairs of unit rows (Wang and Isola 2020); about -4 is
+    uniform.
 
     Pairs are taken in blocks of rows, so that memory does not grow with the square of n.
     """

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from simclr.randomness import bits, permutation
 
-
 BATCH, LR, WEIGHT_DECAY = 256, 1e-3, 1e-2
 
 
@@ -20,8 +19,8 @@ def mlp_probe(
     epochs: int = 40,
     seed: int = 0,
 ) -> nn.Module:
-    """Return a network with one hidden layer on standardised features, trained by AdamW with a linear decay of the learning
-    rate: features -> scores (n, c)."""
+    """Return a network with one hidden layer on standardised features, trained by AdamW with a linear decay of the
+    learning rate: features -> scores (n, c)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(bits(seed)[0] >> 1))
         net = nn.Sequential(nn.Linear(features.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.data import Source, open_source
-from simclr.data.multilabel import class_names, is_multilabel, present_classes
+from simclr.data.multilabel import is_multilabel, present_classes
 from simclr.data.specs import why_unlabelled
 from simclr.data.splits import drop_unseen_classes
 from simclr.errors import DataError

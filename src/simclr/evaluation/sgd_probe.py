@@ -41,8 +41,8 @@ def sgd_probes(
     decays[p].
 
     Zero start, Nesterov momentum 0.9 with the learning rate inside the velocity, no warm-up, cosine decay to zero
-    (official README; paper, App. B.6). Weight decay is not applied to biases. A batch larger than the data set is reduced
-    to it, and the learning rates with it.
+    (official README; paper, App. B.6). Weight decay is not applied to biases. A batch larger than the data set is
+    reduced to it, and the learning rates with it.
     """
     batch = min(batch, len(features))
     probes, d = len(lrs), features.shape[1]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def write_run_report(run: Path) -> None:
-    """Write RUN/report.html at the end of a run. An error is printed as one line: a failed report does not fail a run."""
+    """Write RUN/report.html at the end of a run. An error is printed as one line: a failed report does not fail a
+    run."""
     try:
         from simclr.report.page import require_report_path, write_page  # imports statistics and templates
         from simclr.report.reading import read_run

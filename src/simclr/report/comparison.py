@@ -88,8 +88,8 @@ def differing(records: Sequence[RunRecord]) -> list[list[str]]:
 
 
 def differences(records: Sequence[RunRecord]) -> list[list[str]]:
-    """Return the difference of each figure of each later run to the first run, with its 95 % interval and p-value if both
-    files hold the hits of the same test images."""
+    """Return the difference of each figure of each later run to the first run, with its 95 % interval and p-value if
+    both files hold the hits of the same test images."""
     labels = names(records)
     rows = []
     for key, shared in _common(records).items():
@@ -125,8 +125,8 @@ def hits(row: dict[str, Any]) -> np.ndarray | None:
 
 
 def over_seeds(records: Sequence[RunRecord]) -> list[list[str]]:
-    """Return the figures of runs that differ only in their seed: runs, mean, standard deviation, and Student's interval of
-    the mean."""
+    """Return the figures of runs that differ only in their seed: runs, mean, standard deviation, and Student's interval
+    of the mean."""
     rows = []
     for group in group_by_settings(records):
         if len({record.recipe.get("seed") for record in group}) < len(group) or len(group) < 2:

@@ -28,7 +28,7 @@ PICTURE_BYTES = 8 << 20  # largest picture that is included in the page
 COLUMNS = ("name", "protocol", "metric", "value", "interval", "n", "layer", "detail", "hits", "answers", "role", "unit",
            "target")  # fmt: skip
 LABELS = {  # of the other fields of a result
-    "interval_of": "interval", "frozen": "frozen", "transform": "images", "split": "split", "evaluated_on": "evaluated on",
+    "interval_of": "interval", "transform": "images", "evaluated_on": "evaluated on",
     "seen_in_pretraining": "seen in pretraining", "code": "version of the code", "recipe": "hash of the recipe",
     "weights": "hash of the weights",
 }  # fmt: skip
@@ -225,10 +225,13 @@ def _measured(m: Measurement) -> dict[str, Any]:
          *(setting_text(row.get(name)) for name in separate), *([_detail(row.get("detail") or {})] * detail)]
         for row, unit in zip(m.rows, units, strict=True)
     ]  # fmt: skip
-    bars = [bar(row["value"], row.get("interval")) if unit == "%" else "" for row, unit in zip(m.rows, units, strict=True)]
+    bars = [
+        bar(row["value"], row.get("interval")) if unit == "%" else "" for row, unit in zip(m.rows, units, strict=True)
+    ]
     shared |= {"command": m.environment.get("command", ""), "at": m.environment.get("time", "")}
+    title = f"{m.command} on {m.data}" if m.data else m.command
     return _table(
-        f"{m.command} on {m.data}" if m.data else m.command, columns, rows, explained([row["metric"] for row in m.rows]),
+        title, columns, rows, explained([row["metric"] for row in m.rows]),
         file=m.file, older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ TILE, LARGE_TILE = 64, 112  # pixels, without and with captions; smaller images 
 GAP = 4
 LINE, LETTER = 12, 5  # height of a line and width of a letter of a caption, pixels
 PALETTE = ("#0072b2", "#d55e00", "#007a5a", "#a3508a")
-STYLE = """text { font: 11px system-ui, sans-serif; fill: #444 } line { stroke: #ccc } line.interval { stroke-width: 1.5 }"""
+STYLE = "text { font: 11px system-ui, sans-serif; fill: #444 } line { stroke: #ccc } .interval { stroke-width: 1.5 }"
 WIDTH, ROW, TOP, LABELS = 760, 22, 40, 220  # of the figure of a study, pixels
 
 
@@ -47,7 +47,10 @@ def study_svg(study: dict[str, Any]) -> str:
 
     parts = [svg_text("start", 4, 16, 0, f"{study['study']} on {study['data']}: top-1, %")]
     for value in ticks(low, high):
-        parts += [svg_line("grid", x(value), TOP - 8, x(value), bottom), svg_text("middle", x(value), bottom, 14, f"{value:g}")]
+        parts += [
+            svg_line("grid", x(value), TOP - 8, x(value), bottom),
+            svg_text("middle", x(value), bottom, 14, f"{value:g}"),
+        ]
     for row, (label, entry) in enumerate(study["members"].items()):
         y = TOP + ROW * row + ROW // 2
         parts += [svg_text("end", LABELS - 8, y, 4, label), svg_line("grid", LABELS, y, WIDTH - 20, y)]
@@ -85,8 +88,8 @@ def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k:
 def rows_of_images(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]] | None = None
 ) -> Image.Image:
-    """Return a sheet of images (H, W, 3), the first of each row set apart from the others; `captions` are up to two lines
-    below each image."""
+    """Return a sheet of images (H, W, 3), the first of each row set apart from the others; `captions` are up to two
+    lines below each image."""
     side = LARGE_TILE if captions else TILE
     height = side + GAP + (2 * LINE if captions else 0)
     longest = max(map(len, rows))
@@ -112,7 +115,8 @@ def tile(image: np.ndarray, size: int = TILE) -> Image.Image:
 
 
 def _shortened(text: str, length: int) -> str:
-    """Return text of at most `length` letters, without its middle if it is longer; Latin letters only, as the font has."""
+    """Return text of at most `length` letters, without its middle if it is longer; Latin letters only, as the font
+    has."""
     text = printable(text).encode("latin-1", "replace").decode("latin-1")
     half = (length - 2) // 2
     return text if len(text) <= length else f"{text[:half]}..{text[-half:]}"

@@ -79,8 +79,8 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _kind(text: str, recipe: dict, result: dict | None, card: dict) -> str:
-    """Return the command that wrote a run: the first line of the recipe names it, as do the result and the card; without
-    them it is inferred from the settings."""
+    """Return the command that wrote a run: the first line of the recipe names it, as do the result and the card;
+    without them it is inferred from the settings."""
     if text.startswith("# simclr ") and (word := text.split(maxsplit=3)[2].rstrip(":")) in COMMANDS:
         return word
     contents = (result or {}), (card.get("source") or {})

@@ -57,7 +57,9 @@ def comparison_warnings(records: Sequence[RunRecord]) -> list[Finding]:
     measured = [record for record in records if any(_on_test(row) for m in record.current for row in m.rows)]
     settings = len(group_by_settings(measured))
     if settings > 2:
-        text = f"{settings} settings are measured on test images: selecting the best of them there would bias its figure."
+        text = (
+            f"{settings} settings are measured on test images: selecting the best of them there would bias its figure."
+        )
         warnings.append(Finding("selection", "warning", text))
     return warnings
 
@@ -75,7 +77,9 @@ def codes_of(record: RunRecord) -> list[str]:
 def _progress(record: RunRecord) -> Iterator[Finding]:
     if not record.finished:
         part = f" of {record.steps:,} ({100 * record.step / record.steps:.0f} %)" if record.steps else ""
-        text = f"The run is not finished: its log ends at step {record.step:,}{part}. Run the same command to resume it."
+        text = (
+            f"The run is not finished: its log ends at step {record.step:,}{part}. Run the same command to resume it."
+        )
         yield Finding("progress", "warning", text)
     elif record.trained:
         yield Finding("progress", "ok", f"The run is finished, after {plural(record.steps or record.step, 'step')}.")
@@ -102,8 +106,8 @@ def _loss(record: RunRecord) -> Iterator[Finding]:
     level = f"chance level, {record.chance_formula} = {record.chance:.3f} nats"
     text = f"The loss is {last / record.chance:.3f} of {level}, at the end of the log"
     if last > AT_CHANCE * record.chance and (record.result is not None or record.step > max(record.warmup, EARLY)):
-        cause = "the network hardly tells views of one image from those of others. lr is too low or too high, or positives"
-        yield Finding("loss", "FAILED", f"{text}: {cause} are shuffled; simclr doctor DATA tests it.")
+        text += ": positives are recognised hardly better than by chance. lr is too low or too high, or positives are"
+        yield Finding("loss", "FAILED", f"{text} shuffled; simclr doctor DATA tests it.")
     elif last > lowest + RISES * record.chance:
         lowest_part = f"{lowest / record.chance:.3f}"
         yield Finding("loss", "warning", f"{text}, after {lowest_part} before: it rises again. Lower lr.")
@@ -117,7 +121,9 @@ def _embeddings(record: RunRecord) -> Iterator[Finding]:
         if not values:
             continue
         value = float(np.mean(values[-max(1, len(values) // 10) :]))
-        text = f"The {term(name).label} of the embeddings is {value:.2g} at the end of the log (1 is isotropic, 0 a point)"
+        text = (
+            f"The {term(name).label} of the embeddings is {value:.2g} at the end of the log (1 is isotropic, 0 a point)"
+        )
         if value < COLLAPSED:
             yield Finding("embeddings", "FAILED", f"{text}: they have collapsed. Lower lr or lengthen the warm-up.")
             return
@@ -125,7 +131,7 @@ def _embeddings(record: RunRecord) -> Iterator[Finding]:
             yield Finding("embeddings", "ok", f"{text}.")
     idle = record.last("health_idle_dimensions")
     if idle is not None and idle > 0.5:
-        text = f"{100 * idle:.0f} % of the dimensions of the embedding have almost no deviation: it has collapsed to a few."
+        text = f"{100 * idle:.0f} % of the dimensions of the embedding have almost no deviation."
         yield Finding("dimensions", "warning", text)
 
 
@@ -195,7 +201,9 @@ def _evaluated_images(record: RunRecord) -> Iterator[Finding]:
         text = f"{_files(seen)}, measured on images that pretraining on the same data has seen."
         yield Finding("seen images", "warning", text)
     if holdout:
-        text = f"{_files(holdout)}, measured on a hold-out of the training images for the choice of settings, not on test"
+        text = (
+            f"{_files(holdout)}, measured on a hold-out of the training images for the choice of settings, not on test"
+        )
         yield Finding("hold-out", "warning", f"{text} images.")
 
 
@@ -230,9 +238,13 @@ def _baselines(record: RunRecord) -> Iterator[Finding]:
 
 def _is_baseline_of(other: dict[str, Any], row: dict[str, Any], m: Measurement) -> bool:
     """Return whether `other` is the same figure of a baseline that any model should surpass: not of another encoder."""
-    same = all(other.get(name) == row.get(name) for name in ("metric", "protocol")) and m.data_of(other) == m.data_of(row)
+    same = all(other.get(name) == row.get(name) for name in ("metric", "protocol")) and m.data_of(other) == m.data_of(
+        row
+    )
     another_run = "run" in (other.get("detail") or {})
-    return other["role"] == "baseline" and same and not another_run and other.get("layer") in ("pixels", row.get("layer"))
+    return (
+        other["role"] == "baseline" and same and not another_run and other.get("layer") in ("pixels", row.get("layer"))
+    )
 
 
 def _selection(record: RunRecord) -> Iterator[Finding]:
@@ -247,7 +259,9 @@ def _selection(record: RunRecord) -> Iterator[Finding]:
     for (method, data), values in groups.items():
         if len(values) > 1:
             low, high = (number(end(values.values()), "%") for end in (min, max))
-            text = f"{method}: the test images of {data} were read with {len(values)} settings, {low} to {high}: selecting"
+            text = (
+                f"{method}: the test images of {data} were read with {len(values)} settings, {low} to {high}: selecting"
+            )
             yield Finding("selection", "warning", f"{text} the best of them there would bias its figure.")
 
 

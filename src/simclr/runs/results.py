@@ -12,8 +12,14 @@ from simclr.runs.files import require_file_path
 SPLIT = "fitted on train, chosen on held-out train, read once on test"
 FROZEN = "the whole encoder, batch statistics included"
 FRACTIONS = ("mean_per_class", "map11", "ece", "idle_dimensions", "agreement")
-OTHER_UNITS = {"loss": "nats", "entropy": "nats", "rankme": "dimensions", "rankme_h": "dimensions", "rankme_z": "dimensions"}
-OLD_BASELINES = ("raw pixels", "untrained encoder", "from scratch")  # names in transfer and comparisons before `role`
+OTHER_UNITS = {
+    "loss": "nats",
+    "entropy": "nats",
+    "rankme": "dimensions",
+    "rankme_h": "dimensions",
+    "rankme_z": "dimensions",
+}
+OLD_BASELINES = ("raw pixels", "untrained encoder", "from scratch")  # names before `role` was written
 
 
 @dataclass(frozen=True, kw_only=True)

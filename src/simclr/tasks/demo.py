@@ -8,7 +8,7 @@ from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.evaluation.features import extract
 from simclr.models.pretrained import load
-from simclr.report import keep_page
+from simclr.report import write_run_report
 from simclr.report.pictures import neighbour_sheet
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
@@ -48,7 +48,7 @@ class Demo:
         encoder = load(self.out)
         features = extract(encoder.network, test, encoder.preprocess)
         neighbour_sheet(features, test, seed=self.seed).save(pictures / "neighbours.png")
-        keep_page(self.out)
+        write_run_report(self.out)
         print(f"\nrun: {self.out}\npictures: {', '.join(str(path) for path in sorted(pictures.glob('*.png')))}")
         print(f"report: {self.out / 'report.html'}")
         return results

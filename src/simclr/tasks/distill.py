@@ -15,15 +15,16 @@ from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation.features import extract
-from simclr.evaluation.figures import Result, summary, table
+from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
-from simclr.evaluation.protocol import describe, labelled
+from simclr.evaluation.protocol import describe, evaluated_images, open_labelled
 from simclr.losses import distillation
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
+from simclr.runs.results import Result
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default
 from simclr.training.batches import Batch
@@ -105,11 +106,16 @@ class Distill(Training):
         last = fit(run, fabric, parts, schedule, describe=agreement)
 
         results = [] if test is None else self.figures(student, teacher, test, given, len(source))
-        content = {**summary(results, self, self.teacher), "images": len(source), "steps": schedule.steps, **last}
+        content = {
+            **results_content(results, self, self.teacher),
+            "images": len(source),
+            "steps": schedule.steps,
+            **last,
+        }
         content |= {f"{result.name}_{result.metric}": result.value for result in results}
 
         def save() -> None:
-            print(table(results))
+            print(format_table(results))
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
 
         return close_run(fabric, run, {**content, "bad": len(run.bad)}, save)
@@ -155,7 +161,7 @@ class Distill(Training):
         if self.test is None and source.labels is None:
             return None
         names = self.class_names(given)
-        train, test = labelled(self.data if self.test is None else self.test)
+        train, test = open_labelled(self.data if self.test is None else self.test)
         named = "names" in given.supervised
         if list(train.classes) != names if named else len(train.classes) != len(names):
             raise DataError(
@@ -198,8 +204,8 @@ class Distill(Training):
         self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, images: int
     ) -> list[Result]:
         """Return the test accuracy of both networks and how often they agree."""
-        facts: dict[str, Any] = {
-            "layer": "h", "frozen": "nothing",
+        fields: dict[str, Any] = {
+            **evaluated_images(test), "protocol": "distilled", "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
             "split": f"fitted on {images:,} images, last step measured on the test part",
         }  # fmt: skip
@@ -208,9 +214,10 @@ class Distill(Training):
             features[name] = extract(
                 network, test, given.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
             )
-            results.append(Result.of(name, "distilled", features[name].features, features[name].labels, **facts))
+            role = "teacher" if name == "teacher" else "model"
+            results.append(figure(features[name].features, features[name].labels, name=name, role=role, **fields))
         choice = features["teacher"].features.argmax(1)
-        matches = Result.of("student", "distilled", features["student"].features, choice, **facts)
+        matches = figure(features["student"].features, choice, name="student", **fields)
         return [*results, replace(matches, metric="agreement_top1")]
 
     def card(self, student: Card, names: list[str], source: Source) -> Card:

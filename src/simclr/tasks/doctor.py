@@ -22,8 +22,9 @@ from simclr.errors import SettingError
 from simclr.evaluation.metrics import embedding_std
 from simclr.report import checks
 from simclr.report.checks import Finding
-from simclr.report.diagnosis import diagnose
+from simclr.report.reading import read_run
 from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_for_backward, memory
+from simclr.report.warnings import run_findings
 from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
@@ -64,7 +65,7 @@ class Doctor:
     def __call__(self) -> dict[str, Any]:
         """Print the findings and return them; `passed` is False if one of them failed."""
         if run := self._run():
-            results, show = diagnose(run.metrics(), run.result is not None), print
+            results, show = run_findings(read_run(run.path)), print
         else:
             source, _ = self.pretrain.sources()
             fabric = self.pretrain.machine.launch()

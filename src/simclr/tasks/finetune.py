@@ -17,15 +17,16 @@ from simclr.data.multilabel import class_names
 from simclr.data.splits import holdout_mask, rows_from_list, stratified_subset
 from simclr.errors import DataError, SettingError
 from simclr.evaluation.features import extract
-from simclr.evaluation.figures import Result, summary, table
+from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
-from simclr.evaluation.protocol import describe, labelled
+from simclr.evaluation.protocol import describe, open_labelled
 from simclr.models import ProjectionHead
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier, classifier_groups
 from simclr.models.pretrained import Encoder, load
 from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
+from simclr.runs.results import Result
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default
 from simclr.training.batches import Batch
@@ -113,11 +114,11 @@ class FineTune(Training):
         features = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
         targets = torch.from_numpy(multilabel.targets(measured))[features.indices]
         results = self.figures(features.features, targets, preprocess, len(source))
-        content = {**summary(results, self, self.run), "steps": schedule.steps, **last, "bad": len(run.bad)}
+        content = {**results_content(results, self, self.run), "steps": schedule.steps, **last, "bad": len(run.bad)}
         content |= {result.metric: result.value for result in results}
 
         def save() -> None:
-            print(table(results))
+            print(format_table(results))
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, source), model.classifier)
 
@@ -159,7 +160,7 @@ class FineTune(Training):
 
     def images(self) -> tuple[Source, Source, float]:
         """Return the training images, the images to evaluate on, and the fraction of the labels in use."""
-        train, test = labelled(self.data, several=True)
+        train, test = open_labelled(self.data, multilabel=True)
         rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled)
         fraction = self.fraction * len(rows) / len(train)
         if self.measure == "held-out":
@@ -194,7 +195,10 @@ class FineTune(Training):
     ) -> list[Result]:
         """Return accuracy over images and over classes, or, for multi-label images, average precision."""
         where = "the test part, read once" if self.measure == "test" else "a tenth of train, held out"
-        facts: dict[str, Any] = {
+        is_test = self.measure == "test"
+        fields: dict[str, Any] = {
+            "evaluated_on": "test" if is_test else "holdout",
+            "seen_in_pretraining": not is_test,
             "layer": f"head.{self.head_layers}" if self.head_layers else "h",
             "transform": f"crops and flips; measured on {describe(preprocess)}",
             "frozen": self.freeze,
@@ -204,7 +208,7 @@ class FineTune(Training):
         amount = f"{100 * self.fraction:g} %" if self.labelled is None else "listed"
         protocol = f"fine-tuned, {amount} of labels" if not self.from_scratch else f"supervised, {amount} of labels"
         return [
-            Result.of(name, protocol, scores, targets, metric, images=images, **facts)
+            figure(scores, targets, metric, name=name, protocol=protocol, detail={"images": images}, **fields)
             for metric in (("top1", "mean_per_class") if targets.ndim == 1 else ("map11",))
         ]
 

@@ -28,8 +28,8 @@ REMEDY = "Compute the embeddings again with simclr embed"
 class Neighbours:
     """The images of a data set that are most similar to given ones, by the cosine of their embeddings.
 
-    Embeddings are read from a file that `simclr embed` wrote, or computed now. The file that is searched for is left out
-    of its own results; copies of it are not.
+    Embeddings are read from a file that `simclr embed` wrote, or computed now. The file that is searched for is left
+    out of its own results; copies of it are not.
     """
 
     command: ClassVar[str] = "neighbours"
@@ -87,7 +87,8 @@ class Neighbours:
         return {"neighbours": results}
 
     def bank(self) -> tuple[torch.Tensor, np.ndarray, Source, str]:
-        """Return the embeddings to search, their rows in the data set, the data set, and the layer of the embeddings."""
+        """Return the embeddings to search, their rows in the data set, the data set, and the layer of the
+        embeddings."""
         path = Path(self.among)
         if path.suffix == ".npz" and path.is_file():
             try:
@@ -106,7 +107,9 @@ class Neighbours:
             raise DataError(path, f"has no {', '.join(missing)}, which simclr embed writes", REMEDY)
         data, part, layer = (str(content[name]) for name in ("data", "part", "layer"))
         if str(content["weights"]) != origin(self.run, data, part, layer)["weights"]:
-            raise DataError(path, f"was computed with other weights ({content['run']}) than those of {self.run}", REMEDY)
+            raise DataError(
+                path, f"was computed with other weights ({content['run']}) than those of {self.run}", REMEDY
+            )
         source, indices = open_source(data, part), content["indices"]
         names = content["paths"]
         if len(source) <= indices.max(initial=-1) or any(source.path(i) != names[k] for k, i in enumerate(indices)):

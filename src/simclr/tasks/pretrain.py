@@ -148,13 +148,17 @@ class Pretrain(Training):
         parts = self.assemble(fabric, source)
         encoder, head = parts.model["encoder"], parts.model["head"]
         fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
-        knn_check = KnnCheck.of(source, Preprocess(self.views.size)) if self.knn_every else None
-        health_check = HealthCheck.of(held_out, self.views, self.temperature) if self.knn_every else None
+        knn_check = health_check = None
+        if self.knn_every and fabric.is_global_zero:
+            workers = self.machine.worker_processes
+            knn_check = KnnCheck.of(source, Preprocess(self.views.size), workers)
+            health_check = HealthCheck.of(held_out, self.views, self.temperature, workers=workers)
 
         def evaluate() -> dict[str, float]:
             metrics = knn_check(encoder, fabric.device) if knn_check else {}
             health = health_check(encoder, head, fabric.device) if health_check else {}
-            return metrics | {f"health_{name}": value for name, value in health.items()}
+            metrics |= {f"health_{name}": value for name, value in health.items()}
+            return fabric.broadcast(metrics) if self.knn_every else metrics
 
         last = fit(run, fabric, parts, schedule, describe=self.describe, evaluate=evaluate)
         result = {"task": self.command, "images": len(source), "steps": schedule.steps, **last, **evaluate()}

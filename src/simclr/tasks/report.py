@@ -1,24 +1,26 @@
-"""A page of what came of one run or several."""
+"""Report of one or several runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from simclr.report.page import replaceable, write_page
-from simclr.report.reading import find_runs, read_folder
-from simclr.runs.files import require_file_path
+from simclr.errors import SettingError
+from simclr.report.page import require_report_path, write_page
+from simclr.report.reading import find_runs, read_run
+from simclr.runs.files import printable, require_file_path
 from simclr.runs.run import OWN
+from simclr.settings import check_settings
 
-FORMS = (".html", ".json")
+FORMATS = (".html", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write what run folders hold as one HTML page.
+    """Report of run folders as one HTML page.
 
-    It needs no network and no other file: what was trained and for how long, what the figures warn of, every
-    measurement, the curves of the log, settings, environment and pictures; of several runs also how they compare.
-    Anything may be missing: unfinished runs, runs of any task and converted checkpoints have a page too.
+    The page needs no network and no other file. It shows what was trained and for how long, warnings, all measurements,
+    the curves of the log, settings, environment and pictures, and a comparison of several runs. Any file may be
+    missing: unfinished runs, runs of any task and converted checkpoints have a page too.
     """
 
     command: ClassVar[str] = "report"
@@ -26,27 +28,30 @@ class Report:
     runs: list[Path]
     """run folders, or folders of run folders"""
     out: Path | None = None
-    """page to write, or what it shows as .json; RUN/report.html if not given, of several runs report.html here. A
-    report that is there is replaced, any other file is not"""
+    """page to write, or its content as .json; RUN/report.html if not given, report.html here for several runs. An
+    existing report is replaced"""
+    overwrite: bool = False
+    """replace an existing file"""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.runs:
-            raise ValueError("report needs at least one run folder")
-        if self.out is not None and self.out.suffix not in FORMS:
-            raise ValueError(f"out: {self.out} must end with {' or '.join(FORMS)}")
+            raise SettingError("runs", "at least one run folder", "none")
+        if self.out is not None and self.out.suffix not in FORMATS:
+            raise SettingError("out", f"a path that ends with {' or '.join(FORMATS)}", str(self.out))
         if self.out is not None and self.out.name in OWN and self.out.suffix == ".json":
-            raise ValueError(f"out: {self.out.name} is the name of a file of runs; choose another, such as report.json")
+            raise SettingError("out", "a name that run folders do not use, such as report.json", self.out.name)
 
     def __call__(self) -> dict[str, Any]:
         paths = find_runs(self.runs)
-        alone = paths[0] if len(paths) == 1 else Path()
-        out = replaceable(require_file_path(self.out or alone / "report.html"))
-        shown = write_page([read_folder(path) for path in paths], out)
+        folder = paths[0] if len(paths) == 1 else Path()
+        out = require_report_path(require_file_path(self.out or folder / "report.html"), self.overwrite)
+        shown = write_page([read_run(path) for path in paths], out)
         for run in shown["runs"]:
-            print(f"{run['name']}: {run['head']}\n  {run['answer']}")
-            for sentence in run["warnings"]:
-                print(f"  warning: {sentence}")
-        for sentence in (shown["comparison"] or {}).get("warnings", ()):
-            print(f"warning: {sentence}")
+            print(printable(f"{run['name']}: {run['head']}\n  {run['answer']}"))
+            for finding in run["findings"]:
+                print(printable(f"  {finding['level']}: {finding['text']}"))
+        for finding in (shown["comparison"] or {}).get("findings", ()):
+            print(printable(f"{finding['level']}: {finding['text']}"))
         print(f"wrote {out}")
         return shown

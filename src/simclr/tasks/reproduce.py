@@ -12,7 +12,7 @@ import yaml
 from simclr.cli.parsing import parse
 from simclr.data.specs import open_for_pretraining
 from simclr.errors import DataError, Error, SettingError
-from simclr.evaluation.protocol import labelled
+from simclr.evaluation.protocol import open_labelled
 from simclr.runs.environment import environment
 from simclr.runs.files import number_existing, require_folder_path, write_atomically
 from simclr.runs.machine import Device
@@ -102,7 +102,7 @@ class Reproduce:
         machine = runs[0].machine
         if self.seeds > 1 and machine.devices * machine.nodes > 1:
             raise SettingError("seeds", "1 with several processes", self.seeds, "Give each seed an --out of its own")
-        labelled(data)  # refuses unlabelled data before anything is computed
+        open_labelled(data)  # refuses unlabelled data before anything is computed
         same = expected.fingerprint in (None, open_for_pretraining(data).fingerprint)
 
         figures = expected.figures or dict.fromkeys(MEASURES)

@@ -31,8 +31,8 @@ Cell = tuple[str, int]  # corruption and severity
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Top-1 accuracy under twelve corruptions at five severities, and the calibration error before and after temperature
-    scaling.
+    """Top-1 accuracy under twelve corruptions at five severities, and the calibration error before and after
+    temperature scaling.
 
     A fine-tuned run is measured with its own classifier, any other with logistic regression on h of the training
     images. The temperature is chosen on training images on which the classifier was not fitted. A fine-tuned run has

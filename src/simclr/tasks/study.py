@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
-from simclr.evaluation.protocol import labelled
+from simclr.evaluation.protocol import open_labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
 from simclr.runs.results import provenance
@@ -87,7 +87,7 @@ class Study(Pretrain):
             raise ValueError("study needs data: labelled images to learn from and to be measured on")
         members = self.members(ablation)
         plan = list(self.planned(members))
-        train, _ = labelled(self.data)
+        train, _ = open_labelled(self.data)
         self.check(plan, open_for_pretraining(self.data))
         if self.dry_run:
             return self.show(plan)

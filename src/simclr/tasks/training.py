@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from simclr.data import Source
 from simclr.errors import SettingError
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
-from simclr.report import keep_page
+from simclr.report import write_run_report
 from simclr.runs.files import report_unreadable
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
@@ -132,7 +132,7 @@ def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[
         save()
         run.finish(result)
         report_unreadable(run.path, run.bad)
-        keep_page(run.path)
+        write_run_report(run.path)
         print(f"wrote {run.path}")
     fabric.barrier()
     return result

@@ -186,7 +186,8 @@ class Transfer:
 def compare(
     ours: Float[Tensor, "n c"], others: Float[Tensor, "n c"], answers: Shaped[Tensor, "n ..."], metric: str
 ) -> tuple[float, int]:
-    """Return the p-value of a paired permutation test of two networks' scores by `metric`, and its number of samples."""
+    """Return the p-value of a paired permutation test of two networks' scores by `metric`, and its number of
+    samples."""
     if metric == "map11":
         return permutation_test_of(METRICS[metric], ours, others, answers, samples=MAP_SAMPLES), MAP_SAMPLES
     a, b = hits(ours, answers), hits(others, answers)
