@@ -56,7 +56,5 @@ def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = 
     labels = torch.from_numpy(targets(source))[train.indices].to(train.features.device)
     scale = train.features.std(0).square().mean().sqrt()
     held_out, classes = holdout_mask(source, seed=seed)[rows], len(class_names(source))
-    classifier, scores = choose_and_refit(
-        train.features / scale, labels, held_out, classes, PENALTIES, METRICS[metric]
-    )
+    classifier, scores = choose_and_refit(train.features / scale, labels, held_out, classes, PENALTIES, METRICS[metric])
     return LinearFit(classifier, scale, metric, scores[classifier.penalty], held_out)

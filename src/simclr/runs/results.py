@@ -60,6 +60,12 @@ class Result:
     """hash of the classes of the test images in their order; hits of equal hashes belong to the same images"""
 
 
+def result_of(row: dict[str, Any]) -> Result:
+    """Return a row of a result file as a record, without fields of other versions."""
+    fields = {name: row[name] for name in Result.__dataclass_fields__ if name in row}
+    return Result(**{**fields, "interval": tuple(row["interval"]) if row.get("interval") else None})
+
+
 def unit_of(metric: str) -> str:
     """Return the unit of a figure: fraction, nats, dimensions, or an empty string for a plain number."""
     return "fraction" if metric.endswith("top1") or metric in FRACTIONS else OTHER_UNITS.get(metric, "")

@@ -27,7 +27,7 @@ from simclr.evaluation.protocol import (
 )
 from simclr.runs.files import require_file_path, require_folder_path
 from simclr.runs.machine import Machine
-from simclr.runs.results import Result, completed, run_folder
+from simclr.runs.results import Result, completed, result_of, run_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.finetune import FineTune
 
@@ -134,7 +134,7 @@ class Transfer:
             other_scores, _, detail = self._classified(other, train, test, metric)
             p, samples = compare(scores, other_scores, answers, metric)
             detail |= {"run": str(self.against), "p": p, "samples": samples}
-            rows.append((other, f"{self.against.name}, {train.name}", other_scores, detail))
+            rows.append((other, f"{run_folder(self.against).name}, {train.name}", other_scores, detail))
         metrics = (metric, *(m for m in ("top1", "mean_per_class") if m != metric and metric != "map11"))
         for model, name, scores, detail in rows:
             fields = {**model.fields, **evaluated_images(test), "name": name, "protocol": PROTOCOL}
@@ -199,7 +199,6 @@ def compare(
 
 def _transfer_row(row: dict[str, Any], data: str, detail: dict[str, Any], *, scratch: bool) -> Result:
     """Return a result of a fine-tuning as a row of the transfer's table; training from scratch is a baseline in it."""
-    fields = {name: row[name] for name in Result.__dataclass_fields__ if name in row}
-    fields |= {"name": f"{row['name']}, {data}", "interval": tuple(row["interval"])}
-    fields |= {"role": "baseline"} if scratch else {}
-    return Result(**{**fields, "detail": {**row["detail"], **detail, "data": data}})
+    result = result_of(row)
+    role, detail = "baseline" if scratch else result.role, {**result.detail, **detail, "data": data}
+    return replace(result, name=f"{result.name}, {data}", role=role, detail=detail)
