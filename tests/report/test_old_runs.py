@@ -78,7 +78,7 @@ def test_fields_that_are_written_are_not_inferred():
 
 
 def test_every_run_is_found_and_has_a_page():
-    records = [read_run(path) for path in find_runs([OLD])]
+    records = [read_run(path) for path in find_runs([OLD, OLD / "study"])]
     assert {record.path.relative_to(OLD).as_posix(): record.kind for record in records} == {
         "interrupted-distill": "distill", "interrupted-finetune": "finetune", "interrupted-pretrain": "pretrain",
         "other-seed": "pretrain", "pretrained": "pretrain", "resumed-distill": "distill",

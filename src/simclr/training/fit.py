@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
@@ -24,6 +24,7 @@ Backward = Callable[[Any], tuple[Tensor, Any]]
 _DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may help"
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches by step, such as `Resident` and `Streamed`."""
 
