@@ -96,7 +96,7 @@ class Doctor:
         if task.micro_batch and sampler.local % task.micro_batch:
             raise SettingError("micro_batch", f"a divisor of the {sampler.local} images per process", task.micro_batch)
 
-        appearances, errors = survey(source, sample_rows(source, self.sample), deviation=True)
+        appearances, errors = survey(source, sample_rows(source, self.sample).tolist(), deviation=True)
         unreadable = [f"{error.path} ({error.reason})" for error in errors]
         yield checks.readable(len(source), len(appearances) + len(unreadable), unreadable, task.max_bad)
         if len(appearances) < 2:

@@ -108,7 +108,7 @@ def settings_without_trial(data: Any, device: Device) -> dict[str, Any]:
 
 def measure(source: Source, device: torch.device) -> Facts:
     """Return the facts that suggestions are made from."""
-    images, errors = survey(source, sample_rows(source, SAMPLE))
+    images, errors = survey(source, sample_rows(source, SAMPLE).tolist())
     if not images:
         problem = f"none of {len(errors)} images can be read"
         raise DataError(source.name, problem, "`simclr scan` lists the reasons")
