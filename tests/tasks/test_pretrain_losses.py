@@ -139,8 +139,6 @@ def _end(task) -> Path:
         ({"loss": "margin_triplet", "semi_hard": True, "margin": 0.0}, "semi_hard"),
         ({"margin": -0.1}, "margin"),
         ({"loss": "supcon", "negatives": "other"}, "negatives"),
-        ({"loss": "triplet"}, "loss"),
-        ({"loss": "dcl", "negatives": "one"}, "negatives"),
         ({"temperature": 0.0}, "temperature"),
     ],
 )
