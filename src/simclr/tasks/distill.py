@@ -44,6 +44,7 @@ class Distill(Training):
     """
 
     command: ClassVar[str] = "distill"
+    start_field: ClassVar[str] = "teacher"
     most_warmup: ClassVar[float] = 20
 
     teacher: Path

@@ -49,6 +49,7 @@ class FineTune(Training):
     """
 
     command: ClassVar[str] = "finetune"
+    start_field: ClassVar[str] = "run"
 
     run: Path
     """run folder of the pretrained encoder"""

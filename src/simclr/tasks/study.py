@@ -1,9 +1,9 @@
-"""The papers' ablations on a user's own data: each member an ordinary run, measured on held-out labels."""
+"""Ablation studies of the papers on a user's own data: each member is an ordinary run, evaluated on held-out labels."""
 
 import difflib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,103 +11,98 @@ from lightning_fabric import Fabric
 
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
+from simclr.errors import DivergedError, Error, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
 from simclr.runs.results import provenance
-from simclr.tasks.finetune import FineTune
+from simclr.settings import check_settings, flat, setting
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies import STUDIES, Ablation, Member, Then
+from simclr.tasks.studies import STUDIES, Ablation
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
+from simclr.tasks.training import TaskChain, Training, build_chain, run_chain, run_folder_for
 from simclr.training.sampler import BatchSampler
 
-K = 20  # neighbours
-ELSEWHERE = {"run", "data", "out", "machine"}  # settings of a measurement that the weights or their run answer for
+K = 20  # number of neighbours
+ELSEWHERE = {"run", "data", "out", "machine"}  # settings of an evaluation that are implied by the weights or the run
 
 
-class Planned(NamedTuple):
-    """One member with one seed."""
+class MemberRun(NamedTuple):
+    """One member of a study with one seed."""
 
     label: str
     seed: int
-    chain: tuple[Any, ...]
-    """tasks, each of which goes on from the one before"""
+    tasks: tuple[Training, ...]
+    """tasks, each of which starts from the run before it"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Pretrain):
-    """Run one of the papers' ablations: several pretrainings that differ in one thing, measured and put in a table.
+class Study:
+    """Run an ablation study of the papers: several pretrainings that differ in one setting, evaluated and compared.
 
-    The settings below are those of the base that all members share, and are given as for `simclr pretrain`; a recipe
-    serves as base. Each member is an ordinary run in a folder of its own: interrupted, the same command goes on, and
-    what is finished is not run again. Without a name the studies are listed. Figures of the papers stand beside ours
-    where they give any.
+    The command takes the settings of `simclr pretrain`, which all members share; a recipe serves as base. DATA must
+    have labels and a test split; members learn from the training split without its labels, except with supcon. Each
+    member is an ordinary run in a folder of its own, by default in runs/study-NAME-DATA; the same command resumes an
+    interrupted study and does not repeat finished runs. Published figures are shown if the papers give any. Without a
+    name, the studies are listed.
     """
 
     command: ClassVar[str] = "study"
 
+    base: Pretrain = flat()
     name: str | None = None
-    """the study; none lists them"""
-    data: str | None = None
-    """labelled images with a training and a test part; but for supcon, members learn from the
-    training part without its labels"""
-    out: Path | None = None
-    """folder of the study; runs/study-NAME-DATA if not given"""
-    fresh: bool = False
-    """delete what earlier runs left in the folders of the members and start over"""
-    seed: int = 0
-    """of the first of the runs of each member; the others count on from it"""
-    seeds: int = 1
-    """runs of each member"""
+    """name of the study (default: list all studies)"""
+    data: Any = None
+    """labelled images with a training and a test split"""
+    seeds: int = setting(1, at_least=1)
+    """number of runs of each member; seeds count up from `seed`"""
     only: tuple[str, ...] = ()
-    """members to run, by their labels; all if not given"""
+    """labels of the members to run (default: all)"""
     measure: tuple[Literal["linear", "knn"], ...] = ("linear", "knn")
-    """how encoders are measured; fine-tuned and distilled networks have a classifier of their own"""
-    fraction: float = 0.1
-    """head-depth and distillation: share of the labels"""
+    """evaluations of encoders; fine-tuned and distilled networks are evaluated by their own classifiers"""
+    fraction: float = setting(0.1, above=0, at_most=1)
+    """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
     dry_run: bool = False
-    """print what would be run and where, and stop"""
+    """list the runs and their folders without running anything"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        check_settings(self)
         if not self.measure:
-            raise ValueError("measure must hold linear, knn or both")
+            raise SettingError("measure", "linear, knn or both", "none")
+        if self.data is None:  # a field of its own so that studies can be listed without data
+            object.__setattr__(self, "data", self.base.data)
 
     def __call__(self) -> dict[str, Any]:
         if self.name is None:
-            return listing()
-        ablation = found(self.name)
+            return list_studies()
+        ablation = study_named(self.name)
         if self.data is None:
-            raise ValueError("study needs data: labelled images to learn from and to be measured on")
-        members = self.members(ablation)
-        plan = list(self.planned(members))
+            raise SettingError("data", "given: labelled images to learn from and to evaluate on")
+        plan = list(self.plan(ablation))
         train, _ = open_labelled(self.data)
         self.check(plan, open_for_pretraining(self.data))
         if self.dry_run:
             return self.show(plan)
         require_folder_path(self.folder)
-        fabric = self.machine.launch()
+        fabric = self.base.machine.launch()
         failed = self.train(plan, fabric)
-        if not fabric.is_global_zero:  # all processes train together; the rest is the work of one
+        if not fabric.is_global_zero:  # all processes train together; the first one evaluates
             return {}
-        outcomes = []
-        for one in plan:
-            error = failed.get((one.label, one.seed))
-            figures = {} if error else self.figures(one, ablation, len(train))
-            outcomes.append(Outcome(*one, figures, error))
+        outcomes = [self.outcome(member, ablation, len(train), failed) for member in plan]
         content = {
-            "study": self.name, "varies": ablation.varies, "source": ablation.source, "data": self.data,
-            "published": ablation.conditions, "seeds": self.seeds, "fraction": self.fraction,
+            "study": self.name,
+            "varies": ablation.varies,
+            "source": ablation.source,
+            "data": self.data,
+            "published": ablation.conditions,
+            "seeds": self.seeds,
+            "fraction": self.fraction,
             "base": {k: v for k, v in plain(self.base).items() if k not in ("data", "out", "fresh", "seed")},
             "members": summary(outcomes, self.base, ablation.published, self.folder),
-            "code": sorted({row["code"] for one in outcomes for row in one.figures.values()}),
-        }  # fmt: skip
+            "code": sorted({row["code"] for outcome in outcomes for row in outcome.figures.values()}),
+        }
         print(f"\nstudy {self.name} on {self.data}: {ablation.varies}; top-1, %")
         print(table(content["members"], ablation.source))
         if ablation.conditions:
@@ -115,114 +110,111 @@ class Study(Pretrain):
         write(content, outcomes, self.folder)
         return content
 
-    def train(self, plan: list[Planned], fabric: Fabric) -> dict[tuple[str, int], str]:
-        """Run every task of the plan once; returns why members failed whose training diverged."""
-        failed, done = {}, set()
-        for number, one in enumerate(plan, 1):
-            fabric.print(f"\n[{number}/{len(plan)}] {one.label}, seed {one.seed}")
-            try:
-                for task in one.chain:
-                    if task.folder not in done:
-                        task()
-                    done.add(task.folder)
-            except FloatingPointError as error:  # too high a rate is a finding of a study, not its end
-                failed[one.label, one.seed] = str(error)
-                fabric.print(f"{one.label}, seed {one.seed}: {error}")
-        return failed
-
-    @property
-    def base(self) -> Pretrain:
-        """What all members share."""
-        settings = {f.name: getattr(self, f.name) for f in fields(Pretrain)}
-        return Pretrain(**settings | {"out": None})
-
     @property
     def folder(self) -> Path:
-        """Where the study is kept."""
-        alone = self.base.folder
-        return self.out or alone.with_name(alone.name.replace("pretrain", f"study-{self.name}", 1))
+        """The folder of the study."""
+        return self.base.out or run_folder_for(f"study-{self.name}", self.data)
 
-    def members(self, ablation: Ablation) -> dict[str, Member]:
-        """All members of the study by label."""
+    def plan(self, ablation: Ablation) -> Iterator[MemberRun]:
+        """Yield the runs of the study. Members with the same beginning share the runs they have in common."""
         members = ablation.members(self.base)
         for label in self.only:
             if label not in members:
                 close = difflib.get_close_matches(label, members, n=1)
-                meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(members)}"
-                raise ValueError(f"only: study {self.name} has no member {label!r}; {meant}")
-        return members
-
-    def planned(self, members: dict[str, Member]) -> Iterator[Planned]:
-        """What is to be run. Members that begin alike share the runs they have in common."""
-        for label, member in members.items():
+                hint = f"Did you mean {close[0]}?" if close else ""
+                raise SettingError("only", f"members of study {self.name} ({', '.join(members)})", label, hint)
+        for label, chain in members.items():
             if self.only and label not in self.only:
                 continue
-            for seed in range(self.seed, self.seed + self.seeds):
-                chain: list[Any] = []
-                for k, step in enumerate(member):
-                    owner = next(name for name, other in members.items() if other[: k + 1] == member[: k + 1])
-                    folder = self.folder / owner / f"seed-{seed}"
-                    chain.append(self.task(step, folder, seed, chain[-1].folder if chain else None))
-                yield Planned(label, seed, tuple(chain))
+            for seed in range(self.base.seed, self.base.seed + self.seeds):
+                folders = [self._folder_of(members, chain[: k + 1], seed) for k in range(len(chain))]
+                first = {"seed": seed, "fresh": self.base.fresh}
+                common = {**first, "data": self.data, "machine": self.base.machine, "fraction": self.fraction}
+                yield MemberRun(label, seed, build_chain(chain, folders, first, common))
 
-    def task(self, step: Pretrain | Then, folder: Path, seed: int, before: Path | None) -> Any:
-        """A step of a member as the task to be called."""
-        if isinstance(step, Pretrain):
-            return replace(step, out=folder, seed=seed, fresh=self.fresh)
-        kind = step.task.__name__.lower()
-        settings = {"data": self.data, "out": folder / kind, "seed": seed, "machine": self.machine}
-        settings |= {"fraction": self.fraction, "fresh": self.fresh, **step.settings}
-        return step.task(**settings, **{"run" if step.task is FineTune else "teacher": before})
+    def _folder_of(self, members: dict[str, TaskChain], chain: TaskChain, seed: int) -> Path:
+        """Return the run folder of the last task of a chain: that of the first member that begins with the chain."""
+        owner = next(label for label, other in members.items() if other[: len(chain)] == chain)
+        folder = self.folder / owner / f"seed-{seed}"
+        return folder if len(chain) == 1 else folder / chain[-1].task.command
 
-    def check(self, plan: list[Planned], source: Source) -> None:
-        """Complain of what no member could do, before any is run."""
-        processes = self.machine.devices * self.machine.nodes
-        for one in plan:
-            first = one.chain[0]
+    def check(self, plan: list[MemberRun], source: Source) -> None:
+        """Raise SettingError for a member that cannot be trained, before any is."""
+        processes = self.base.machine.devices * self.base.machine.nodes
+        for member in plan:
+            first = member.tasks[0]
             try:
                 BatchSampler(len(source) - first.held_out, first.batch, 0, 0, processes)
                 first.labels(source)
-            except ValueError as error:
-                raise ValueError(f"{one.label}: {error}; --only names the members to run") from None
+            except Error as error:
+                raise SettingError("only", "members that can be trained", member.label, str(error)) from None
 
-    def show(self, plan: list[Planned]) -> dict[str, Any]:
-        """Print what would be run."""
-        folders = {task.folder: differences(self.base, task) for one in plan for task in one.chain}
+    def show(self, plan: list[MemberRun]) -> dict[str, Any]:
+        """Print and return the runs of the study."""
+        folders = {task.folder: differences(self.base, task) for member in plan for task in member.tasks}
         width = max(len(str(folder)) for folder in folders)
         for folder, changed in folders.items():
-            said = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as the base"
-            print(f"{folder!s:<{width}}  {said}")
+            text = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as the base"
+            print(f"{folder!s:<{width}}  {text}")
         print(f"{len(folders)} runs; nothing was run")
         return {str(folder): changed for folder, changed in folders.items()}
 
-    def figures(self, one: Planned, ablation: Ablation, images: int) -> dict[str, dict[str, Any]]:
-        """What a finished member is measured to be, by measure."""
-        last = one.chain[-1]
+    def train(self, plan: list[MemberRun], fabric: Fabric) -> dict[tuple[str, int], str]:
+        """Run every task of the plan once; return the errors of members that failed, which do not end the study."""
+        failed: dict[tuple[str, int], str] = {}
+        done: set[Path] = set()
+        for number, member in enumerate(plan, 1):
+            fabric.print(f"\n[{number}/{len(plan)}] {member.label}, seed {member.seed}")
+            try:
+                run_chain(member.tasks, done)
+            except (Error, DivergedError) as error:
+                failed[member.label, member.seed] = str(error)
+                fabric.print(f"{member.label}, seed {member.seed}: {error}")
+        return failed
+
+    def outcome(self, member: MemberRun, ablation: Ablation, images: int, failed: dict) -> Outcome:
+        """Return the result of a member; an evaluation that fails does not end the study."""
+        error, figures = failed.get((member.label, member.seed)), {}
+        try:
+            figures = {} if error else self.figures(member, ablation, images)
+        except Error as raised:
+            error = str(raised)
+            print(f"{member.label}, seed {member.seed}: {error}")
+        return Outcome(*member, figures, error)
+
+    def figures(self, member: MemberRun, ablation: Ablation, images: int) -> dict[str, dict[str, Any]]:
+        """Evaluate a finished member; return its results by measure."""
+        last = member.tasks[-1]
         if not isinstance(last, Pretrain):
             rows = json.loads((last.folder / "result.json").read_text(encoding="utf-8"))["results"]
             return {"classifier": next(r for r in rows if r["metric"] == "top1" and r["name"] != "teacher")}
-        found = {}
+        results = {}
         for layer in ablation.layers if last.head_layers else ("h",):
             for name in self.measure:
                 file = last.folder / f"{name}{'' if layer == 'h' else f'-{layer}'}.json"
-                shared = {"run": last.folder, "data": self.data, "layer": layer, "baselines": False, "out": file,
-                          "machine": self.machine}  # fmt: skip
-                task = Linear(**shared) if name == "linear" else Knn(**shared, k=min(K, images))
-                found[f"{name} {layer}"] = measured_once(task)
-        return found
+                settings = {
+                    "run": last.folder,
+                    "data": self.data,
+                    "layer": layer,
+                    "baselines": False,
+                    "out": file,
+                    "machine": self.base.machine,
+                }
+                task = Linear(**settings) if name == "linear" else Knn(**settings, k=min(K, images))
+                results[f"{name} {layer}"] = measure_once(task)
+        return results
 
 
-def found(name: str) -> Ablation:
-    """The study of that name."""
+def study_named(name: str) -> Ablation:
+    """Return a study by name."""
     if name not in STUDIES:
         close = difflib.get_close_matches(name, STUDIES, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"studies are {', '.join(STUDIES)}"
-        raise ValueError(f"there is no study {name!r}; {meant}")
+        raise SettingError("name", f"one of {', '.join(STUDIES)}", name, f"Did you mean {close[0]}?" if close else "")
     return STUDIES[name]
 
 
-def listing() -> dict[str, Any]:
-    """Print every study with what it varies and how many members it has."""
+def list_studies() -> dict[str, Any]:
+    """Print every study with the settings it varies; return the number of members of each."""
     counts = {name: len(ablation.members(Pretrain(data=""))) for name, ablation in STUDIES.items()}
     width = max(map(len, STUDIES))
     for name, ablation in STUDIES.items():
@@ -230,12 +222,12 @@ def listing() -> dict[str, Any]:
     return counts
 
 
-def measured_once(task: Linear | Knn) -> dict[str, Any]:
-    """The one result of a measurement, from its file where these weights have been measured so already."""
+def measure_once(task: Linear | Knn) -> dict[str, Any]:
+    """Return the result of an evaluation, from its file if these weights have been evaluated with these settings."""
     if task.out.is_file():
         content = json.loads(task.out.read_text(encoding="utf-8"))
         row, settings = content["results"][0], plain(task)
-        alike = all(content["settings"].get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
-        if alike and row.get("weights") == provenance(task.run)["weights"]:
+        is_same = all(content["settings"].get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
+        if is_same and row.get("weights") == provenance(task.run)["weights"]:
             return row
     return task()["results"][0]

@@ -1,7 +1,7 @@
 """Settings and steps that all training tasks share."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,6 +29,8 @@ class Training:
 
     command: ClassVar[str]
     """name of the task on the command line, in result files and in recipes"""
+    start_field: ClassVar[str] = ""
+    """name of the setting that holds the run to start from"""
     most_warmup: ClassVar[float] = 10
     """maximum of the default of `warmup_epochs`"""
 
@@ -148,3 +150,36 @@ def run_folder_for(command: str, data: Any) -> Path:
     if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
         raise SettingError("out", f"given, since the default {folder} lies inside the images in {data}")
     return folder
+
+
+@dataclass(frozen=True)
+class NextTask:
+    """Task of a chain that starts from the run of the task before it, with these settings."""
+
+    task: type[Training]
+    settings: Mapping[str, Any]
+
+
+TaskChain = tuple[Training | NextTask, ...]
+"""A training task and the tasks that follow it; the last one's network is evaluated."""
+
+
+def build_chain(chain: TaskChain, folders: Sequence[Path], first: Mapping, common: Mapping) -> tuple[Training, ...]:
+    """Return the tasks of a chain with their run folders: the first with the settings `first`, those that follow with
+    `common` and their own."""
+    tasks: list[Training] = []
+    for step, folder in zip(chain, folders, strict=True):
+        if isinstance(step, NextTask):
+            settings = {**common, **step.settings, step.task.start_field: tasks[-1].folder, "out": folder}
+            tasks.append(step.task(**settings))
+        else:
+            tasks.append(dataclasses.replace(step, **first, out=folder))
+    return tuple(tasks)
+
+
+def run_chain(tasks: Sequence[Training], done: set[Path]) -> None:
+    """Run the tasks of a chain whose folders are not in `done`, and add them to it."""
+    for task in tasks:
+        if task.folder not in done:
+            task()
+        done.add(task.folder)

@@ -1,63 +1,51 @@
-"""What an ablation is, and the ways in which its members differ from a base task."""
+"""Ablations, and the ways in which their members differ from a base task."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from simclr.tasks.distill import Distill
-from simclr.tasks.finetune import FineTune
+from simclr.errors import SettingError
 from simclr.tasks.pretrain import Pretrain
-
-
-@dataclass(frozen=True)
-class Then:
-    """A task that goes on from the run before it, with these settings."""
-
-    task: type[FineTune] | type[Distill]
-    settings: Mapping[str, Any]
-
-
-Member = tuple[Pretrain | Then, ...]
-"""A pretraining, and what follows it; the last of them is measured."""
+from simclr.tasks.training import TaskChain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """One study: what it varies, and what the paper found."""
+    """Ablation of one or several settings, with the figures that the papers give for it."""
 
     varies: str
     source: str
     """paper and table"""
-    members: Callable[[Pretrain], dict[str, Member]]
-    """of a base task; a label is the name of a folder"""
+    members: Callable[[Pretrain], dict[str, TaskChain]]
+    """map from a base task to the members by label; a label is also the name of a folder"""
     published: Mapping[str, float] = field(default_factory=dict)
-    """the paper's linear top-1 of members, %"""
+    """linear top-1 accuracy of members in the paper, %"""
     conditions: str = ""
-    """how the published figures were come by"""
+    """conditions of the published figures"""
     layers: tuple[str, ...] = ("h",)
-    """what is measured of a pretrained network"""
+    """layers of a pretrained network that are evaluated"""
 
 
-def alone(tasks: Mapping[str, Pretrain]) -> dict[str, Member]:
-    """Members that are a pretraining and nothing else."""
+def alone(tasks: Mapping[str, Pretrain]) -> dict[str, TaskChain]:
+    """Return members that consist of a pretraining alone."""
     return {label: (task,) for label, task in tasks.items()}
 
 
 def with_views(base: Pretrain, **settings: Any) -> Pretrain:
-    """A task with these settings of its views."""
+    """Return a task with these settings of its augmentation policy."""
     return replace(base, views=replace(base.views, **settings))
 
 
 def resnet_of(base: Pretrain) -> tuple[int, float | int]:
-    """Depth and width of the encoder; ValueError for other families, whose depth and width are not ours to vary."""
+    """Return depth and width of a simclr_resnet encoder."""
     depth = base.encoder.removeprefix("simclr_resnet")
     if not depth.isdecimal():
-        raise ValueError(f"encoder is {base.encoder}; this study varies depth and width of simclr_resnet networks")
+        raise SettingError("encoder", "a simclr_resnet, whose depth and width this study varies", base.encoder)
     return int(depth), base.encoder_options.get("width", 1)
 
 
 def with_resnet(base: Pretrain, depth: int, width: float | int, **options: Any) -> Pretrain:
-    """A task with a ResNet of that depth and width."""
+    """Return a task with a ResNet of that depth and width."""
     return replace(
         base, encoder=f"simclr_resnet{depth}", encoder_options={**base.encoder_options, "width": width, **options}
     )

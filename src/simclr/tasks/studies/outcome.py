@@ -1,4 +1,4 @@
-"""What came of a study: its members with their figures, as a table, and as files beside their runs."""
+"""Results of a study: its members with their figures, as a table and as files next to their runs."""
 
 import csv
 import io
@@ -15,52 +15,54 @@ from simclr.runs.recipe import flatten, plain
 from simclr.tasks.pretrain import Pretrain
 
 COLUMNS = ("member", "seed", "measure", "value", "low", "high", "n", "published", "run")
-UNTOLD = ("out", "fresh", "seed", "run", "teacher", "data", "machine")  # settings that tell no member from another
+NOT_SHOWN = ("out", "fresh", "seed", "run", "teacher", "data", "machine")  # settings that do not distinguish members
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One member with one seed."""
+    """Result of one member with one seed."""
 
     label: str
     seed: int
     chain: tuple[Any, ...]
-    """its tasks, each of which goes on from the one before"""
+    """its tasks, each of which starts from the run before it"""
     figures: dict[str, dict[str, Any]]
-    """by measure: what a result holds, see `simclr.measuring`; none for a run that diverged"""
+    """results by measure; none for a run that failed"""
     failed: str | None = None
-    """why it has no figures"""
+    """error of a run that failed"""
 
 
 def differences(base: Pretrain, *chain: Any) -> dict[str, Any]:
-    """Settings of a pretraining that are not the base's, and of what follows it those that are not its defaults."""
+    """Return the settings of a pretraining that differ from the base, and those of the tasks that follow it that differ
+    from their defaults."""
     changed: dict[str, Any] = {}
     for task in chain:
         first = isinstance(task, Pretrain)
         given = {f.name: getattr(task, f.name) for f in fields(task) if f.name in ("run", "teacher", "data")}
         before = dict(flatten(plain(base if first else type(task)(**given))))
-        prefix = "" if first else f"{type(task).__name__.lower()}."
+        prefix = "" if first else f"{task.command}."
         changed |= {
             prefix + name: value
             for name, value in flatten(plain(task))
-            if value != before.get(name) and name.split(".")[0] not in UNTOLD
+            if value != before.get(name) and name.split(".")[0] not in NOT_SHOWN
         }
     return changed
 
 
 def summary(outcomes: list[Outcome], base: Pretrain, published: dict[str, float], folder: Path) -> dict[str, Any]:
-    """By label: settings, every run's figures, their mean and standard deviation over seeds, the published figure."""
+    """Return for each label the settings, the figures of every run, their mean and standard deviation over seeds, and
+    the published figure."""
     members: dict[str, Any] = {}
-    for one in outcomes:
+    for outcome in outcomes:
         entry = members.setdefault(
-            one.label,
-            {"settings": differences(base, *one.chain), "runs": {}, "mean": {}, "sd": {}, "failed": {},
-             "published": published.get(one.label)},
+            outcome.label,
+            {"settings": differences(base, *outcome.chain), "runs": {}, "mean": {}, "sd": {}, "failed": {},
+             "published": published.get(outcome.label)},
         )  # fmt: skip
-        values = {name: row["value"] for name, row in one.figures.items()}
-        entry["runs"][str(one.seed)] = {"run": str(one.chain[-1].folder.relative_to(folder)), **values}
-        if one.failed:
-            entry["failed"][str(one.seed)] = one.failed
+        values = {name: row["value"] for name, row in outcome.figures.items()}
+        entry["runs"][str(outcome.seed)] = {"run": str(outcome.chain[-1].folder.relative_to(folder)), **values}
+        if outcome.failed:
+            entry["failed"][str(outcome.seed)] = outcome.failed
     for entry in members.values():
         names = dict.fromkeys(name for run in entry["runs"].values() for name in run if name != "run")
         for name in names:
@@ -72,14 +74,14 @@ def summary(outcomes: list[Outcome], base: Pretrain, published: dict[str, float]
 
 
 def table(members: dict[str, Any], source: str) -> str:
-    """Mean ± standard deviation over seeds, %; beside it what the paper has."""
+    """Return a table of means ± standard deviations over seeds, %, with the published figures."""
     names = list(dict.fromkeys(name for entry in members.values() for name in entry["mean"]))
-    told = any(entry["published"] is not None for entry in members.values())
-    rows = [("", *names, *([f"published, {source}"] if told else []), "")]
+    has_published = any(entry["published"] is not None for entry in members.values())
+    rows = [("", *names, *([f"published, {source}"] if has_published else []), "")]
     for label, entry in members.items():
         cells = [_mean_and_sd(entry, name) for name in names]
-        cells += ["" if entry["published"] is None else f"{entry['published']:.1f}"] if told else []
-        rows.append((label, *cells, f"seed {', '.join(entry['failed'])} diverged" if entry["failed"] else ""))
+        cells += ["" if entry["published"] is None else f"{entry['published']:.1f}"] if has_published else []
+        rows.append((label, *cells, f"seed {', '.join(entry['failed'])} failed" if entry["failed"] else ""))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -92,7 +94,7 @@ def _mean_and_sd(entry: dict[str, Any], name: str) -> str:
 
 
 def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> None:
-    """study.json, study.csv and study.svg, unless they say this already; older ones keep their names with a number."""
+    """Write study.json, study.csv and study.svg unless they are up to date; older files are numbered."""
     text = json.dumps(content, indent=2) + "\n"
     whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "svg"))
     if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
@@ -102,16 +104,16 @@ def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> Non
         csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
         write_atomically(sheet, lines.getvalue())
         study_figure(content, picture)
-        write_atomically(whole, text)  # last: it says that the others are there
+        write_atomically(whole, text)  # last: it marks the others as complete
     print(f"wrote {whole}, {sheet.name} and {picture.name}")
 
 
 def _rows(content: dict[str, Any], outcomes: list[Outcome]) -> list[tuple]:
-    found = []
-    for one in outcomes:
-        entry = content["members"][one.label]
-        for name, row in one.figures.items():
+    rows = []
+    for outcome in outcomes:
+        entry = content["members"][outcome.label]
+        for name, row in outcome.figures.items():
             interval = row["interval"] or (None, None)
-            run = entry["runs"][str(one.seed)]["run"]
-            found.append((one.label, one.seed, name, row["value"], *interval, row["n"], entry["published"], run))
-    return found
+            run = entry["runs"][str(outcome.seed)]["run"]
+            rows.append((outcome.label, outcome.seed, name, row["value"], *interval, row["n"], entry["published"], run))
+    return rows

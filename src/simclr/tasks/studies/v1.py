@@ -1,12 +1,13 @@
-"""Ablations of the first paper (Chen et al. 2020). Its figures are those of its tables; where it gives a picture only,
-none are stated."""
+"""Ablations of the first paper (Chen et al. 2020), with the figures of its tables; results that it only plots have
+none."""
 
 from dataclasses import replace
 from itertools import combinations
 
 from simclr.optim import peak_lr
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies.ablation import Ablation, Member, alone, resnet_of, with_resnet, with_views
+from simclr.tasks.studies.ablation import Ablation, alone, resnet_of, with_resnet, with_views
+from simclr.tasks.training import TaskChain
 
 RESNET50 = "ImageNet, ResNet-50, linear top-1 after 100 epochs"
 TABLE_B1 = {  # batch: linear scaling after 100, 200, 400 and 800 epochs; square-root scaling after 100
@@ -19,8 +20,8 @@ TABLE_B1 = {  # batch: linear scaling after 100, 200, 400 and 800 epochs; square
 }
 
 
-def augmentation(base: Pretrain) -> dict[str, Member]:
-    """Every composition of crop (with flip), colour (jitter and grey) and blur."""
+def augmentation(base: Pretrain) -> dict[str, TaskChain]:
+    """Return every composition of crop (with flip), colour (jitter and grey) and blur."""
     v = base.views
     parts = {
         "crop": {"crop_area": v.crop_area, "crop_ratio": v.crop_ratio, "flip": v.flip},
@@ -35,14 +36,14 @@ def augmentation(base: Pretrain) -> dict[str, Member]:
     )  # fmt: skip
 
 
-def colour(base: Pretrain) -> dict[str, Member]:
-    """Strengths of the colour distortion without blur, and the largest with it."""
+def colour(base: Pretrain) -> dict[str, TaskChain]:
+    """Return strengths of the colour distortion without blur, and the largest with it."""
     tasks = {f"strength-{s:g}": with_views(base, strength=s, blur=0.0) for s in (0.125, 0.25, 0.5, 1.0)}
     return alone({**tasks, "strength-1+blur": with_views(base, strength=1.0, blur=base.views.blur or 0.5)})
 
 
-def leave_out(base: Pretrain) -> dict[str, Member]:
-    """The base's views, and those without one part of them."""
+def leave_out(base: Pretrain) -> dict[str, TaskChain]:
+    """Return the base's augmentation policy, and the policy without each of its operations."""
     without = {
         "flip": {"flip": 0.0}, "blur": {"blur": 0.0}, "jitter": {"jitter": 0.0}, "grey": {"grey": 0.0},
         "crop": {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0)},
@@ -50,8 +51,8 @@ def leave_out(base: Pretrain) -> dict[str, Member]:
     return alone({"all": base, **{f"no-{part}": with_views(base, **off) for part, off in without.items()}})
 
 
-def head(base: Pretrain) -> dict[str, Member]:
-    """No projection head, linear and non-linear ones, for lengths of z from 32 to 2048."""
+def head(base: Pretrain) -> dict[str, TaskChain]:
+    """Return no projection head, and linear and non-linear ones, for dimensions of z from 32 to 2048."""
     kinds = {"linear": 1, "nonlinear": 2}
     tasks = {
         f"{kind}-{width}": replace(base, head_layers=layers, head_features=width)
@@ -61,8 +62,8 @@ def head(base: Pretrain) -> dict[str, Member]:
     return alone({"no-head": replace(base, head_layers=0), **tasks})
 
 
-def loss(base: Pretrain) -> dict[str, Member]:
-    """The losses of the paper with the negatives of one view, as it compares them; then two later ones."""
+def loss(base: Pretrain) -> dict[str, TaskChain]:
+    """Return the losses of the paper with the negatives of one view, as it compares them, and two later ones."""
     base = replace(base, normalize=True, negatives="other", semi_hard=False)
     return alone({
         "margin": replace(base, loss="margin_triplet"),
@@ -75,8 +76,8 @@ def loss(base: Pretrain) -> dict[str, Member]:
     })  # fmt: skip
 
 
-def temperature(base: Pretrain) -> dict[str, Member]:
-    """NT-Xent of cosines, and of dot products at high temperatures."""
+def temperature(base: Pretrain) -> dict[str, TaskChain]:
+    """Return NT-Xent of cosines, and of dot products at high temperatures."""
     base = replace(base, loss="nt_xent", semi_hard=False)
     tasks = {f"tau-{t:g}": replace(base, normalize=True, temperature=t) for t in (0.05, 0.1, 0.5, 1.0)}
     plain = {f"no-norm-tau-{t:g}": replace(base, normalize=False, temperature=t) for t in (10.0, 100.0)}
@@ -84,19 +85,19 @@ def temperature(base: Pretrain) -> dict[str, Member]:
 
 
 def scaled(base: Pretrain, scaling: str, batch: int) -> Pretrain:
-    """The base at another batch, its peak learning rate scaled from that of its own batch."""
+    """Return the base with another batch size, its peak learning rate scaled from that of its own batch size."""
     peak = peak_lr(base.lr, base.batch, base.scaling)
     unit = {"linear": base.batch / 256, "sqrt": base.batch**0.5}[scaling]
     return replace(base, scaling=scaling, lr=base.lr if scaling == base.scaling else peak / unit, batch=batch)
 
 
 def batches_of(base: Pretrain) -> list[int]:
-    """From a sixteenth of the base's batch to twice it: 256 to 8192 for the paper's 4096."""
+    """Return batch sizes from a sixteenth of the base's to twice it: 256 to 8192 for the paper's 4096."""
     return [max(2, round(base.batch * factor)) for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)]
 
 
-def batch(base: Pretrain) -> dict[str, Member]:
-    """Batches by epochs, the learning rate scaled linearly."""
+def batch(base: Pretrain) -> dict[str, TaskChain]:
+    """Return batch sizes by epochs, with linear scaling of the learning rate."""
     return alone({
         f"batch-{b}-epochs-{base.epochs * k:g}": replace(scaled(base, "linear", b), epochs=base.epochs * k)
         for k in (1, 2, 4, 8)
@@ -104,15 +105,15 @@ def batch(base: Pretrain) -> dict[str, Member]:
     })  # fmt: skip
 
 
-def lr_scaling(base: Pretrain) -> dict[str, Member]:
-    """Batches by the rule that scales the learning rate; both rules agree at the base's batch."""
+def lr_scaling(base: Pretrain) -> dict[str, TaskChain]:
+    """Return batch sizes by scaling rule of the learning rate; both rules agree at the base's batch size."""
     return alone({
         f"{scaling}-batch-{b}": scaled(base, scaling, b) for scaling in ("linear", "sqrt") for b in batches_of(base)
     })  # fmt: skip
 
 
-def size(base: Pretrain) -> dict[str, Member]:
-    """ResNets of five depths, at the base's width and at two and four times it."""
+def size(base: Pretrain) -> dict[str, TaskChain]:
+    """Return ResNets of five depths, at the base's width and at two and four times it."""
     _, width = resnet_of(base)
     return alone({
         f"resnet{depth}-{width * k:g}x": with_resnet(base, depth, width * k)
@@ -121,8 +122,8 @@ def size(base: Pretrain) -> dict[str, Member]:
     })  # fmt: skip
 
 
-def optimizer(base: Pretrain) -> dict[str, Member]:
-    """Three optimizers at three learning rates each: LARS about the base's, the others about usual ones per 256."""
+def optimizer(base: Pretrain) -> dict[str, TaskChain]:
+    """Return three optimizers at three learning rates each: LARS around the base's, others around usual ones."""
     middle = base.lr if base.optimizer == "lars" else 0.3
     rates = {"lars": (middle / 3, middle, middle * 3), "sgd": (0.01, 0.03, 0.1), "adamw": (3e-4, 1e-3, 3e-3)}
     scaling = {"lars": base.scaling if base.optimizer == "lars" else "linear", "sgd": "linear", "adamw": "linear"}
@@ -136,7 +137,7 @@ def optimizer(base: Pretrain) -> dict[str, Member]:
 V1 = {
     "augmentation": Ablation(
         varies="compositions of crop, colour and blur", source="v1, Fig. 5", members=augmentation,
-        conditions="the paper applies them to one of the views, and has more of them; it gives a picture",
+        conditions="the paper applies them to one of the views, and has more of them; it gives a plot",
     ),
     "colour": Ablation(
         varies="strength of the colour distortion", source="v1, Table 1", members=colour,
@@ -145,29 +146,29 @@ V1 = {
         conditions=RESNET50,
     ),
     "leave-out": Ablation(
-        varies="each part of the views left out", source="v1, App. A", members=leave_out,
+        varies="operations of the augmentation, left out one at a time", source="v1, App. A", members=leave_out,
         published={"all": 64.5, "no-flip": 63.4, "no-blur": 63.2}, conditions=RESNET50,
     ),
     "head": Ablation(
         varies="kind and width of the projection head, measured at h and at z", source="v1, Fig. 8", members=head,
         layers=("h", "z"),
-        conditions="in words: non-linear beats linear by 3 points and none by more than 10; h beats z by more than 10; "
-        "the width hardly matters",
+        conditions="stated in the text: non-linear exceeds linear by 3 points and no head by more than 10; h exceeds z "
+        "by more than 10; the width hardly matters",
     ),
     "loss": Ablation(
-        varies="the loss", source="v1, Table 4", members=loss,
+        varies="loss", source="v1, Table 4", members=loss,
         published={"margin": 50.9, "nt-logistic": 51.6, "margin-semi-hard": 57.5, "nt-logistic-semi-hard": 57.9,
                    "nt-xent": 63.9},
         conditions=f"{RESNET50}; learning rate, margin and temperature tuned for each loss",
     ),
     "temperature": Ablation(
-        varies="temperature, cosines or dot products", source="v1, Table 5", members=temperature,
+        varies="temperature, with cosines or dot products", source="v1, Table 5", members=temperature,
         published={"tau-0.05": 59.7, "tau-0.1": 64.4, "tau-0.5": 60.7, "tau-1": 58.0, "no-norm-tau-10": 57.2,
                    "no-norm-tau-100": 57.0},
         conditions=RESNET50,
     ),
     "batch": Ablation(
-        varies="batch and epochs", source="v1, Fig. 9 and Table B.1", members=batch,
+        varies="batch size and epochs", source="v1, Fig. 9 and Table B.1", members=batch,
         published={f"batch-{b}-epochs-{100 * 2**k}": row[k] for b, row in TABLE_B1.items() for k in range(4)},
         conditions="ImageNet, ResNet-50, linear top-1; linear scaling",
     ),

@@ -1,11 +1,12 @@
-"""Ablations of the second paper (Chen et al. 2020b)."""
+"""Ablations of the second paper (Chen et al. 2020b), with the figures of its tables."""
 
 from dataclasses import replace
 
 from simclr.tasks.distill import Distill
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies.ablation import Ablation, Member, Then, alone, resnet_of, with_resnet
+from simclr.tasks.studies.ablation import Ablation, alone, resnet_of, with_resnet
+from simclr.tasks.training import NextTask, TaskChain
 
 FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024}  # as recipes/finetune-v2.yaml
 LINEAR = {  # depth: width 1, with selective kernels, width 2, with selective kernels
@@ -16,8 +17,8 @@ LINEAR = {  # depth: width 1, with selective kernels, width 2, with selective ke
 KINDS = [(width, sk) for width in (1, 2) for sk in (False, True)]
 
 
-def selective_kernels(base: Pretrain) -> dict[str, Member]:
-    """Deep ResNets of two widths, with selective kernels and without."""
+def selective_kernels(base: Pretrain) -> dict[str, TaskChain]:
+    """Return deep ResNets of two widths, with selective kernels and without."""
     _, width = resnet_of(base)
     return alone({
         _label(depth, width * k, sk): with_resnet(base, depth, width * k, sk_ratio=0.0625 if sk else 0.0)
@@ -30,21 +31,21 @@ def _label(depth: int, width: float | int, sk: bool) -> str:
     return f"resnet{depth}-{width:g}x{'-sk' if sk else ''}"
 
 
-def head_depth(base: Pretrain) -> dict[str, Member]:
-    """Heads of two to four layers, fine-tuned with few labels from each of their layers but the last."""
+def head_depth(base: Pretrain) -> dict[str, TaskChain]:
+    """Return heads of two to four layers, fine-tuned with few labels from each of their layers except the last."""
     return {
         f"head-{depth}-from-{k}": (
             replace(base, head_layers=depth),
-            Then(FineTune, {**FINETUNE, "head_layers": k}),
+            NextTask(FineTune, {**FINETUNE, "head_layers": k}),
         )
         for depth in (2, 3, 4)
         for k in range(depth)
     }
 
 
-def distillation(base: Pretrain) -> dict[str, Member]:
-    """A fine-tuned teacher, and students of its own architecture that learn from labels, from it, or from both."""
-    teacher = Then(FineTune, {**FINETUNE, "head_layers": min(base.head_layers, 1)})
+def distillation(base: Pretrain) -> dict[str, TaskChain]:
+    """Return a fine-tuned teacher, and students of its architecture that learn from labels, from it, or from both."""
+    teacher = NextTask(FineTune, {**FINETUNE, "head_layers": min(base.head_layers, 1)})
     learning = {
         "optimizer": base.optimizer, "lr": base.lr, "scaling": base.scaling, "weight_decay": base.weight_decay,
         "batch": base.batch, "epochs": base.epochs, "warmup_epochs": base.warmup_epochs,
@@ -57,7 +58,10 @@ def distillation(base: Pretrain) -> dict[str, Member]:
     }
     return {
         "fine-tuned-teacher": (base, teacher),
-        **{f"student-of-{name}": (base, teacher, Then(Distill, learning | own)) for name, own in students.items()},
+        **{
+            f"student-of-{name}": (base, teacher, NextTask(Distill, learning | settings))
+            for name, settings in students.items()
+        },
     }
 
 
@@ -69,10 +73,10 @@ V2 = {
         conditions="ImageNet, linear top-1 after 800 epochs, head of 3 layers, with a memory of negatives",
     ),
     "head-depth": Ablation(
-        varies="depth of the head and the layer that fine-tuning starts from", source="v2, Fig. 5",
-        members=head_depth, conditions="the paper gives pictures",
+        varies="depth of the head and layer that fine-tuning starts from", source="v2, Fig. 5",
+        members=head_depth, conditions="the paper gives plots",
     ),
     "distillation": Ablation(
-        varies="what a student learns from", source="v2, section 4.3", members=distillation,
+        varies="targets of the student", source="v2, section 4.3", members=distillation,
     ),
 }  # fmt: skip
