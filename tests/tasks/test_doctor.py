@@ -58,8 +58,8 @@ STILL = Views(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, ji
     ("settings", "name", "level", "figure"),
     [
         ({"views": STILL}, "views", "FAILED", "16 of 16"),
-        ({"micro_batch": 1}, "batch norms", "FAILED", "2 views"),
-        ({"batch": 4}, "batch norms", "warning", "8 views"),
+        ({"micro_batch": 1}, "batch norms", "FAILED", "2"),
+        ({"batch": 4}, "batch norms", "warning", "8"),
         ({"views": Views(size=64, blur=0.0)}, "sizes", "warning", "32"),
         ({"optimizer": "adamw"}, "optimizer", "FAILED", "lr"),
         ({"optimizer": "sgd", "lr": 1e-9}, "optimizer", "warning", "lr"),

@@ -188,7 +188,8 @@ class Pretrain(Training):
         Without a recipe or a setting of the method they are those of the run in `out` if there is one, otherwise those
         of `simclr suggest` if there are fewer images than the defaults are made for.
         """
-        if any(name not in NEUTRAL and not name.startswith("machine.") for name in given):
+        is_run = isinstance(self.data, str) and (Path(self.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
+        if is_run or any(name not in NEUTRAL and not name.startswith("machine.") for name in given):
             return {}
         recipe = self.folder / "recipe.yaml"
         if recipe.is_file() and not self.fresh:
