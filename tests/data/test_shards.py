@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from simclr.data import UnreadableImage, index, open_source
+from simclr.errors import DataError
 from simclr.training.batches import Loading, Streamed
 from simclr.training.sampler import BatchSampler
 from simclr.views import Views
@@ -102,8 +103,9 @@ def test_links_are_refused_rather_than_left_out(tmp_path, kind):
         member = tarfile.TarInfo("1.png")
         member.type, member.linkname = kind, "0.png"
         archive.addfile(member)
-    with pytest.raises(ValueError, match=r"1\.png is a link; write the file with tar --dereference"):
+    with pytest.raises(DataError) as error:
         open_source(tmp_path / "a.tar", "all")
+    assert error.value.path == str(tmp_path / "a.tar")
 
 
 def test_training_reads_tar_files_with_workers(tmp_path):
@@ -125,25 +127,26 @@ def test_what_is_no_tar_file_is_refused_by_name(tmp_path, mode):
         write_tar(path, {"0.png": png(3) * 99}, "w" if mode == "truncated" else mode)
     if mode == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"a\.tar: not a whole, uncompressed tar file"):
+    with pytest.raises(DataError) as error:
         open_source(path, "all")
+    assert error.value.path == str(path)
 
 
 def test_missing_and_empty_tar_files_are_refused(tmp_path):
     write_tar(tmp_path / "0.tar", {"a.txt": b"x"})
-    with pytest.raises(ValueError, match="holds no image files"):
-        open_source(tmp_path / "0.tar", "all")
-    with pytest.raises(ValueError, match=r"1\.tar' does not exist, which .*\{0\.\.2\}"):
-        open_source(f"{tmp_path}/{{0..2}}.tar", "all")
-    with pytest.raises(ValueError, match="write the smaller first"):
-        open_source(f"{tmp_path}/{{2..0}}.tar", "all")
+    for spec, path in ((tmp_path / "0.tar", "0.tar"), (f"{tmp_path}/{{0..2}}.tar", "1.tar"),
+                       (f"{tmp_path}/{{2..0}}.tar", "{2..0}.tar")):  # fmt: skip
+        with pytest.raises(DataError) as error:
+            open_source(spec, "all")
+        assert error.value.path == f"{tmp_path}/{path}"
 
 
 def test_a_tar_file_that_vanishes_makes_its_images_unreadable(tmp_path):
     source = open_source(write_tar(tmp_path / "a.tar", {"0.png": png(1)}), "all")
     (tmp_path / "a.tar").unlink()
-    with pytest.raises(UnreadableImage, match=r"0\.png: .*a\.tar: no such file"):
+    with pytest.raises(UnreadableImage) as error:
         source.read(0)
+    assert error.value.path == "0.png"
 
 
 def test_the_index_is_kept_until_a_tar_file_changes(tmp_path, monkeypatch):

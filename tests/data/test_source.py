@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from simclr.data import Source, UnreadableImage, open_source
+from simclr.errors import DataError
 
 NAMES = ["b.JPG", "a.png", "Ünï cödé/c d.jpeg", "deep/er/e.WebP", "deep/f.tif", "deep/é.BMP"]
 
@@ -52,8 +53,9 @@ def test_a_nested_folder_of_mixed_files(tmp_path):
             image = source.read(i)
             assert image.shape == (5, 7, 3)
             assert abs(image.mean() - 10 * NAMES.index(name)) < 3
-    with pytest.raises(UnreadableImage, match=r"broken\.png: no such file"):
+    with pytest.raises(UnreadableImage) as error:
         source.read(expected.index("broken.png"))
+    assert error.value.path == "broken.png"
 
 
 def test_order_does_not_depend_on_the_order_in_which_the_system_lists_files(tmp_path, monkeypatch):
@@ -126,25 +128,13 @@ def test_val_is_not_read_where_there_is_a_test_folder(tmp_path):
     assert all_paths(open_source(root, "all")) == ["test/3.png", "train/1.png"]
 
 
-def test_the_hold_out_of_an_unsplit_source_is_a_stable_fifth():
-    class Pictures:
-        def __init__(self, n):
-            self.n = n
-
-        def __len__(self):
-            return self.n
-
-        def __getitem__(self, i):
-            return picture(i % 20)
-
-    train, test = (open_source(Pictures(5000), split) for split in ("train", "test"))
-    assert sorted(all_paths(train) + all_paths(test), key=int) == [str(i) for i in range(5000)]
-    assert abs(len(test) / 5000 - 0.2) < 4 * (0.2 * 0.8 / 5000) ** 0.5
-    assert set(all_paths(test)) <= set(all_paths(open_source(Pictures(6000), "test")))
-    assert not train.has_own_split
-    assert len(open_source(Pictures(5000), "pretrain")) == 5000
-    i = len(test) // 2
-    assert test.read(i)[0, 0, 0] == 10 * (int(test.path(i)) % 20)
+def test_the_hold_out_of_an_unsplit_source_is_a_fifth():
+    items = [picture(i % 20) for i in range(500)]
+    train, test = (open_source(items, split) for split in ("train", "test"))
+    assert sorted(all_paths(train) + all_paths(test), key=int) == [str(i) for i in range(500)]
+    assert len(test) == 100 and not train.has_own_split
+    assert len(open_source(items, "pretrain")) == 500
+    assert test.read(50)[0, 0, 0] == 10 * (int(test.path(50)) % 20)
 
 
 def test_a_list_keeps_its_order_and_is_relative_to_itself(tmp_path, monkeypatch):
@@ -240,8 +230,9 @@ def test_an_object_that_raises_is_an_unreadable_image():
         def __getitem__(self, i):
             return [Image.new("RGB", (3, 3))][i]
 
-    with pytest.raises(UnreadableImage, match="1: the data set raised IndexError"):
+    with pytest.raises(UnreadableImage) as error:
         open_source(Broken(), "all").read(1)
+    assert error.value.path == "1" and "IndexError" in error.value.reason
 
 
 def test_an_open_source_is_split_only_once(tmp_path):
@@ -249,8 +240,9 @@ def test_an_open_source_is_split_only_once(tmp_path):
     train, test = open_source(whole, "train"), open_source(whole, "test")
     assert sorted(all_paths(train) + all_paths(test)) == sorted(all_paths(whole))
     assert open_source(train, "train") is train
-    with pytest.raises(ValueError, match="has no part 'test'"):
+    with pytest.raises(DataError) as error:
         open_source(train, "test")
+    assert error.value.path == train.name
 
 
 def test_sources_survive_pickling(tmp_path):

@@ -1,4 +1,4 @@
-"""Data sets known by name: CIFAR-10 in all its forms, the bundled sample of it, and those of torchvision."""
+"""Data sets that are opened by name: CIFAR-10 in all its formats, the bundled sample of it, and torchvision's."""
 
 import io
 import pickle
@@ -18,6 +18,7 @@ from simclr.data.labels import annotation_of
 from simclr.data.paths import Paths
 from simclr.data.source import Arrays, ItemLabels, Objects, Source
 from simclr.data.splits import Part, assemble, official_splits, select_split
+from simclr.errors import DataError
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _BATCHES = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
@@ -25,7 +26,7 @@ _ZIPS = {"train": ["cifar10_train_a.zip", "cifar10_train_b.zip"], "test": ["cifa
 
 
 def cifar10(folder: Path, split: str) -> Arrays:
-    """CIFAR-10 (Krizhevsky 2009) in its official order, 50,000 + 10,000 images of 32 x 32.
+    """Open CIFAR-10 (Krizhevsky 2009) in its official order, 50,000 + 10,000 images of 32 x 32.
 
     `folder` is, or contains, the official Python batches (cifar-10-batches-py), the official binary ones
     (cifar-10-batches-bin), or zips of lossless WebP strips (cifar10_train_a.zip, ...).
@@ -36,24 +37,26 @@ def cifar10(folder: Path, split: str) -> Arrays:
         ("", "", _ZIPS, strips),
     ]
     for inside, suffix, files, read in forms:
-        for place in dict.fromkeys((folder / inside, folder)):
-            wanted = {part: [place / f"{name}{suffix}" for name in names] for part, names in files.items()}
+        for parent in dict.fromkeys((folder / inside, folder)):
+            wanted = {part: [parent / f"{name}{suffix}" for name in names] for part, names in files.items()}
             if all(file.is_file() for part in official_splits(split) for file in wanted[part]):
                 return assemble("cifar10", split, lambda part: _joined(wanted[part], read), CIFAR10)
-    raise ValueError(
-        f"cifar10:{folder}: needed there are cifar-10-batches-py/data_batch_1.., "
-        "cifar-10-batches-bin/data_batch_1.bin.., or cifar10_train_a.zip.."
+    raise DataError(
+        f"cifar10:{folder}",
+        "it does not contain CIFAR-10",
+        "The files are cifar-10-batches-py/data_batch_1.., cifar-10-batches-bin/data_batch_1.bin.., or "
+        "cifar10_train_a.zip..",
     )
 
 
 def sample(split: str) -> Arrays:
-    """The bundled part of CIFAR-10; see sample/README.md for its origin and terms."""
+    """Open the bundled subset of CIFAR-10; see sample/README.md for its origin and terms."""
     folder = Path(__file__).parent / "sample"
     return assemble("sample", split, lambda part: strips(folder / f"{part}.zip"), CIFAR10)
 
 
 def strips(file: Path) -> Part:
-    """A zip of `*.webp`, each 32 x 32 images stacked vertically, and their `labels.npy`."""
+    """Read a zip of `*.webp`, each 32 x 32 images stacked vertically, and their `labels.npy`."""
     with zipfile.ZipFile(file) as archive:
         contents = [archive.read(name) for name in sorted(archive.namelist()) if name.endswith(".webp")]
         labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
@@ -70,7 +73,7 @@ def _joined(files: list[Path], read: Any) -> Part:
 def _binary(file: Path) -> Part:
     content = np.fromfile(file, np.uint8)
     if not content.size or content.size % 3073:
-        raise ValueError(f"{file}: {content.size} bytes are not whole records of 3,073")
+        raise DataError(file, f"its {content.size} bytes are not a multiple of the 3,073 of a record")
     records = content.reshape(-1, 3073)
     return _from_planes(records[:, 1:]), records[:, 0].astype(np.int64)
 
@@ -81,7 +84,7 @@ def _pickled(file: Path) -> Part:
             batch = _ArraysOnly(stream, encoding="latin1").load()
             return _from_planes(batch["data"]), np.asarray(batch["labels"], np.int64)
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not a batch of CIFAR-10 ({error})") from None
+            raise DataError(file, f"it is not a batch of CIFAR-10 ({error})") from None
 
 
 def _from_planes(rows: UInt8[np.ndarray, "n 3072"]) -> UInt8[np.ndarray, "n 32 32 3"]:
@@ -89,7 +92,7 @@ def _from_planes(rows: UInt8[np.ndarray, "n 3072"]) -> UInt8[np.ndarray, "n 32 3
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads plain values and numpy arrays; a pickle that names anything else could run code and is refused."""
+    """Unpickler of plain values and numpy arrays; a pickle that names anything else could run code and is rejected."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -105,7 +108,7 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_Parts = tuple[list[dict[str, Any]], ...]  # sets that are the training part, test part and, as a third, "pretrain"
+_Parts = tuple[list[dict[str, Any]], ...]  # options of the training split, test split and, as a third, "pretrain"
 _TRAIN_FLAG: _Parts = ([{"train": True}], [{"train": False}])
 _SPLIT_NAME: _Parts = ([{"split": "train"}], [{"split": "test"}])
 _TRAIN_AND_VAL: _Parts = ([{"split": "train"}, {"split": "val"}], [{"split": "test"}])  # as the paper fits, App. B.8
@@ -122,14 +125,15 @@ _TORCHVISION: dict[str, _Parts] = {
 
 
 def torchvision_set(name: str, folder: Path, split: str) -> Source:
-    """A data set of torchvision by the name of its class, with its official parts; an official validation part
-    belongs to the training part.
+    """Open a data set of torchvision by the name of its class, with its official splits; an official validation split
+    belongs to the training split.
 
-    It is downloaded to `folder` if it is not there: the user named it. The split "pretrain" of STL10 has
-    its unlabelled images too.
+    It is downloaded to `folder` if it is not there, since the user named it. The split "pretrain" of STL10 includes its
+    unlabelled images.
     """
     if name not in _TORCHVISION:
-        raise ValueError(f"torchvision:{name}: allowed are {', '.join(sorted(_TORCHVISION))}")
+        known = ", ".join(sorted(_TORCHVISION))
+        raise DataError(f"torchvision:{name}", "there is no data set of this name", f"There are {known}")
     parts = _TORCHVISION[name]
     if len(parts) == 1:
         return select_split(_whole(name, [_obtain(name, folder, option) for option in parts[0]]), None, split)
@@ -142,25 +146,25 @@ def torchvision_set(name: str, folder: Path, split: str) -> Source:
 
 
 def _obtain(name: str, folder: Path, option: dict[str, Any]) -> Any:
-    from torchvision import datasets  # slow to import, and needed by few
+    from torchvision import datasets  # slow to import, and rarely needed
 
     data_set = getattr(datasets, name)
     try:
         return data_set(str(folder), **option)
-    except RuntimeError:  # so torchvision says that the files are not there
+    except RuntimeError:  # raised by torchvision if the files are not there
         print(f"downloading {name} to {folder}", file=sys.stderr)
     try:
         return data_set(str(folder), **option, download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"torchvision:{name}: could not be downloaded to {folder} ({error})") from None
+        raise DataError(f"torchvision:{name}", f"it could not be downloaded to {folder} ({error})") from None
 
 
 def _whole(name: str, sets: list[Any]) -> Source:
     items = sets[0] if len(sets) == 1 else ConcatDataset(sets)
-    annotations = [annotation_of(one) for one in sets]
-    labels = [known for known, _ in annotations if known is not None]
+    annotations = [annotation_of(data_set) for data_set in sets]
+    labels = [values for values, _ in annotations if values is not None]
     annotation = (np.concatenate(labels), annotations[0][1]) if len(labels) == len(sets) else (None, None)
-    pixels = [_in_memory(one) for one in sets]
+    pixels = [_in_memory(data_set) for data_set in sets]
     paths = Paths.numbered("", len(items))
     if all(images is not None for images in pixels):
         return Arrays(name=name, paths=paths, pixels=np.concatenate(pixels), annotation=annotation)
@@ -169,7 +173,7 @@ def _whole(name: str, sets: list[Any]) -> Source:
 
 
 def _in_memory(items: Any) -> UInt8[np.ndarray, "n h w 3"] | None:
-    """The images of a data set that keeps them as one array, in any of torchvision's layouts."""
+    """Return the images of a data set that keeps them as one array, in any of torchvision's layouts."""
     data = getattr(items, "data", None)
     if data is None:
         return None

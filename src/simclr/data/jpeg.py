@@ -1,7 +1,7 @@
-"""JPEG files by libjpeg-turbo: whole, reduced, or the region that is needed.
+"""Decoding of JPEG files with libjpeg-turbo: whole, reduced, or a region.
 
-simplejpeg brings the library and reads whole images. Regions need the interface of libjpeg-turbo 3, which the wheel
-`turbojpeg` (the extra `turbo`) or the system has; without it whole images are read. The pixels are the same.
+simplejpeg contains the library and decodes whole images. Regions need the interface of libjpeg-turbo 3, which comes
+with the wheel `turbojpeg` (the extra `turbo`) or the system; without it whole images are decoded. The pixels are equal.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _SYSTEM = ("libturbojpeg.so.0", "libturbojpeg.0.dylib")
 
 
 def header(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a colour or grey JPEG file as it is stored; None for all else."""
+    """Return (height, width) of a colour or grey JPEG file as it is stored; None for all other files."""
     if not content.startswith(b"\xff\xd8\xff"):
         return None
     try:
@@ -34,12 +34,12 @@ def header(content: bytes) -> tuple[int, int] | None:
 
 
 def may_be_turned(content: bytes) -> bool:
-    """Whether a JPEG file may say, in EXIF or XMP, how it is to be turned."""
+    """Return whether the EXIF or XMP data of a JPEG file may contain an orientation."""
     return any(b"Exif" in segment or b":Orientation" in segment for segment in _application_segments(content))
 
 
 def _application_segments(content: bytes) -> Iterator[bytes]:
-    """The APP1 segments before the first scan; where the segments do not follow each other, all the rest."""
+    """Yield the APP1 segments before the first scan; if a segment is malformed, all the rest of the file."""
     at = 2
     while at + 4 <= len(content):
         kind, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
@@ -54,16 +54,16 @@ def _application_segments(content: bytes) -> Iterator[bytes]:
 
 
 def whole(content: bytes, size: tuple[int, int], reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
-    """All pixels of a file whose header gave `size`, at 1, 1/2, 1/4 or 1/8 of its side; None where it has a fault."""
-    least = [-(-side // reduction) for side in size]
+    """Decode a file whose header gave `size`, at 1, 1/2, 1/4 or 1/8 of its side; return None if it has a fault."""
+    minimum = [-(-side // reduction) for side in size]
     try:
-        return simplejpeg.decode_jpeg(content, min_height=least[0], min_width=least[1])
+        return simplejpeg.decode_jpeg(content, min_height=minimum[0], min_width=minimum[1])
     except ValueError:
         return None
 
 
 def reads_regions() -> bool:
-    """Whether there is a library that `region` can use."""
+    """Return whether a library for `region` is available."""
     return _library() is not None
 
 
@@ -74,7 +74,7 @@ def region(content: bytes, box: Box, reduction: int = 1) -> tuple[UInt8[np.ndarr
     regions, or if the file has a fault.
     """
     library = _library()
-    # of a truncated file a region may be whole, but whether an image can be read must not hang on its crops
+    # a region of a truncated file may be complete, but whether an image is readable must not depend on its crops
     if library is None or not content.endswith(b"\xff\xd9"):
         return None
     handle = _handle(library)
@@ -85,7 +85,7 @@ def region(content: bytes, box: Box, reduction: int = 1) -> tuple[UInt8[np.ndarr
         return None
     mcu = -(-_MCU_WIDTHS[sampling] // reduction)
     y, x, height, width = box
-    # one pixel more on either side, since colours are interpolated; and from a border of blocks on
+    # one pixel more on either side, since colours are interpolated, and starting at a border of blocks
     left = max(x - 1, 0) // mcu * mcu
     right = min(x + width + 1, -(-library.tj3Get(handle, _WIDTH) // reduction))
     pixels = np.empty((height, right - left, 3), np.uint8)
@@ -107,7 +107,7 @@ class _Factor(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """What has libjpeg-turbo's functions for regions; a library that is linked to it gives them too."""
+    """Return a library with libjpeg-turbo's functions for regions, or one that is linked to it."""
     spec = importlib.util.find_spec("turbojpeg")  # another package of this name has no library
     for name in (*([spec.origin] if spec and spec.origin else []), *_SYSTEM):
         try:
@@ -126,11 +126,11 @@ def _library() -> ctypes.CDLL | None:
     return None
 
 
-_kept = threading.local()
+_thread = threading.local()
 
 
 def _handle(library: ctypes.CDLL) -> int:
-    """A decompressor of this thread's own, kept for its life."""
-    if not hasattr(_kept, "handle"):
-        _kept.handle = library.tj3Init(_DECOMPRESS)
-    return _kept.handle
+    """Return the decompressor of this thread."""
+    if not hasattr(_thread, "handle"):
+        _thread.handle = library.tj3Init(_DECOMPRESS)
+    return _thread.handle

@@ -1,4 +1,4 @@
-"""Loading of images with threads and worker processes, and prefetching."""
+"""Loading of images by threads and worker processes, and prefetching."""
 
 import os
 import queue
@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from simclr.data.source import Source
-from simclr.errors import UnreadableImage
+from simclr.errors import SettingError, UnreadableImage
 from simclr.runs.environment import cores
 
-# more workers than cores are the user's to choose, and torch would say so twice
+# the user may choose more workers than cores; torch would warn of it twice
 warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 CHUNK = 8  # images a worker decodes at a time, so that eight large photographs at most are held by each
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items, of which up to `depth` are made in advance by a thread.
+    """Yield items, of which up to `depth` are computed in advance by a thread.
 
-    An exception of the thread is raised here, after the items before it. When the iteration is given up, the
-    thread ends with the item that it is making.
+    An exception of the thread is raised here, after the items before it. When the iteration is abandoned, the thread
+    ends with its current item.
     """
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
@@ -51,7 +51,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
                 if stop.is_set():
                     return
             put("end", None)
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+        except BaseException as error:  # every exception is raised in the waiting thread
             put("error", error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -69,20 +69,22 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
-MAX_BYTES = 2 << 30  # largest size of a decoded data set that is kept in memory of its own accord
+MAX_BYTES = 2 << 30  # maximum size of a decoded data set that is kept in memory by default
 _BLOCK = 64  # images a thread decodes at a time
 
 
 class Loaded(NamedTuple):
+    """All images of a source in memory."""
+
     images: UInt8[np.ndarray, "n h w 3"]
-    """decoded images, zeros where one is unreadable"""
+    """decoded images, zeros for unreadable ones"""
     bad: dict[int, UnreadableImage]
 
 
 def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
-    """Decode a whole source, by threads; None if its images differ in size or take more than `max_bytes`.
+    """Decode a whole source with threads; return None if its images differ in size or need more than `max_bytes`.
 
-    Images that are in memory already are taken as they are, whatever they take.
+    Images that are in memory already are returned unchanged, regardless of their size.
     """
     if source.images is not None:
         return Loaded(source.images, {})
@@ -106,16 +108,16 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
 
     bad: dict[int, UnreadableImage] = {}
     with ThreadPoolExecutor(cores()) as pool:
-        for found in pool.map(fill, range(0, len(source), _BLOCK)):
-            if found is None:
+        for errors in pool.map(fill, range(0, len(source), _BLOCK)):
+            if errors is None:
                 pool.shutdown(cancel_futures=True)
                 return None
-            bad |= found
+            bad |= errors
     return Loaded(images, bad)
 
 
 def try_read(source: Source, i: int) -> np.ndarray | UnreadableImage:
-    """Image i, or why it cannot be read."""
+    """Return image i, or the error if it is unreadable."""
     try:
         return source.read(i)
     except UnreadableImage as error:
@@ -132,9 +134,9 @@ def loader(
     pin: bool = False,
     start_method: str | None = None,
 ) -> DataLoader:
-    """`data[key]` for each key, in order, made by `workers` processes (0: by this one).
+    """Return a loader of `data[key]` for each key, in order, computed by `workers` processes (0: by this process).
 
-    About `prefetch` keys are worked on in advance, each of which makes at most `item_bytes` in shared memory.
+    About `prefetch` keys are computed in advance, each of which needs at most `item_bytes` of shared memory.
     """
     options: dict[str, Any] = {}
     if workers:
@@ -142,9 +144,12 @@ def loader(
         sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
         fits = int(0.8 * _free_shared() / (item_bytes * workers * sharing))
         if fits < 1:
-            raise ValueError(
-                f"workers is {workers}; their crops need {workers * item_bytes / 1e6:.0f} MB in {_SHARED}, which has "
-                f"{_free_shared() / 1e6:.0f} MB free: allowed are fewer workers, or more of it (docker: --shm-size)"
+            raise SettingError(
+                "workers",
+                f"lower, since {workers * item_bytes / 1e6:.0f} MB are needed in {_SHARED}, which has "
+                f"{_free_shared() / 1e6:.0f} MB free",
+                workers,
+                "Or increase the shared memory (docker: --shm-size)",
             )
         options = {"prefetch_factor": min(factor, fits), "multiprocessing_context": start_method}
     return DataLoader(
@@ -155,14 +160,16 @@ def loader(
         collate_fn=_unchanged,
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader would draw from the global generator
-        worker_init_fn=_heed_parent_alone,
+        worker_init_fn=_ignore_signals_of_others,
         **options,
     )
 
 
-def _heed_parent_alone(worker: int) -> None:
-    """Leave signals to the whole group, as of SLURM, systemd and Ctrl-C, to the training process, which saves and then
-    ends its workers: they would have taken it down with them."""
+def _ignore_signals_of_others(worker: int) -> None:
+    """Leave signals to the whole process group, as sent by SLURM, systemd and Ctrl-C, to the training process.
+
+    It saves a checkpoint and then ends its workers; workers that end by themselves would end it too early.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,8 +1,8 @@
-"""Images in tar files: a few large files where many small ones would be slow to list, copy and open.
+"""Images in tar files: a few large files instead of many small ones, which are slow to list, copy and open.
 
 A member is an image by its extension; its name in the archive is its path. `KEY.cls` beside `KEY.jpg` is its class, as
-WebDataset writes it; without such members, folders are classes and parts as in a folder of images. Only plain tar files
-are read: at random, in any order, without unpacking.
+in WebDataset; without such members, folders are classes and splits as in a folder of images. Only uncompressed tar
+files are read: at random positions, in any order, without unpacking.
 """
 
 import io
@@ -20,7 +20,7 @@ from jaxtyping import Int, Int64
 
 from simclr.data.paths import is_image
 from simclr.data.source import Source
-from simclr.errors import UnreadableImage
+from simclr.errors import DataError, UnreadableImage
 
 Places = Int64[np.ndarray, "n 3"]
 """shard, first byte and length of each image"""
@@ -28,7 +28,7 @@ Places = Int64[np.ndarray, "n 3"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shards(Source):
-    """Images in the tar files `shards`, at `places`."""
+    """Images in tar files."""
 
     shards: tuple[Path, ...]
     places: Places
@@ -49,7 +49,7 @@ class Shards(Source):
 
 
 def shard_files(text: str) -> list[Path]:
-    """FILE.tar, or several as in name-{000..099}.tar, which a number each stands for; all must be there."""
+    """Return the paths of FILE.tar, or of several tar files as in name-{000..099}.tar; all must exist."""
     match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", text, re.DOTALL)
     if match is None:
         names = [text]
@@ -57,11 +57,11 @@ def shard_files(text: str) -> list[Path]:
         before, first, last, after = match.groups()
         names = [f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1)]
         if not names:
-            raise ValueError(f"{text!r}: {{{first}..{last}}} stands for no number; write the smaller first")
+            raise DataError(text, f"the range {first}..{last} is empty", "Write the smaller number first")
     files = [Path(name).expanduser() for name in names]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{str(file)!r} does not exist" + (f", which {text!r} names" if match else ""))
+            raise DataError(file, "it does not exist" + (f" but is in the range of {text}" if match else ""))
     return files
 
 
@@ -69,16 +69,16 @@ class Members(NamedTuple):
     """The images in tar files, sorted by `paths`."""
 
     paths: list[bytes]
-    """their names; where several files hold the same ones, with that of the file before them"""
+    """their names; if several files contain the same names, preceded by the name of the file"""
     names: list[bytes]
-    """as in the archives"""
+    """names in the archives"""
     places: Places
     texts: list[str] | None
-    """classes as written in .cls members, "" for none; None where there are no such members"""
+    """classes as written in .cls members, "" for none; None if there are no such members"""
 
 
 def find_members(files: list[Path]) -> Members:
-    """All images in tar files; hidden ones are left out."""
+    """List all images in tar files except hidden ones."""
     names, places = [], array("q")  # numbers as such, since there may be millions
     classes: dict[tuple[int, bytes], str] = {}
     for k, file in enumerate(files):
@@ -102,7 +102,7 @@ def find_members(files: list[Path]) -> Members:
 
 
 def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
-    """What is written in `a/b.cls` for `a/b.jpg`, and for `a/b.left.jpg` where it has none of its own."""
+    """Return the content of `a/b.cls` for `a/b.jpg`, and for `a/b.left.jpg` if there is no `a/b.left.cls`."""
     folder, slash, base = stem.rpartition(b"/")
     return classes.get((shard, stem), classes.get((shard, folder + slash + base.partition(b".")[0]), ""))
 
@@ -115,13 +115,13 @@ def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
                 encoded = name.encode(errors="surrogateescape")
                 if not any(part.startswith(".") for part in name.split("/")):
                     if (member.islnk() or member.issym()) and is_image(encoded):
-                        raise ValueError(f"{file}: {name} is a link; write the file with tar --dereference "
-                                         "--hard-dereference")  # fmt: skip
+                        remedy = "Write the file with tar --dereference --hard-dereference"
+                        raise DataError(file, f"{name} is a link", remedy)
                     if member.isreg():
                         yield encoded, member.offset_data, member.size
-                archive.members = []  # which would keep them all
+                archive.members = []  # otherwise all of them would be kept in memory
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{file}: not a whole, uncompressed tar file ({error})") from None
+        raise DataError(file, f"it is not a complete, uncompressed tar file ({error})") from None
 
 
 def _read(file: Path, start: int, length: int) -> bytes:
@@ -131,8 +131,10 @@ def _read(file: Path, start: int, length: int) -> bytes:
 
 
 class TarWriter:
-    """Tar files of about `size` bytes in a folder: 000000.tar and so on, under these names once all of them are whole;
-    what an error leaves unfinished is removed."""
+    """Writer of tar files of about `size` bytes in a folder: 000000.tar and so on.
+
+    They get these names once all of them are complete; after an error, unfinished files are removed.
+    """
 
     def __init__(self, folder: Path, size: int):
         self.files: list[Path] = []
@@ -153,7 +155,7 @@ class TarWriter:
                 file.unlink()
 
     def write(self, members: dict[str, bytes]) -> None:
-        """Files that belong together, by their names."""
+        """Write files that belong together, given by their names."""
         if self._archive is None:
             self._archive = tarfile.TarFile(self._partial, "w")
         for name, content in members.items():

@@ -162,13 +162,9 @@ def _named_files(
 def open_arrays(path: Path, split: str) -> Source:
     """Open the images of an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError(path, "it is a single array", "Save the images as `images` with numpy.savez")
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(path, f"it is not an .npz file of plain arrays ({error})") from None
     if "images" in arrays:
         labels = arrays.get("labels")

@@ -1,0 +1,149 @@
+"""Tables, lists and arrays as people and programs write them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr.data import open_source
+from simclr.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(12):
+        Image.fromarray(np.full((6, 5, 3), 20 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    return tmp_path
+
+
+def write(folder, text, name="t.csv", encoding="utf-8"):
+    (folder / name).write_bytes(text.encode(encoding))
+    return str(folder / name)
+
+
+def contents(source):
+    labels = None if source.labels is None else [source.classes[k] if k >= 0 else "" for k in source.labels]
+    return [source.path(i) for i in range(len(source))], labels
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,label,split", "path, label, split", "\ufeffPATH,Label,Split ", "path;label;split", "path\tlabel\tsplit"],
+)
+def test_headers_and_delimiters(folder, header):
+    mark = next(mark for mark in ";\t," if mark in header)
+    space = " " if ", " in header else ""
+    rows = [(f"{k}.png", f"c{k % 3}", "test" if k > 8 else "train") for k in range(12)]
+    spec = write(folder, "\n".join([header, *((mark + space).join(row) for row in rows)]))
+    train, test = open_source(spec, "train"), open_source(spec, "test")
+    assert contents(train) == ([row[0] for row in rows[:9]], [row[1] for row in rows[:9]])
+    assert contents(test) == ([row[0] for row in rows[9:]], [row[1] for row in rows[9:]])
+    assert train.has_own_split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("Training", "train"), ("valid", "test"), ("DEV", "test"), ("testing", "test")]
+)
+def test_names_of_splits(folder, name, split):
+    spec = write(folder, f"path,split\n0.png,train\n1.png,{name}\n2.png,{'test' if split == 'train' else 'train'}")
+    assert "1.png" in contents(open_source(spec, split))[0]
+
+
+def test_columns_may_have_other_names(folder):
+    spec = write(folder, "image file,Species,part,clip\n0.png,cat,train,a\n1.png,dog,test,b\n2.png,cat,train,a")
+    source = open_source(f"{spec}?path=image file&label=species&split=part&group=clip", "all")
+    assert contents(source) == (["0.png", "1.png", "2.png"], ["cat", "dog", "cat"])
+    assert source.groups.tolist() == [0, 1, 0] and source.has_own_split
+    for wrong in (spec, f"{spec}?path=file", f"{spec}?path=image file&label=kind", f"{spec}?paths=x"):
+        with pytest.raises(DataError) as error:
+            open_source(wrong, "all")
+        assert "t.csv" in error.value.path
+
+
+def test_empty_and_negative_labels_are_missing(folder):
+    spec = write(folder, "path,label\n0.png,-1.0\n1.png,\n2.png,0.0\n\n3.png,1.0\n")
+    assert contents(open_source(spec, "all")) == (["0.png", "1.png", "2.png", "3.png"], ["", "", "0.0", "1.0"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path\n0.png\n".encode("utf-16"),
+        b"path,label\n0.png,caf\xe9\n",
+        b"",
+        b"path,label\n ,x\n",
+        b"path,split\n0.png,holdout\n",
+        b"path\ngone.png\n",
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(folder, content):
+    (folder / "t.csv").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        open_source(folder / "t.csv", "all")
+    assert error.value.path == str(folder / "t.csv")
+
+
+def test_file_names_keep_their_bytes(folder):
+    (folder / "0.png").rename(folder / "caf\udce9.png")
+    (folder / "t.csv").write_bytes(b"path,label\ncaf\xe9.png,x\n1.png,y\n")
+    source = open_source(folder / "t.csv", "all")
+    assert source.read(0).shape == (6, 5, 3) and source.classes == ["x", "y"]
+
+
+def test_lists_may_have_comments_and_blanks(folder):
+    spec = write(folder, "\ufeff# chosen\n  3.png\n\n\t1.png  \r\n#2.png\n", "list.txt")
+    assert contents(open_source(spec, "all")) == (["3.png", "1.png"], None)
+    with pytest.raises(DataError):
+        open_source(write(folder, "1.png", "wide.txt", "utf-16"), "all")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_metadata_of_hugging_face_give_labels(folder, kind):
+    rows = [{"file_name": f"{k}.png", "label": "cat" if k % 2 else "dog"} for k in range(10)]
+    if kind == "csv":
+        write(
+            folder,
+            "file_name,label\n" + "\n".join(f"{row['file_name']},{row['label']}" for row in rows),
+            "metadata.csv",
+        )
+    else:
+        write(folder, "\n".join(map(json.dumps, rows)), "metadata.jsonl")
+    paths, labels = contents(open_source(folder, "all"))
+    assert dict(zip(paths, labels, strict=True)) == {row["file_name"]: row["label"] for row in rows} | {
+        "10.png": "", "11.png": "",
+    }  # fmt: skip
+
+
+def test_metadata_in_each_split_and_lists_of_labels(folder):
+    for part, k in (("train", 0), ("train", 1), ("validation", 2)):
+        (folder / "set" / part).mkdir(parents=True, exist_ok=True)
+        (folder / f"{k}.png").rename(folder / "set" / part / f"{k}.png")
+    rows = [json.dumps({"file_name": f"{k}.png", "labels": ["a", "b"][: k + 1]}) for k in range(2)]
+    write(folder / "set" / "train", "\n".join(rows), "metadata.jsonl")
+    write(folder / "set" / "validation", '{"file_name": "2.png", "labels": ["b"]}', "metadata.jsonl")
+    train, test = open_source(folder / "set", "train"), open_source(folder / "set", "test")
+    assert contents(train)[1] == ["a|", "a|b"] and contents(test)[1] == ["b|"]
+    write(folder / "set" / "train", '{"file_name": "nowhere.png"}', "metadata.jsonl")
+    with pytest.raises(DataError) as error:
+        open_source(folder / "set", "train")
+    assert error.value.path.endswith("metadata.jsonl")
+
+
+def test_groups_of_arrays(tmp_path):
+    images = np.zeros((40, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 2, groups=np.arange(40) // 4)
+    train, test = open_source(tmp_path / "a.npz", "train"), open_source(tmp_path / "a.npz", "test")
+    assert not set(train.groups.tolist()) & set(test.groups.tolist())
+    assert len(test) == 8
+
+
+@pytest.mark.parametrize("content", [b"no", b"PK\x03\x04 no", None])
+def test_files_that_are_not_arrays_are_named(tmp_path, content):
+    if content is None:
+        np.savez(tmp_path / "a.npz", images=np.array([None, 1], dtype=object))
+    else:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        open_source(tmp_path / "a.npz", "all")
+    assert error.value.path == str(tmp_path / "a.npz")
