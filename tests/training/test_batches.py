@@ -1,7 +1,9 @@
 """A batch is a function of its step and does not depend on workers, processes or where the run began."""
 
 import csv
+import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -149,6 +151,17 @@ def test_too_little_shared_memory_is_refused_in_advance(monkeypatch):
     assert loader([], [], workers=4, prefetch=100, item_bytes=1000).prefetch_factor == 25
 
 
+def test_a_large_batch_is_streamed_within_the_usual_limit_of_open_files():
+    source = open_source(Holes(set()), "all")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 300, limits[1]))
+    try:
+        batches = batches_of(Streamed, source, batch=2000, seed=0, workers=2)  # 250 parts, and as many in advance
+        assert [len(batch.indices) for batch in batches(range(3))] == [2000] * 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 # unreadable images
 
 
@@ -242,6 +255,25 @@ def test_resident_batches_resume_anywhere_on_any_number_of_processes(even):
     halves = [list(batches_of(Resident, even, batch=10, seed=5, rank=r, world=2)(range(5))) for r in (0, 1)]
     for one, other, both in zip(*halves, whole, strict=True):
         assert torch.equal(torch.cat([one.views, other.views], 1), both.views)
+
+
+def test_images_that_do_not_fit_are_decoded_once(folder, monkeypatch):
+    reads = []
+    monkeypatch.setattr("simclr.training.batches.load_images", lambda *a: reads.append(a))
+    with pytest.raises(SettingError):
+        batches_of(open_batches, folder, batch=4, seed=0, storage="resident")
+    assert isinstance(batches_of(open_batches, folder, batch=4, seed=0), Streamed)
+    assert len(reads) == 2
+
+
+def test_each_view_has_a_policy_of_its_own(even):
+    policies = (VIEWS, Views(size=8, blur=0.0, jitter=0.0), VIEWS)
+    for kind in (Resident, Streamed):
+        batch = next(iter(kind(even, policies, BatchSampler(30, 10, 5), Loading(workers=0))(range(1))))
+        alike = next(iter(kind(even, (VIEWS,) * 3, BatchSampler(30, 10, 5), Loading(workers=0))(range(1))))
+        assert batch.views.shape == (3, 10, 3, 8, 8)
+        assert torch.equal(batch.views[[0, 2]], alike.views[[0, 2]])
+        assert not torch.equal(batch.views[1], alike.views[1])
 
 
 def test_storage_is_chosen_by_what_fits(folder, even):

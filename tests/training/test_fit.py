@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from support.processes import in_processes
 from torch import nn
 
-from simclr.errors import DivergedError, Interrupted, RunError
+from simclr.errors import DivergedError, Interrupted, RunError, SettingError
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.training.fit import Parts, Schedule, fit
@@ -25,7 +25,9 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Batches of ones; from step `lost_at` on they hold no numbers."""
+    """Batches of ones; that of step `lost_at` holds no numbers."""
+
+    storage = "resident"
 
     def __init__(self, delay=0.0, lost_at=None, bad=None):
         self.delay, self.lost_at, self.bad = delay, lost_at, bad or {}
@@ -42,7 +44,7 @@ class Task:
     name: str = "toy"
 
 
-def toy(tmp_path, schedule, delay=0.0, lost_at=None, broken_at=None, **hooks):
+def toy(tmp_path, schedule, delay=0.0, lost_at=None, broken_at=None, processes=None, storage="resident", **hooks):
     """Least squares towards zero: w <- w (1 - lr), so that every step has a closed form."""
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False)
@@ -59,7 +61,9 @@ def toy(tmp_path, schedule, delay=0.0, lost_at=None, broken_at=None, **hooks):
         return loss.detach(), None
 
     run = Run.start(tmp_path, Task())
-    parts = Parts(model, wrapped, Batches(delay, lost_at), backward)
+    batches = Batches(delay, lost_at)
+    batches.storage = storage
+    parts = Parts(model, wrapped, batches, backward, processes)
     return model, run, fit(run, fabric, parts, schedule, **hooks)
 
 
@@ -135,6 +139,22 @@ def stopped(rank, world, folder):
 def test_no_process_leaves_before_the_checkpoint_is_written(tmp_path):
     assert in_processes(stopped, tmp_path) == [True, True]
     assert Run(tmp_path).bad == {"0.jpg": "broken", "1.jpg": "broken"}
+
+
+@pytest.mark.parametrize("change", [{"storage": "streamed"}, {"processes": 2}])
+def test_a_run_resumes_under_the_circumstances_that_its_results_depend_on(tmp_path, change):
+    toy(tmp_path, Schedule(steps=4, lr=lambda s: 0.1, seed=0), processes=1)
+    with pytest.raises(SettingError) as error:
+        toy(tmp_path, Schedule(steps=6, lr=lambda s: 0.1, seed=0), **{"processes": 1, **change})
+    assert error.value.field == {"storage": "machine.storage", "processes": "machine.devices"}[next(iter(change))]
+
+
+def test_a_checkpoint_from_before_circumstances_were_saved_resumes(tmp_path):
+    _, run, _ = toy(tmp_path, Schedule(steps=4, lr=lambda s: 0.1, seed=0))
+    state = run.restore()
+    del state["circumstances"]
+    run.save(state)
+    assert toy(tmp_path, Schedule(steps=6, lr=lambda s: 0.1, seed=0), storage="streamed")[2]["step"] == 6
 
 
 def test_a_run_that_ended_before_its_result_was_written_keeps_its_metrics(tmp_path):

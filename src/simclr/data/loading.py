@@ -2,7 +2,9 @@
 
 import os
 import queue
+import resource
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -151,7 +153,8 @@ def loader(
                 workers,
                 "Or increase the shared memory (docker: --shm-size)",
             )
-        options = {"prefetch_factor": min(factor, fits), "multiprocessing_context": start_method}
+        factor = min(factor, fits, max(1, _free_descriptors() // workers))  # one for each item in shared memory
+        options = {"prefetch_factor": factor, "multiprocessing_context": start_method}
     return DataLoader(
         data,
         batch_size=None,
@@ -184,6 +187,13 @@ def _await_end() -> None:
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+def _free_descriptors() -> int:
+    """Return how many files this process may still open, less a reserve."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 256
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - used - 256
 
 
 def _free_shared() -> float:

@@ -74,8 +74,8 @@ class Machine(Device):
     """precision of the forward and backward pass; auto: bf16 on a GPU that supports it, otherwise 32 (convolutions on a
     GPU may then round to TF32, PyTorch's default)"""
     storage: Literal["auto", "resident", "streamed"] = "auto"
-    """where decoded images are kept: resident on the device, or streamed from worker processes; auto: resident if they
-    fit"""
+    """place where decoded images are kept: resident on the device, or streamed from worker processes; auto: resident if
+    they fit (streamed crops are rounded to 8 bits, so results differ slightly and a run resumes with its own)"""
     compile: bool = False
     """compile the network with torch.compile"""
     recompute: bool = False

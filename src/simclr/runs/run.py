@@ -38,12 +38,24 @@ class Run:
 
     def __init__(self, path: Path, *, writes: bool = False) -> None:
         self.path, self.writes = Path(path), writes
+        self._fresh = False
+        self._settings: tuple[str, str] | None = None
 
     @classmethod
     def start(
         cls, path: Path, task: Any, *, data: dict[str, Any] | None = None, fresh: bool = False, writes: bool = True
     ) -> "Run":
-        """Begin a run of `task` in `path`, or resume the one that is there.
+        """Begin a run of `task` in `path`, or resume the one that is there: `open`, then `begin`."""
+        run = cls.open(path, task, data=data, fresh=fresh, writes=writes)
+        run.begin()
+        return run
+
+    @classmethod
+    def open(
+        cls, path: Path, task: Any, *, data: dict[str, Any] | None = None, fresh: bool = False, writes: bool = True
+    ) -> "Run":
+        """Return the run of `task` in `path` after checks that change nothing: a refused command leaves nothing behind;
+        `begin` writes the settings.
 
         Once it has a checkpoint or a result, the settings saved there must equal those of `task`, except for those that
         say where it runs rather than what it computes, and so must `data`, the description of the images it learns
@@ -51,11 +63,12 @@ class Run:
         folder, and nothing else.
         """
         run = cls(path, writes=writes)
+        run._fresh = fresh
         if writes:
-            run._open(task, data or {}, fresh)
+            run._check(task, data or {}, fresh)
         return run
 
-    def _open(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
+    def _check(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
         require_folder_path(self.path)
         recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
         if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no path
@@ -63,15 +76,23 @@ class Run:
         if self.path.is_dir() and any(self.path.iterdir()):
             if not (self.path / "recipe.yaml").is_file():
                 raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
-            if fresh:
-                self._clear()
-            elif self._has_progress:
+            if not fresh and self._has_progress:
                 self._check_agreement(recipe, default_settings(task), data)
-        self.path.mkdir(parents=True, exist_ok=True)
         header = f"# simclr {task.command}: the settings of this run, usable as --config\n"
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "recipe.yaml", header + text)
-        write_atomically(self.path / "data.json", json.dumps(data) + "\n")
+        self._settings = header + text, json.dumps(data) + "\n"
+
+    def begin(self) -> None:
+        """Delete what `fresh` deletes, and write the settings and the environment."""
+        fresh, self._fresh = self._fresh, False
+        if self._settings is None:
+            return
+        (recipe, data), self._settings = self._settings, None
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self._clear()
+        write_atomically(self.path / "recipe.yaml", recipe)
+        write_atomically(self.path / "data.json", data)
         self._add_environment()
 
     @property
@@ -206,4 +227,4 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run; None while it is unfinished."""
         path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not self._fresh else None

@@ -26,7 +26,7 @@ from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, default
+from simclr.tasks.training import Training, close_run, default, describe_data
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
 from simclr.training.session import is_finished, open_run, prepare, wrap
@@ -40,7 +40,7 @@ class Distill(Training):
     The defaults are the second paper's: the loss needs no labels, the teacher stays in inference mode, both see the
     same crop and flip, and learning rate, weight decay and batch are those of pretraining. A student of the teacher's
     own architecture is self-distillation. Labels of `data` are only used if label_weight is above 0. The run folder is
-    TEACHER/distill-ENCODER by default; the same command resumes an interrupted run.
+    TEACHER/distill-ENCODER by default, or TEACHER/distill-from-START; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "distill"
@@ -84,12 +84,11 @@ class Distill(Training):
         given = load(self.teacher)
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
+        labels = self.labels(source) if self.label_weight else None
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
         schedule = self.schedule(len(source), batch)
-        run = open_run(
-            fabric, self.folder, self, {"images": len(source), "fingerprint": source.fingerprint}, self.fresh
-        )
+        run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
         if is_finished(run, fabric):
             return run.result
         torch.manual_seed(self.seed)
@@ -149,7 +148,8 @@ class Distill(Training):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.out or self.teacher / f"distill-{self.encoder or 'self'}"
+        student = self.encoder or (f"from-{self.start.resolve().name}" if self.start else "self")
+        return self.out or self.teacher / f"distill-{student}"
 
     def class_names(self, card: Card) -> list[str]:
         """Return the names of the teacher's classes."""

@@ -28,7 +28,7 @@ from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
 from simclr.runs.results import Result
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, default
+from simclr.tasks.training import Training, close_run, default, describe_data
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
 from simclr.training.session import is_finished, open_run, prepare, wrap
@@ -92,14 +92,12 @@ class FineTune(Training):
 
     def __call__(self) -> dict[str, Any]:
         source, measured, fraction = self.images()
-        names = class_names(source)
+        names, labels = class_names(source), torch.from_numpy(multilabel.targets(source))
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
         steps = self.steps or total_steps(len(source), batch, self.passes(fraction))
         schedule = self.schedule(len(source), batch, steps)
-        run = open_run(
-            fabric, self.folder, self, {"images": len(source), "fingerprint": source.fingerprint}, self.fresh
-        )
+        run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
         if is_finished(run, fabric):
             return run.result
         start = load(self.run)

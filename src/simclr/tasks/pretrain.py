@@ -29,7 +29,7 @@ from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
 from simclr.runs.recipe import plain
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, run_folder_for
+from simclr.tasks.training import Training, close_run, describe_data, run_folder_for
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
@@ -140,9 +140,8 @@ class Pretrain(Training):
         source, held_out = self.sources()
         schedule = self.schedule(len(source))
         fabric = self.machine.launch()
-        run = open_run(
-            fabric, self.folder, self, {"images": len(source), "fingerprint": source.fingerprint}, self.fresh
-        )
+        data = describe_data(source, self.labels(source), source.classes or ())
+        run = open_run(fabric, self.folder, self, data, self.fresh)
         if is_finished(run, fabric):
             return run.result
         parts = self.assemble(fabric, source)
@@ -241,7 +240,8 @@ class Pretrain(Training):
             loss, outputs = simclr_step(fabric, network, batch.views.to(dtype), scaled, labels, micro)
             return loss / self.loss_scale, outputs
 
-        return Parts(model, optimizer, batches, backward)
+        depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
+        return Parts(model, optimizer, batches, backward, fabric.world_size if depends else None)
 
     def describe(self, outputs: Outputs) -> dict[str, float]:
         """Return figures of this process's embeddings; the log holds those of the first process."""

@@ -1,6 +1,7 @@
 """Settings and steps that all training tasks share."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from simclr.data import Source
 from simclr.errors import SettingError
@@ -126,6 +128,16 @@ class Training:
 def default(name: str, value: Any) -> Any:
     """Return a field of `Training` with another default, for a task that redeclares it."""
     return dataclasses.field(default=value, metadata=Training.__dataclass_fields__[name].metadata)
+
+
+def describe_data(source: Source, labels: Tensor | None = None, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what identifies the images and, if any, the labels that a run learns from."""
+    identity = {"images": len(source), "fingerprint": source.fingerprint}
+    if labels is None:
+        return identity
+    digest = hashlib.blake2b("\n".join(classes).encode(errors="surrogateescape"), digest_size=16)
+    digest.update(labels.numpy().tobytes())
+    return {**identity, "labels": digest.hexdigest()}
 
 
 def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[], None]) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class Resident:
     of every unreadable image to the reason.
     """
 
+    storage = "resident"
+
     def __init__(
         self,
         source: Source,
@@ -104,6 +106,8 @@ class Streamed:
     so far to the reason.
     """
 
+    storage = "streamed"
+
     def __init__(
         self,
         source: Source,
@@ -138,10 +142,7 @@ class Streamed:
             )
         )
         for step in steps:
-            parts = [self._checked(part) for part in islice(chunks, per_step)]
-            indices = np.concatenate([part.indices for part in parts])
-            sizes = np.concatenate([part.sizes for part in parts])
-            crops = torch.cat([part.crops.to(self.device, non_blocking=True) for part in parts], dim=1)
+            indices, sizes, crops = self._gathered(islice(chunks, per_step))
             # drawn again here rather than sent: it is cheap, and the same by construction
             parameters = draw_views(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
             memory = _empty_views(self.policies, len(indices), self.device)
@@ -155,11 +156,21 @@ class Streamed:
             for k in range(0, len(indices), CHUNK):
                 yield step, indices[k : k + CHUNK]
 
-    def _checked(self, part: Crops | TooManyBadImages) -> Crops:
-        if isinstance(part, TooManyBadImages):
-            raise part
-        self._record.record(part.tried, part.bad)
-        return part
+    def _gathered(self, parts: Iterator[Crops | TooManyBadImages]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Return indices, sizes and crops of a batch. Each part is copied as it arrives: while it is held in shared
+        memory, it takes a file descriptor, of which a process has 1024 as a rule."""
+        local, size = self.sampler.local, self.policies[0].size
+        indices, sizes = np.empty(local, np.int64), np.empty((local, 2), np.int64)
+        crops = torch.empty(len(self.policies), local, size, size, 3, dtype=torch.uint8, device=self.device)
+        start = 0
+        for part in parts:
+            if isinstance(part, TooManyBadImages):
+                raise part
+            self._record.record(part.tried, part.bad)
+            rows = slice(start, start := start + len(part.indices))
+            indices[rows], sizes[rows] = part.indices, part.sizes
+            crops[:, rows].copy_(part.crops, non_blocking=True)
+        return indices, sizes, crops
 
 
 def open_batches(

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from simclr.errors import DivergedError, Interrupted, RunError
+from simclr.errors import DivergedError, Interrupted, RunError, SettingError
 from simclr.randomness import bits
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_same_on_all_ranks
@@ -26,8 +26,9 @@ _DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches by step, such as `Resident` and `Streamed`."""
+    """Batches by step: `Resident` or `Streamed`."""
 
+    storage: str
     bad: Mapping[str, str]
     """path and reason of the images found unreadable so far"""
 
@@ -41,6 +42,14 @@ class Parts(NamedTuple):
     optimizer: torch.optim.Optimizer
     batches: Batches
     backward: Backward
+    processes: int | None = None
+    """number of processes, if results depend on it"""
+
+    @property
+    def circumstances(self) -> dict[str, str | int]:
+        """Machine settings that change results, and so must be the same when a run resumes."""
+        processes = {} if self.processes is None else {"machine.devices": self.processes}
+        return {"machine.storage": self.batches.storage, **processes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +82,8 @@ def fit(
     does. Raises Interrupted after SIGINT or SIGTERM, once the state is saved, and DivergedError if the loss or the
     network is not finite.
     """
+    run.begin()
+    fabric.barrier()  # the other processes read the folder as the first one leaves it
     start = _restore(run, fabric, parts)
     if start > schedule.steps:
         raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
@@ -159,6 +170,7 @@ def _state(fabric: Fabric, parts: Parts, step: int) -> dict[str, Any]:
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "precision": fabric.strategy.precision.state_dict(),  # the loss scale of float16
+        "circumstances": parts.circumstances,
     }
 
 
@@ -170,6 +182,10 @@ def _restore(run: Run, fabric: Fabric, parts: Parts) -> int:
     if state is None:
         run.truncate_log(-1)
         return 0
+    for name, value in state.get("circumstances", {}).items():
+        if (now := parts.circumstances.get(name, value)) != value:
+            remedy = f"The run in {run.path} began so, and its results depend on it; --fresh starts over"
+            raise SettingError(name, str(value), now, remedy)
     parts.model.load_state_dict(state["model"])
     parts.optimizer.load_state_dict(state["optimizer"])
     fabric.strategy.precision.load_state_dict(state["precision"])

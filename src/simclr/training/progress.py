@@ -1,4 +1,4 @@
-"""Progress for people: a bar with time left on a terminal, plain lines elsewhere."""
+"""Progress display: a bar with the remaining time on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 SHOWN = {
     "loss": "loss {:.3f}",
-    "loss_over_chance": "{:.2f} of chance",
+    "loss_over_chance": "{:.2f} × chance",
     "contrastive_top1": "top-1 {:.0%}",
     "knn_top1": "kNN {:.1%}",
     "top1": "top-1 {:.1%}",
@@ -17,14 +17,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Context in which `advance` counts steps and `show` says how they go."""
+    """Context in which `advance` counts steps and `show` displays figures of the current one."""
 
     def __init__(self, total: int, start: int = 0, *, shown: bool = True) -> None:
-        self.total, self.done, self.start, self.shown = total, start, start, shown
+        self.total, self.done, self.start = total, start, start
+        self.shown = shown and sys.stderr is not None  # a service has none
         self.began = time.perf_counter()
         self.last_line = -SECONDS_BETWEEN_LINES
         self.bar = None
-        if shown and sys.stderr.isatty():
+        if self.shown and getattr(sys.stderr, "isatty", bool)():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -48,7 +49,7 @@ class Progress:
             self.bar.update(self.row, completed=self.done)
 
     def show(self, facts: dict[str, Any]) -> None:
-        """Describe the current step; on a terminal in place, elsewhere as a line at most every ten seconds."""
+        """Display figures of a step: in place on a terminal, elsewhere as a line at most every ten seconds."""
         if not self.shown:
             return
         text = "  ".join(form.format(facts[name]) for name, form in SHOWN.items() if name in facts)

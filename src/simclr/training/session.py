@@ -16,13 +16,13 @@ from simclr.training.recompute import recompute_blocks
 
 
 def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fresh: bool) -> Run:
-    """Open a run folder for a task that learns from `data`; the first process writes it.
+    """Open a run folder for a task that learns from `data`; nothing is written until `fit`.
 
     An error of one process, such as changed settings, ends all of them.
     """
     error = None
     try:
-        run = Run.start(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
+        run = Run.open(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
     except (ValueError, OSError) as raised:
         error = raised
     failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")
