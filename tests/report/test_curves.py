@@ -8,7 +8,7 @@ import pytest
 from support.runs_written import lines, write_run
 
 from simclr.report.curves import BINS, Line, Panel, bar, compared, draw, panels, thinned, ticks
-from simclr.report.reading import read_folder
+from simclr.report.reading import read_run
 
 
 def test_thinning_keeps_every_spike_and_the_ends():
@@ -81,7 +81,7 @@ def test_an_interval_lies_where_it_is():
 
 def test_each_logged_figure_is_drawn_once_and_new_ones_have_a_place(tmp_path):
     log = lines(memory_mb=900.0, something_new=3.0)
-    folder = read_folder(write_run(tmp_path / "run", log=log))
+    folder = read_run(write_run(tmp_path / "run", log=log))
     drawn = [line.label for panel in panels(folder) for line in panel.lines]
     assert len(drawn) == len(set(drawn)) == len(log[0]) - 3  # all but step, seconds and the loss's other scale
     assert {"something new", "memory"} <= set(drawn)
@@ -92,12 +92,12 @@ def test_a_flat_a_lone_and_an_empty_curve_can_be_drawn(tmp_path):
         line = Line("flat", np.arange(count), np.zeros(count))
         for from_zero in (True, False):
             assert "nan" not in draw(Panel("flat", "%", [line], from_zero=from_zero))
-    nothing = read_folder(write_run(tmp_path / "run", log=lines(loss=float("nan"))))
+    nothing = read_run(write_run(tmp_path / "run", log=lines(loss=float("nan"))))
     assert "loss" not in [panel.title for panel in panels(nothing)]
 
 
 def test_chance_stands_beside_loss_and_contrastive_accuracy(tmp_path):
-    folder = read_folder(write_run(tmp_path / "run", start={"processes": 4}))
+    folder = read_run(write_run(tmp_path / "run", start={"processes": 4}))
     levels = {panel.title: panel.level for panel in panels(folder)}
     assert levels["loss"][0] == pytest.approx(np.log(127))
     assert levels["contrastive top-1"][0] == pytest.approx(100 / 31)  # each process sees 16 of the 64 images
@@ -107,15 +107,15 @@ def test_a_resumed_run_has_a_seam_where_its_clock_began_anew(tmp_path):
     log = lines()
     for line in log[6:]:
         line["seconds"] -= 5.0
-    folder = read_folder(write_run(tmp_path / "run", log=log))
+    folder = read_run(write_run(tmp_path / "run", log=log))
     assert panels(folder)[0].seams == [70]
     assert folder.seconds == pytest.approx(6.0 + 10.0)
 
 
 def test_runs_are_drawn_over_each_other_with_a_chance_they_share(tmp_path):
-    folders = [read_folder(write_run(tmp_path / name)) for name in "ab"]
+    folders = [read_run(write_run(tmp_path / name)) for name in "ab"]
     loss = next(panel for panel in compared(folders, "ab") if panel.title == "loss")
     assert [line.label for line in loss.lines] == ["a", "b"]
     assert loss.level[0] == pytest.approx(np.log(127))
-    other = read_folder(write_run(tmp_path / "c", settings={"batch": 128}))
+    other = read_run(write_run(tmp_path / "c", settings={"batch": 128}))
     assert next(panel for panel in compared([folders[0], other], "ac") if panel.title == "loss").level is None

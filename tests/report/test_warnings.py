@@ -1,125 +1,150 @@
-"""Each warning is raised by its fault, with the number behind it, and a sound run has none."""
+"""Each fault of a run gives its finding and no other, and a sound run has none."""
 
 import json
 import math
 
 import pytest
-from support.runs_written import KNN, lines, measured, recipe, row, write_run
+from support.runs_written import BATCH, KNN, lines, measured, recipe, row, write_run
 
-from simclr.report.reading import read_folder
-from simclr.report.warnings import concerns, concerns_together
+from simclr.report.reading import read_run
+from simclr.report.warnings import comparison_warnings, run_findings, run_warnings
+from simclr.tasks.pretrain import Pretrain
 
-CHANCE = math.log(127)
+CHANCE = math.log(2 * BATCH - 1)
 
 
 def run(path, **changes):
-    return read_folder(write_run(path / "run", **changes))
+    return read_run(write_run(path / "run", **changes))
 
 
-def test_a_sound_run_has_none(tmp_path):
-    assert concerns(run(tmp_path)) == []
+def warnings(path, **changes):
+    return {finding.name: finding.level for finding in run_warnings(run(path, **changes))}
 
 
-WAITED = lines(data_wait_percent=34.0)
-HEALTH = row(protocol="health", metric="rankme_h", value=30.0, interval=None, n=512,
-             split="a fifth of the images, which pretraining on the same data has seen, no labels")  # fmt: skip
-HELD_OUT = row(split="fitted on 90 labelled images of train, last step measured on a tenth of train, held out", n=37)
+def test_a_sound_run_has_none_and_says_what_is_in_order(tmp_path):
+    record = run(tmp_path)
+    assert run_warnings(record) == []
+    assert {finding.name for finding in run_findings(record)} == {"progress", "loss", "embeddings", "rank", "loading"}
+
+
+SEEN = row(protocol="health", metric="rankme_h", value=30.0, interval=None, n=512, evaluated_on="unlabelled",
+           seen_in_pretraining=True, unit="dimensions")  # fmt: skip
+HELD_OUT = row(evaluated_on="holdout", seen_in_pretraining=True, n=37)
+RISING = [line | {"loss": CHANCE * (0.3 + abs(k - 8) / 16)} for k, line in enumerate(lines())]
+FALLING = [*lines(), {"step": 100, "knn_top1": 0.5}, {"step": 150, "knn_top1": 0.4}]
+DONE = {"task": "pretrain", "steps": 157, "images": 1000}
 FAULTS = {
-    "unfinished": (dict(log=lines(50), finished=False), "not finished: its log ends at step 50 of 157 (32 %)"),
-    "collapsed": (dict(log=lines(embedding_std=0.003)), "collapsed: their standard deviation is 0.003"),
-    "collapsed in the check": (dict(log=lines(health_embedding_std=0.05)), "standard deviation, check is 0.05"),
-    "few dimensions": (dict(log=lines(rankme=1.4)), "effective rank is 1.4 of at most 64"),
-    "idle dimensions": (dict(log=lines(health_idle_dimensions=0.62)), "62 % of the embedding's dimensions"),
-    "at chance": (dict(log=lines(loss=0.997 * CHANCE)), "The loss is 0.997 of chance, ln(2N - 1) = 4.844 nats"),
-    "no number": (dict(log=lines(60) + lines(70, 70, loss=math.nan)), "in 1 line of the log, first nan at step 70"),
-    "waited": (dict(log=WAITED), "waited for images 34 % of the time"),
-    "unreadable": (dict(result={"task": "pretrain", "steps": 157, "bad": 12}), "12 images of 1,000 (1.2 %) could not"),
-    "seen": (dict(health=measured("health", HEALTH)), "health.json (n = 512), measured on images that pretraining"),
-    "held out": (dict(finetune=measured("finetune", HELD_OUT)), "finetune.json (n = 37), measured on training images"),
-    "codes": (dict(start={"code": "other"}), "2 versions of the code: other, c0de"),
+    "unfinished": (dict(log=lines(50), finished=False), "progress", "warning"),
+    "nothing logged": (dict(log=[], finished=False), "log", "warning"),
+    "collapsed": (dict(log=lines(embedding_std=0.003)), "embeddings", "FAILED"),
+    "collapsed in the check": (dict(log=lines(health_embedding_std=0.05)), "embeddings", "FAILED"),
+    "few dimensions": (dict(log=lines(rankme=1.4)), "rank", "warning"),
+    "idle dimensions": (dict(log=lines(health_idle_dimensions=0.62)), "dimensions", "warning"),
+    "at chance": (dict(log=lines(loss=0.997 * CHANCE)), "loss", "FAILED"),
+    "not finite": (dict(log=lines(60) + lines(70, 70, loss=math.nan)), "loss", "FAILED"),
+    "rising": (dict(log=RISING), "loss", "warning"),
+    "waited": (dict(log=lines(data_wait_percent=34.0)), "loading", "warning"),
+    "k-NN falls": (dict(log=FALLING, result=DONE), "k-NN", "warning"),
+    "unreadable": (dict(result={**DONE, "bad": 12}), "images", "warning"),
+    "seen": (dict(health=measured("health", SEEN)), "seen images", "warning"),
+    "held out": (dict(finetune=measured("finetune", HELD_OUT)), "hold-out", "warning"),
+    "codes": (dict(start={"code": "other"}), "code", "warning"),
     "not better": (
-        dict(knn=measured("knn", row("raw pixels", 0.585, layer="pixels"), row())),
-        "h of the pretrained encoder has 60.0 % top-1, not clearly more than 58.5 % of raw pixels",
+        dict(knn=measured("knn", row("raw pixels", 0.585, layer="pixels"), row())), "baselines", "warning",
     ),
     "best of many": (
         dict(linear=measured("linear", *(row(value=v, layer=layer) for layer, v in (("h", 0.61), ("z", 0.55))))),
-        "linear: the test part of labelled was read under 2 settings, 55.0 % to 61.0 %",
+        "selection", "warning",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_gives_its_sentence_and_no_other(tmp_path, fault):
-    changes, words = FAULTS[fault]
-    (found,) = concerns(run(tmp_path, **changes))
-    assert words in found
+def test_a_fault_gives_its_finding_and_no_other(tmp_path, fault):
+    changes, name, level = FAULTS[fault]
+    expected = {name: level} | ({"progress": "warning"} if changes.get("finished") is False else {})
+    assert warnings(tmp_path, **changes) == expected
 
 
-def test_chance_is_that_of_the_loss_which_was_trained(tmp_path):
-    one_view = {"negatives": "other"}
-    found = concerns(read_folder(write_run(tmp_path / "a", settings=recipe(**one_view), log=lines(loss=math.log(64)))))
-    assert [sentence[:50] for sentence in found] == ["The loss is 1.000 of chance, ln N = 4.159 nats, at"]
-    triplet = read_folder(write_run(tmp_path / "b", settings=recipe(loss="margin_triplet"), log=lines(loss=5.0)))
-    assert triplet.chance is None and concerns(triplet) == []
+def test_numbers_stand_in_the_sentences(tmp_path):
+    def text(name, **changes):
+        path = tmp_path / name.replace(" ", "-")
+        return next(finding.text for finding in run_warnings(run(path, **changes)) if finding.name == name)
+
+    assert "0.997" in text("loss", log=lines(loss=0.997 * CHANCE))
+    assert "34 %" in text("loading", log=lines(data_wait_percent=34.0))
+    assert "12" in text("images", result={**DONE, "bad": 12})
+    assert "50 of 157" in text("progress", log=lines(50), finished=False)
 
 
-def test_torn_lines_and_files_are_told(tmp_path):
+def test_chance_is_that_of_the_loss_that_was_trained(tmp_path):
+    one_view = recipe(negatives="other")
+    assert warnings(tmp_path / "a", settings=one_view, log=lines(loss=math.log(BATCH))) == {"loss": "FAILED"}
+    triplet = run(tmp_path / "b", settings=recipe(loss="margin_triplet"), log=lines(loss=5.0))
+    assert triplet.chance is None
+    assert run_warnings(triplet) == []
+
+
+def test_a_collapse_is_found_whatever_the_loss(tmp_path):
+    settings = recipe(loss="margin_triplet")
+    assert warnings(tmp_path, settings=settings, log=lines(embedding_std=0.05)) == {"embeddings": "FAILED"}
+
+
+def test_truncated_lines_and_unreadable_files_are_reported(tmp_path):
     path = write_run(tmp_path / "run")
     with open(path / "metrics.jsonl", "a") as file:
         file.write('{"step": 160, "lo')
     (path / "data.json").write_text("{")
-    torn, data = concerns(read_folder(path))
-    assert torn == "1 line of metrics.jsonl could not be read and is left out."
-    assert data == "data.json could not be read and is left out."
+    assert [finding.name for finding in run_warnings(read_run(path))] == ["log", "files"]
 
 
 def test_a_measurement_of_weights_that_are_no_longer_there(tmp_path):
     path = write_run(tmp_path / "run", knn=measured("knn", row(weights="0123456789ab")))
     (path / "encoder.safetensors").write_bytes(b"weights")
-    (found,) = concerns(read_folder(path))
-    assert "knn.json measured other weights (0123456789ab) than lie here (" in found
-    here = read_folder(path).weights
-    (path / "knn.json").write_text(json.dumps(measured("knn", row(weights=here))))
-    assert concerns(read_folder(path)) == []
+    assert [finding.name for finding in run_warnings(read_run(path))] == ["weights"]
+    (path / "knn.json").write_text(json.dumps(measured("knn", row(weights=read_run(path).weights))))
+    assert run_warnings(read_run(path)) == []
 
 
 def test_waiting_at_the_start_of_workers_and_a_loss_at_chance_in_warm_up_are_no_faults(tmp_path):
     log = lines()
     log[0]["data_wait_percent"] = 90.0
-    assert concerns(run(tmp_path / "wait", log=log)) == []
-    (found,) = concerns(run(tmp_path / "warm", log=lines(10, loss=CHANCE), finished=False))
-    assert "not finished" in found
+    assert warnings(tmp_path / "wait", log=log) == {}
+    assert warnings(tmp_path / "warm", log=lines(10, loss=CHANCE), finished=False) == {"progress": "warning"}
 
 
 def test_the_same_setting_measured_again_or_with_another_seed_is_no_choice(tmp_path):
     path = write_run(tmp_path / "run")
     (path / "knn.1.json").write_text(json.dumps(measured("knn", row(value=0.58), seed=3)))
-    assert concerns(read_folder(path)) == []
+    assert run_warnings(read_run(path)) == []
     (path / "knn.2.json").write_text(json.dumps(measured("knn", row(value=0.59, protocol="kNN, k=5"), k=5)))
-    (found,) = concerns(read_folder(path))
-    assert "knn: the test part of labelled was read under 2 settings" in found
+    assert [finding.name for finding in run_warnings(read_run(path))] == ["selection"]
 
 
-def test_together_runs_of_other_code_images_and_many_settings_are_told(tmp_path):
+def test_another_encoder_and_another_data_set_are_no_baselines(tmp_path):
+    other = row("raw pixels", 0.9, layer="h", detail={"data": "a", "run": "other"})
+    elsewhere = row("raw pixels", 0.9, layer="h", detail={"data": "b"})
+    rows = [row(detail={"data": "a"}), other, elsewhere]
+    assert warnings(tmp_path, transfer=measured("transfer", *rows)) == {}
+
+
+def test_display_names_decide_nothing(tmp_path):
+    rows = [row("Pixel", 0.585, role="baseline", layer="pixels"), row("Encoder", role="model")]
+    assert warnings(tmp_path, knn=measured("knn", *rows)) == {"baselines": "warning"}
+
+
+def test_runs_of_other_code_images_and_many_settings_are_reported_together(tmp_path):
     def together(**changes):
-        made = [run(tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", **each) for name, each in changes.items()]
-        return concerns_together(made)
+        records = [run(tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", **each) for name, each in changes.items()]
+        return [finding.name for finding in comparison_warnings(records)]
 
-    seeds = {f"s{k}": {"settings": {"seed": k}} for k in range(4)}
-    assert together(**seeds) == []
-    settings = {f"t{k}": {"settings": {"temperature": 0.1 * (k + 1)}} for k in range(3)}
-    (found,) = together(**settings)
-    assert found.startswith("3 settings are measured on test images")
-    (found,) = together(a={}, b={"start": {"torch": "2.8"}})
-    assert "2 versions of torch (2.14, 2.8)" in found
-    (found,) = together(a={}, b={"data": {"images": 1000, "fingerprint": "xyz"}})
-    assert "2 different sets of images" in found
-    (found,) = together(a={}, b={"start": {"code": "other"}, "knn": None})
-    assert "2 versions of the code (c0de, other)" in found
+    assert together(**{f"s{k}": {"settings": {"seed": k}} for k in range(4)}) == []
+    assert together(**{f"t{k}": {"settings": {"temperature": 0.1 * (k + 1)}} for k in range(3)}) == ["selection"]
+    assert together(a={}, b={"start": {"torch": "2.8"}}) == ["torch"]
+    assert together(a={}, b={"data": {"images": 1000, "fingerprint": "xyz"}}) == ["images"]
+    assert together(a={}, b={"start": {"code": "other"}, "knn": None}) == ["code"]
 
 
 def test_the_recipe_of_these_tests_is_one_of_pretraining():
-    from simclr.tasks.pretrain import Pretrain
-
     assert set(recipe()) <= set(Pretrain.__dataclass_fields__)
     assert KNN["results"]

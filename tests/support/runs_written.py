@@ -1,4 +1,4 @@
-"""Run folders as tasks leave them, written by hand so that a fault can be put in any of their files."""
+"""Run folders as tasks write them, made by hand so that a fault can be put in any of their files."""
 
 import json
 import math
@@ -11,7 +11,7 @@ BATCH, IMAGES, STEPS = 64, 1000, 157  # ten epochs
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
-    """Settings of a pretraining run, such as `simclr.run` saves them."""
+    """Settings of a pretraining run, as they are saved."""
     return {
         "data": "photographs", "encoder": "simclr_resnet18", "encoder_options": {"width": 0.5},
         "views": {"size": 32}, "temperature": 0.5, "batch": BATCH, "epochs": 10, "warmup_epochs": 1, "held_out": 0,
@@ -20,7 +20,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 
 def lines(steps: int = STEPS, every: int = 10, **changes: Any) -> list[dict[str, Any]]:
-    """A log of a run that goes well; what is given by name takes the place of each line's value."""
+    """A log of a run without faults; `changes` replace the values of each line."""
     chance = math.log(2 * BATCH - 1)
     return [
         {
@@ -35,7 +35,8 @@ def lines(steps: int = STEPS, every: int = 10, **changes: Any) -> list[dict[str,
 def row(name: str = "pretrained encoder", value: float = 0.6, **changes: Any) -> dict[str, Any]:
     """A figure as a result file holds it."""
     return {
-        "name": name, "protocol": "kNN, k=20", "metric": "top1", "value": value,
+        "name": name, "role": "model" if name in ("pretrained encoder", "student", "from scratch") else "baseline",
+        "unit": "fraction", "evaluated_on": "test", "seen_in_pretraining": False, "target": "", "protocol": "kNN, k=20", "metric": "top1", "value": value,
         "interval": [value - 0.02, value + 0.02], "n": 400, "interval_of": "bootstrap over the test images",
         "frozen": "the whole encoder", "layer": "h", "transform": "whole image, bicubic, 32 px",
         "split": "fitted on train, chosen on held-out train, read once on test", "detail": {}, "code": "c0de",
@@ -43,10 +44,10 @@ def row(name: str = "pretrained encoder", value: float = 0.6, **changes: Any) ->
     }  # fmt: skip
 
 
-def measured(task: str, *rows: dict[str, Any], **settings: Any) -> dict[str, Any]:
+def measured(command: str, *rows: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """The content of a result file."""
-    return {"task": task, "settings": {"data": "labelled", "seed": 0, **settings}, "results": list(rows),
-            "environment": {"command": f"simclr {task} RUN labelled"}}  # fmt: skip
+    return {"command": command, "task": command, "settings": {"data": "labelled", "seed": 0, **settings}, "results": list(rows),
+            "environment": {"command": f"simclr {command} RUN labelled"}}  # fmt: skip
 
 
 KNN = measured("knn", row("raw pixels", 0.3, layer="pixels"), row("untrained encoder", 0.25), row())

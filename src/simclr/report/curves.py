@@ -97,7 +97,7 @@ def _panel(record: RunRecord, names: Sequence[str]) -> Panel:
     first = term(names[0] if len(names) == 1 else next((n for n in names if record.series(n)), names[0]))
     level = None
     if names[0] == "loss" and record.chance:
-        level = record.chance, f"chance, {record.chance_form} = {record.chance:.3f}"
+        level = record.chance, f"chance, {record.chance_formula} = {record.chance:.3f}"
     elif "contrastive_top1" in names and record.series("contrastive_top1") and record.contrastive_chance:
         level = 100 * record.contrastive_chance, f"chance, {100 * record.contrastive_chance:.2g} %"
     elif "embedding_std" in names:
@@ -105,7 +105,7 @@ def _panel(record: RunRecord, names: Sequence[str]) -> Panel:
     title = {"positive_cosine": "cosine of views", "rankme": "effective rank"}.get(names[0], first.label)
     caption = explained([name for name in names if record.series(name)])
     if any(name.startswith("health_") and record.series(name) for name in names):
-        caption += f"; checks are of {checked_on(folder)}"
+        caption += f"; checks are of {checked_on(record)}"
     seams = [lines[0]["step"] for lines in record.segments[1:]]
     return Panel(title, first.unit, lines, level, names[0] == "loss" and level is not None, caption, seams,
                  record.epoch, first.unit in AMOUNTS or names[0] == "lr", record.step)  # fmt: skip

@@ -83,7 +83,7 @@ class RunRecord:
         return segments
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | int:
         """Training time of all starts, without steps that were lost."""
         return sum(max((line.get("seconds", 0.0) for line in lines), default=0.0) for lines in self.segments)
 
