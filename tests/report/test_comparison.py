@@ -64,7 +64,9 @@ def test_hits_of_other_images_are_not_paired(tmp_path, two_networks):
     ((_, _, difference, p, how),) = comparison.differences(folders)
     assert "[" not in difference
     assert p == ""
-    assert how != comparison.differences(compared(tmp_path / "same", knn_of(first, labels), knn_of(first, labels)))[0][4]
+    assert (
+        how != comparison.differences(compared(tmp_path / "same", knn_of(first, labels), knn_of(first, labels)))[0][4]
+    )
 
 
 def test_only_what_was_measured_alike_is_compared(tmp_path):

@@ -23,7 +23,14 @@ from simclr.evaluation.metrics import embedding_std
 from simclr.report import checks
 from simclr.report.checks import Finding
 from simclr.report.reading import read_run
-from simclr.report.resources import bytes_of, disk, duration, free_memory, kept_for_backward, memory
+from simclr.report.resources import (
+    bytes_of,
+    check_disk,
+    check_duration,
+    check_memory,
+    free_memory,
+    kept_for_backward,
+)
 from simclr.report.warnings import run_findings
 from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
@@ -98,15 +105,15 @@ class Doctor:
 
         appearances, errors = survey(source, sample_rows(source, self.sample).tolist(), deviation=True)
         unreadable = [f"{error.path} ({error.reason})" for error in errors]
-        yield checks.readable(len(source), len(appearances) + len(unreadable), unreadable, task.max_bad)
+        yield checks.check_readable(len(source), len(appearances) + len(unreadable), unreadable, task.max_bad)
         if len(appearances) < 2:
             return
-        yield checks.large_enough(np.array([a.side for a in appearances]), task.views.size)
-        yield checks.show_something(np.array([a.deviation for a in appearances]))
-        yield checks.different([a.digest for a in appearances], len(source))
+        yield checks.check_sizes(np.array([a.side for a in appearances]), task.views.size)
+        yield checks.check_not_blank(np.array([a.deviation for a in appearances]))
+        yield checks.check_duplicates([a.digest for a in appearances], len(source))
         schedule = task.schedule(len(source))
         rates = [schedule.lr(step) for step in range(schedule.steps)]
-        yield checks.schedule(rates, sampler.steps_per_epoch)
+        yield checks.check_schedule(rates, sampler.steps_per_epoch)
 
         images = min(max(IMAGES, 2 * world), len(appearances), task.batch) // world * world
         if not images:
@@ -115,7 +122,7 @@ class Doctor:
         parts = self._smaller(images, replace(task.machine, compile=False), world).assemble(fabric, subset)
         norms = sum(isinstance(module, _BatchNorm) for module in parts.model.modules())
         moving = bool(task.micro_batch) and task.bn == "frozen-stats"
-        yield checks.batch_norms(2 * world * (task.micro_batch or sampler.local), norms, moving)
+        yield checks.check_batch_norms(2 * world * (task.micro_batch or sampler.local), norms, moving)
         batch, after = islice(parts.batches(range(2)), 2)
         yield from self._check_views(subset, batch, after)
         try:
@@ -125,7 +132,7 @@ class Doctor:
             yield Finding("step", "FAILED", f"forward or backward pass: {' '.join(str(error).split())[:200]}")
             return
         loss = fabric.all_reduce(loss, reduce_op="mean").item()
-        yield from checks.start(loss, gather(outputs.z_a), gather(outputs.z_b), task.temperature)
+        yield from checks.check_initial_loss(loss, gather(outputs.z_a), gather(outputs.z_b), task.temperature)
         seconds = yield from self._check_learning(fabric, parts, batch)
         yield from self._check_step(fabric, parts, batch, source, max(rates))
 
@@ -136,7 +143,7 @@ class Doctor:
         yield from self._check_memory(fabric, source, each, state + weights, seconds * world / images)
         existing = next(above for above in (task.folder, *task.folder.parents) if above.exists())
         # last, previous and the one being written; then the weights alone
-        yield disk(3 * state + weights, shutil.disk_usage(existing).free, str(task.folder))
+        yield check_disk(3 * state + weights, shutil.disk_usage(existing).free, str(task.folder))
 
     def _smaller(self, batch: int, machine: Any, world: int) -> Pretrain:
         """Return the task with NT-Xent and another batch, which its micro-batches still divide."""
@@ -149,12 +156,12 @@ class Doctor:
         """Check two batches of consecutive epochs."""
         task = self.pretrain
         _, now, then = np.intersect1d(batch.indices, after.indices, return_indices=True)
-        yield from checks.views_vary(batch.views.float(), batch.views[0, now].float(), after.views[0, then].float())
+        yield from checks.check_views(batch.views.float(), batch.views[0, now].float(), after.views[0, then].float())
         images = [source.read(i) for i in batch.indices]
         sizes = np.array([image.shape[:2] for image in images])
         parameters = task.views.draw_all(batch.indices, 0, 2, task.seed, sizes)
         expected = torch.stack([task.views.apply(images, view) for view in parameters])
-        yield checks.views_belong(batch.views.float().cpu(), expected)
+        yield checks.check_pairs(batch.views.float().cpu(), expected)
 
     def _check_learning(self, fabric: Fabric, parts: Parts, batch: Any) -> Iterator[Finding]:
         """Overfit one batch with an optimizer that needs no tuning; return the seconds of a step."""
@@ -163,7 +170,7 @@ class Doctor:
         trained = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
         reached = dict.fromkeys(trained, False)
         n = len(batch.indices) * fabric.world_size
-        goal = math.log(2 * n - 1) * (1 - checks.LEARNT) + checks.LEARNT * checks.least_loss(n, task.temperature)
+        goal = checks.learning_goal(n, task.temperature)
         losses, times, finite, start = [], [], True, time.perf_counter()
         optimizer.zero_grad()
         while len(losses) < STEPS:
@@ -180,9 +187,9 @@ class Doctor:
             # at least 3 steps: the weights of a block that begin at 0 keep gradients from the rest of it at first
             if len(losses) >= 3 and (losses[-1] <= goal or not math.isfinite(losses[-1]) or late):
                 break
-        yield checks.gradients(reached, finite, task.machine.precision)
+        yield checks.check_gradients(reached, finite, task.machine.precision)
         spread = embedding_std(torch.cat([outputs.z_a, outputs.z_b]).float())
-        yield checks.learns(losses, n, task.temperature, spread, len(losses) == STEPS)
+        yield checks.check_overfits_one_batch(losses, n, task.temperature, spread, len(losses) == STEPS)
         return float(np.median(times))
 
     def _check_step(self, fabric: Fabric, parts: Parts, batch: Any, source: Source, peak: float) -> Iterator[Finding]:
@@ -195,11 +202,11 @@ class Doctor:
         parts.optimizer.zero_grad()
         pairs = zip(before, parts.model.parameters(), strict=True)
         changes = [((p.detach() - b).norm() / b.norm().clamp_min(1e-12)).item() for b, p in pairs if b.ndim > 1]
-        yield checks.step_size(float(np.median(changes)), peak)
+        yield checks.check_step_size(float(np.median(changes)), peak)
         if fabric.world_size > 1:
             lengths = torch.stack([p.detach().float().norm() for p in parts.model.parameters()])
             images = torch.tensor(int(source.fingerprint[:12], 16), device=fabric.device)
-            yield checks.agreement(gather(lengths[None]), gather(images[None]))
+            yield checks.check_processes(gather(lengths[None]), gather(images[None]))
 
     def _check_memory(
         self, fabric: Fabric, source: Source, each: float, fixed: int, seconds: float
@@ -221,10 +228,10 @@ class Doctor:
             parts = self._smaller(batch, task.machine, world).assemble(fabric, source)
             rate = loop_rate(parts.batches, step_of(parts), batch, device, self.seconds / 4, fabric.broadcast)
         except torch.OutOfMemoryError:
-            yield memory(max(needed, free * 1.01), free, task.batch, fitting // 2, str(device))
+            yield check_memory(max(needed, free * 1.01), free, task.batch, fitting // 2, str(device))
             return
         if device.type == "cuda" and batch == task.batch:
             needed = 1e6 * memory_used(device)
-        yield memory(needed, free, task.batch, fitting, str(device))
+        yield check_memory(needed, free, task.batch, fitting, str(device))
         steps = task.schedule(len(source)).steps
-        yield duration(steps, task.batch, rate["images_per_s"], rate["data_wait"], batch)
+        yield check_duration(steps, task.batch, rate["images_per_s"], rate["data_wait"], batch)

@@ -17,7 +17,7 @@ from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
-from simclr.report.resources import in_words, total_memory
+from simclr.report.resources import rough_duration, total_memory
 from simclr.runs.files import require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
 from simclr.settings import check_settings, setting
@@ -72,7 +72,7 @@ class Suggest:
         parts = task.assemble(fabric, source)
         rate = loop_rate(parts.batches, step_of(parts), task.batch, fabric.device, self.seconds)["images_per_s"]
         steps = total_steps(len(source), task.batch, task.epochs)
-        text = self._header(facts, source, in_words(steps * task.batch / rate), rate) + as_yaml(advice)
+        text = self._header(facts, source, rough_duration(steps * task.batch / rate), rate) + as_yaml(advice)
         print(text, end="")
         if warning := caution(facts):
             print(f"\n{warning}")
