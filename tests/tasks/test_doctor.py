@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.evaluated import SIZE, squares
+from support.runs_written import lines, write_run
 
 from simclr.cli import main
 from simclr.cli.parsing import parse
 from simclr.losses import Objective, nt_xent
-from simclr.runs.machine import Machine
 from simclr.tasks import doctor as doctors
 from simclr.tasks.doctor import Doctor
 from simclr.tasks.pretrain import EncoderWithHead, Pretrain
@@ -179,14 +178,7 @@ def test_the_exit_code_says_whether_a_check_failed(tmp_path, capsys):
     assert "micro_batch" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_diagnosed_from_its_log(tmp_path, capsys):
-    images, _ = squares(40, 0)
-    np.savez(tmp_path / "data.npz", images=images)
-    task = Pretrain(
-        data=tmp_path / "data.npz", out=tmp_path / "run", encoder="simclr_resnet10", encoder_options={"width": 0.125},
-        views=Views(size=16), batch=8, epochs=2, warmup_epochs=1, log_every=1, machine=Machine(accelerator="cpu"),
-    )  # fmt: skip
-    task()
-    capsys.readouterr()
-    assert main(["doctor", str(tmp_path / "run")]) == 0
+def test_a_run_is_checked_by_its_log(tmp_path, capsys):
+    assert main(["doctor", str(write_run(tmp_path / "good"))]) == 0
     assert "checks, 0 failed" in capsys.readouterr().out
+    assert main(["doctor", str(write_run(tmp_path / "collapsed", log=lines(embedding_std=0.001)))]) == 1

@@ -218,7 +218,7 @@ class Doctor:
         needed = fixed + each * (task.micro_batch or task.batch // world)
         fitting = max(0, int((free - fixed) / each)) * world
         # what is measured: the batch, or as large a fraction of it as memory and time allow
-        batch, unit = task.batch, world * max(1, task.micro_batch)
+        batch, unit = task.batch, max(2, world * max(1, task.micro_batch))
         while batch > unit and (
             4 * seconds * batch / world > self.seconds or fixed + each * (task.micro_batch or batch // world) > free
         ):
