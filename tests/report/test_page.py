@@ -1,4 +1,4 @@
-"""The page: whole without a network, everything escaped, and everything that was found on it."""
+"""The page: complete without a network, everything escaped, with everything that the records hold."""
 
 import base64
 import io
@@ -7,19 +7,23 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
-from support.runs_written import lines, measured, row, write_run
+from support.runs_written import KNN, lines, measured, row, write_run
 
+from simclr.errors import SettingError
 from simclr.evaluation.health import health
-from simclr.report import keep_page
+from simclr.report import write_run_report
 from simclr.report.curves import panels
-from simclr.report.page import contents, render, replaceable, write_page
-from simclr.report.reading import read_folder
-from simclr.report.warnings import concerns
-from simclr.report.words import TERMS, duration, interval, number, points, term
+from simclr.report.page import contents, render, require_report_path, write_page
+from simclr.report.reading import read_run
+from simclr.report.warnings import run_warnings
+from simclr.report.words import TERMS, duration, interval, number, points, term, unit_label
+from simclr.runs.results import unit_of
+from simclr.settings import field_docs
+from simclr.tasks.pretrain import Pretrain
 
 VOID = {"meta", "img", "br"}
-TEMPERATURE = "of the contrastive loss; paper 0.1 on ImageNet, 0.5 on CIFAR-10; margin_triplet has none"
 
 
 class Page(HTMLParser):
@@ -60,7 +64,7 @@ class Page(HTMLParser):
 
 
 def page_of(*folders):
-    return Page(render(contents([read_folder(folder) for folder in folders])))
+    return Page(render(contents([read_run(folder) for folder in folders])))
 
 
 NASTY = "<script>alert('&amp;')</script>\"'"
@@ -88,7 +92,7 @@ def test_names_that_look_like_markup_are_text(tmp_path):
 def test_nothing_is_fetched_from_anywhere(tmp_path):
     path = write_run(tmp_path / "run")
     Image.new("RGB", (4, 4)).save(path / "health.png")
-    text = render(contents([read_folder(path), read_folder(write_run(tmp_path / "other"))]))
+    text = render(contents([read_run(path), read_run(write_run(tmp_path / "other"))]))
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe|<object", text, re.IGNORECASE)
     page = Page(text)
     for _, attributes in page.tags:
@@ -110,58 +114,61 @@ def test_pictures_are_in_the_page_bit_for_bit(tmp_path):
     assert [Image.open(io.BytesIO(found)).format for found in bytes_of] == ["PNG", "JPEG"]
 
 
-def test_what_was_found_stands_on_the_page(tmp_path):
+def test_everything_that_is_shown_stands_on_the_page(tmp_path):
     path = write_run(tmp_path / "run", log=lines(50, embedding_std=0.003), finished=False)
-    folder, page = read_folder(path), page_of(path)
+    folder, page = read_run(path), page_of(path)
     (run,) = page.data["runs"]
     assert len(run["warnings"]) == 2
-    assert run["warnings"] == concerns(folder)
+    assert run["warnings"] == [finding.text for finding in run_warnings(folder)]
     for sentence in (run["head"], run["answer"], *run["warnings"]):
         assert sentence in page.words
     assert page.count("svg", **{"class": "curve"}) == len(run["curves"]) == len(panels(folder))
     for table in run["facts"]:
         for cells in table["rows"]:
             assert cells in page.rows
-    assert ["temperature", "0.5", "0.1", TEMPERATURE] in page.rows
+    (temperature,) = [row for row in page.rows if row[:1] == ["temperature"] and row[3:]][:1]
+    assert temperature == ["temperature", "0.5", "0.1", field_docs(Pretrain)["temperature"]]
 
 
-def test_the_head_says_what_for_how_long_and_whether_it_is_finished(tmp_path):
-    (done,) = contents([read_folder(write_run(tmp_path / "done"))])["runs"]
-    assert done["head"] == (
-        "simclr_resnet18 (width 0.5) at 32 px pretrained without labels on 1,000 images of photographs: 150 steps of "
-        "64 images, 9.6 epochs, 15 s on 2 CPU cores; finished."
-    )
+def numbers(text):
+    return re.findall(r"[\d.,]*\d", text)
+
+
+def test_the_head_has_the_numbers_of_the_run(tmp_path):
+    (done,) = contents([read_run(write_run(tmp_path / "done"))])["runs"]
+    assert done["finished"]
+    assert "photographs" in done["head"]
+    assert "simclr_resnet18" in done["head"]
+    assert numbers(done["head"])[1:] == ["0.5", "32", "1,000", "150", "64", "9.6", "15", "2"]
     begun = write_run(tmp_path / "begun", log=lines(50), finished=False, start={"processes": 4, "gpu": "A100"})
-    (begun,) = contents([read_folder(begun)])["runs"]
-    assert "50 of 157 steps of 64 images" in begun["head"]
-    assert begun["head"].endswith("5 s on 4 processes, A100; not finished.")
+    (begun,) = contents([read_run(begun)])["runs"]
+    assert not begun["finished"]
+    assert numbers(begun["head"])[4:8] == ["50", "157", "64", "3.2"]
+    assert "A100" in begun["head"]
 
 
-def test_the_answer_is_a_figure_beside_what_it_has_to_beat_or_health_with_its_meaning(tmp_path):
-    (run,) = contents([read_folder(write_run(tmp_path / "measured"))])["runs"]
-    assert run["answer"] == (
-        "kNN, k=20: 60.0 % top-1 [58.0, 62.0] on 400 images of labelled, beside 30.0 % of raw pixels and 25.0 % of "
-        "the untrained encoder."
-    )
-    (run,) = contents([read_folder(write_run(tmp_path / "unmeasured", knn=None))])["runs"]
-    assert "the loss is 0.52 of chance (2.508 nats)" in run["answer"]
-    assert "30.0 % of anchors are nearest to their own other view (chance 0.79 %)" in run["answer"]
-    assert "0.98 (1 is isotropic, 0 a single point)" in run["answer"]
+def test_the_answer_is_a_figure_beside_its_baselines_or_the_health_of_the_log(tmp_path):
+    (run,) = contents([read_run(write_run(tmp_path / "measured"))])["runs"]
+    assert numbers(run["answer"]) == ["20", "60.0", "1", "58.0", "62.0", "400", "30.0", "25.0"]
+    assert "raw pixels" in run["answer"]
+    (run,) = contents([read_run(write_run(tmp_path / "unmeasured", knn=None))])["runs"]
+    assert {"0.52", "2.508", "30.0", "0.79", "0.98"} <= set(numbers(run["answer"]))
     tuned = {**measured("finetune", row(protocol="fine-tuned, 10 % of labels", layer="head.1")), "steps": 3}
-    (run,) = contents([read_folder(write_run(tmp_path / "tuned", kind="finetune", result=tuned, knn=None))])["runs"]
-    assert run["answer"].startswith("fine-tuned, 10 % of labels: 60.0 % top-1 [58.0, 62.0] on 400 images")
+    (run,) = contents([read_run(write_run(tmp_path / "tuned", kind="finetune", result=tuned, knn=None))])["runs"]
+    assert numbers(run["answer"]) == ["10", "60.0", "1", "58.0", "62.0", "400"]
 
 
-def test_a_table_of_results_says_once_what_its_rows_share(tmp_path):
+def test_a_table_of_results_has_fields_that_its_rows_share_once_and_no_keys(tmp_path):
     path = write_run(tmp_path / "run")
-    ((table,), page) = contents([read_folder(path)])["runs"][0]["measurements"], page_of(path)
-    assert table["columns"][:7] == ["of", "protocol", "layer", "figure", "value", "95 % interval", "n"]
+    ((table,), page) = contents([read_run(path)])["runs"][0]["measurements"], page_of(path)
     assert table["rows"][2] == ["pretrained encoder", "kNN, k=20", "h", "top-1", "60.0 %", "[58.0, 62.0]", "400"]
     shared = dict(table["shared"])
-    assert shared["code"] == "c0de"
-    assert shared["split"].endswith("read once on test")
-    assert f"split: {shared['split']}" in page.words
+    assert "c0de" in shared.values()
+    assert KNN["results"][0]["split"] in shared.values()
+    assert not any("_" in name for name in shared)
+    assert all(f"{name}: {value}" in page.words for name, value in shared.items())
     assert page.count("svg", **{"class": "bar"}) == 3
+    assert page.count("td", **{"data-column": table["columns"][0]}) == 3
 
 
 def test_a_folder_with_next_to_nothing_has_a_page(tmp_path):
@@ -169,17 +176,19 @@ def test_a_folder_with_next_to_nothing_has_a_page(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text(content)
-        assert page_of(folder).data["runs"][0]["answer"] == "Nothing was measured yet."
+        assert page_of(folder).data["runs"][0]["measurements"] == []
 
 
 def test_only_a_report_is_replaced(tmp_path):
-    folders = [read_folder(write_run(tmp_path / "run"))]
+    folders = [read_run(write_run(tmp_path / "run"))]
     for name in ("report.html", "report.json"):
-        write_page(folders, replaceable(tmp_path / name))
-        assert replaceable(tmp_path / name) == tmp_path / name
+        write_page(folders, require_report_path(tmp_path / name))
+        assert require_report_path(tmp_path / name) == tmp_path / name
     (tmp_path / "mine.html").write_text("<html>my thesis on simclr report</html>")
-    with pytest.raises(ValueError, match=r"mine\.html exists and is no report; choose another --out"):
-        replaceable(tmp_path / "mine.html")
+    with pytest.raises(SettingError) as refused:
+        require_report_path(tmp_path / "mine.html")
+    assert refused.value.field == "out"
+    assert require_report_path(tmp_path / "mine.html", overwrite=True)
     shown = json.loads((tmp_path / "report.json").read_text())
     assert shown == Page((tmp_path / "report.html").read_text()).data
 
@@ -187,32 +196,38 @@ def test_only_a_report_is_replaced(tmp_path):
 def test_a_report_that_fails_is_a_line(tmp_path, capsys, monkeypatch):
     run = write_run(tmp_path / "run")
     monkeypatch.setattr("simclr.report.page.contents", lambda folders: 1 / 0)
-    keep_page(run)
-    assert capsys.readouterr().out == "no report was written: division by zero\n"
+    write_run_report(run)
+    assert capsys.readouterr().out.count("\n") == 1
     assert not (run / "report.html").exists()
     monkeypatch.undo()
     (run / "report.html").write_text("mine")
-    keep_page(run)
-    assert "is no report" in capsys.readouterr().out
+    write_run_report(run)
+    assert capsys.readouterr().out.count("\n") == 1
     assert (run / "report.html").read_text() == "mine"
 
 
 def test_every_figure_that_is_logged_or_measured_has_a_term():
-    import torch
-
-    z = torch.randn(16, 4)
-    assert set(health(z, z, z, 0.1)) <= TERMS.keys()
+    assert health_names() <= TERMS.keys()
     assert set(lines()[0]) - {"step", "seconds"} <= TERMS.keys()
     assert term("health_rankme_h").unit == term("rankme_h").unit == "dimensions"
 
 
+def test_a_figure_has_one_unit_in_logs_and_results():
+    assert all(unit_label(unit_of(name)) == TERMS[name].unit for name in TERMS.keys() & health_names())
+
+
+def health_names():
+    z = torch.randn(16, 4)
+    return {"top1", "mean_per_class", "map11", "ece", "agreement_top1", *health(z, z, z, 0.1)}
+
+
 def test_figures_have_their_units():
-    assert number("top1", 0.4567) == "45.7 %"
-    assert number("loss", 3.14159) == "3.142 nats"
-    assert number("images_per_s", 12345.6) == "12,346 images/s"
-    assert number("top1", None) == "–"
-    assert interval("top1", (0.1, 0.25)) == "[10.0, 25.0]"
-    assert interval("rankme", None) == ""
-    assert points("top1", -0.012, (-0.02, 0.0)) == "-1.2 points [-2.0, +0.0]"
-    assert points("rankme_h", 1.5) == "+1.5"
+    assert number(0.4567, "%") == "45.7 %"
+    assert number(3.14159, "nats") == "3.142 nats"
+    assert number(12345.6, "images/s") == "12,346 images/s"
+    assert number(None, "%") == "–"
+    assert interval((0.1, 0.25), "%") == "[10.0, 25.0]"
+    assert interval(None, "") == ""
+    assert points(-0.012, "%", (-0.02, 0.0)) == "-1.2 points [-2.0, +0.0]"
+    assert points(1.5, "") == "+1.5"
     assert [duration(s) for s in (59.4, 61, 3600 * 25 + 120)] == ["59 s", "1 min 01 s", "25 h 02 min"]
