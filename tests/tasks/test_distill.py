@@ -1,4 +1,4 @@
-"""Distillation: its loss in closed form, a teacher that stands still, labels unseen, a student that learns."""
+"""Distillation: the loss in closed form, a teacher that does not change, unused labels, a student that learns."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from support.evaluated import fingerprint, write_arrays, write_encoder, write_fo
 import simclr
 from simclr import Distill, FineTune, Machine
 from simclr.data import open_source
+from simclr.errors import DataError, RunError, SettingError
 from simclr.losses import distillation
 from simclr.models import load_supervised
 
@@ -48,7 +49,7 @@ def test_the_loss_and_its_gradient_in_closed_form(temperature):
     assert teacher.grad is None
 
 
-def test_a_student_learns_without_labels_what_the_teacher_knows(teacher, data, tmp_path):
+def test_a_student_learns_from_the_teacher_without_labels(teacher, data, tmp_path):
     before = fingerprint(simclr.load(teacher).network)
     found = task(teacher, data, tmp_path / "student")()
     assert found["teacher_top1"] > 0.8
@@ -78,7 +79,7 @@ def test_labels_are_not_used_unless_they_have_a_weight(teacher, data, tmp_path):
     assert not same(0.5)
 
 
-def test_images_without_labels_suffice_and_a_run_goes_on_where_it_stopped(teacher, data, tmp_path, monkeypatch):
+def test_images_without_labels_suffice_and_an_interrupted_run_resumes_exactly(teacher, data, tmp_path, monkeypatch):
     with np.load(data) as arrays:
         np.savez(tmp_path / "images.npz", images=arrays["train_images"])
     settings = dict(epochs=2, save_every=3, test=str(data))
@@ -102,7 +103,7 @@ def test_images_without_labels_suffice_and_a_run_goes_on_where_it_stopped(teache
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_student_of_the_teachers_kind_and_one_that_starts_pretrained(teacher, data, tmp_path):
+def test_self_distillation_and_a_student_that_starts_pretrained(teacher, data, tmp_path):
     found = task(teacher, data, tmp_path / "self", encoder=None, encoder_options={}, epochs=1)
     assert found.student(simclr.load(teacher).card)[0].encoder == simclr.load(teacher).card.encoder
     found()
@@ -112,14 +113,35 @@ def test_a_student_of_the_teachers_kind_and_one_that_starts_pretrained(teacher, 
     assert fingerprint(network) == fingerprint(simclr.load(pretrained).network)
 
 
-def test_mistakes_are_told_in_a_line(teacher, data, tmp_path):
-    with pytest.raises(ValueError, match="has no classifier to learn from"):
-        task(write_encoder(tmp_path / "bare"), data, tmp_path / "a")()
-    with pytest.raises(ValueError, match="the teacher tells 3 others apart"):
-        task(teacher, write_folder(tmp_path / "folder"), tmp_path / "b")()
+def test_each_kind_of_student_has_a_folder_of_its_own(teacher, data, tmp_path):
+    settings = [
+        {"encoder": "simclr_resnet10"}, {"encoder": None, "encoder_options": {}},
+        {"encoder": None, "encoder_options": {}, "start": tmp_path / "a"},
+        {"encoder": None, "encoder_options": {}, "start": tmp_path / "b"},
+    ]  # fmt: skip
+    folders = {task(teacher, data, None, **student).folder for student in settings}
+    assert len(folders) == 4
+    assert {folder.parent for folder in folders} == {teacher}
+
+
+def test_the_warm_up_is_that_of_the_paper_and_follows_the_epochs(teacher):
+    assert Distill(teacher=teacher, data="x").warmup_epochs == 20
+    assert Distill(teacher=teacher, data="x", epochs=3).warmup_epochs == pytest.approx(0.3)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(teacher, data, tmp_path):
     with np.load(data) as arrays:
         np.savez(tmp_path / "images.npz", images=arrays["train_images"])
-    with pytest.raises(ValueError, match="has no labels"):
-        task(teacher, tmp_path / "images.npz", tmp_path / "c", label_weight=0.5)()
-    with pytest.raises(ValueError, match="start brings its own encoder"):
-        task(teacher, data, tmp_path / "d", start=tmp_path)
+    bare = write_encoder(tmp_path / "bare")
+    with pytest.raises(RunError) as error:
+        task(bare, data, tmp_path / "run")()
+    assert error.value.path == str(bare)
+    with pytest.raises(DataError):
+        task(teacher, write_folder(tmp_path / "folder"), tmp_path / "run")()
+    with pytest.raises(SettingError) as error:
+        task(teacher, tmp_path / "images.npz", tmp_path / "run", label_weight=0.5)()
+    assert error.value.field == "label_weight"
+    with pytest.raises(SettingError) as error:
+        task(teacher, data, tmp_path / "run", start=tmp_path)
+    assert error.value.field == "start"
+    assert not (tmp_path / "run").exists()

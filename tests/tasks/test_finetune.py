@@ -1,9 +1,11 @@
-"""Fine-tuning: frozen parts do not move, few labels are the right ones, a run resumes exactly, the test part is read
+"""Fine-tuning: frozen stages do not change, subsets of labels are right, a run resumes exactly, the test split is read
 once."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from simclr.cli import main
 from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.data.source import Files
+from simclr.errors import RunError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.metrics import accuracy
 from simclr.models import load_supervised
@@ -50,7 +53,7 @@ def command(words):
 
 
 @pytest.mark.parametrize("freeze", FROZEN)
-def test_frozen_parts_keep_parameters_and_statistics_and_all_others_move(encoder, data, tmp_path, freeze):
+def test_frozen_stages_keep_parameters_and_statistics_and_all_others_change(encoder, data, tmp_path, freeze):
     task(encoder, data, tmp_path / "run", freeze=freeze, steps=6, lr=1.0)()
     before, after = (load_file(path / "encoder.safetensors") for path in (encoder, tmp_path / "run"))
     frozen = {"nothing": 0, "stem": 2, "encoder": 6}[freeze] if freeze[-1].isalpha() else 2 + int(freeze[-1])
@@ -74,7 +77,7 @@ def test_a_frozen_encoder_stays_in_inference_mode_whatever_train_says(encoder):
 
 
 @pytest.mark.parametrize("layers", [0, 1])
-def test_the_saved_classifier_is_the_one_that_was_measured(encoder, data, tmp_path, layers):
+def test_the_saved_classifier_is_the_evaluated_one(encoder, data, tmp_path, layers):
     result = task(encoder, data, tmp_path / "run", head_layers=layers, steps=20, lr=0.5)()
     assert result["top1"] > 0.8
     tuned, layer = load(tmp_path / "run"), load_supervised(tmp_path / "run")
@@ -89,25 +92,17 @@ def test_the_saved_classifier_is_the_one_that_was_measured(encoder, data, tmp_pa
             "weights"} <= row.keys()  # fmt: skip
 
 
-def test_stopped_and_resumed_is_the_same_as_never_stopped(encoder, data, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(encoder, data, tmp_path, monkeypatch):
     task(encoder, data, tmp_path / "whole", steps=6, save_every=3)()
-    save = Run.save
-
-    def save_and_fail(self, state):
-        save(self, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save", save_and_fail)
-    with pytest.raises(KeyboardInterrupt):
-        task(encoder, data, tmp_path / "parts", steps=6, save_every=3)()
-    monkeypatch.undo()
-    task(encoder, data, tmp_path / "parts", steps=6, save_every=3)()
+    parts = task(encoder, data, tmp_path / "parts", steps=6, save_every=3)
+    interrupt(parts, monkeypatch)
+    parts()
     for name in ("encoder", "supervised"):
         whole, parts = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_two_processes_do_what_one_does(encoder, data, tmp_path):
+def test_two_processes_train_as_one_does(encoder, data, tmp_path):
     for out, devices in (("one", "1"), ("two", "2")):
         words = [
             "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
@@ -121,7 +116,7 @@ def test_two_processes_do_what_one_does(encoder, data, tmp_path):
             torch.testing.assert_close(two[key], one[key], rtol=1e-7, atol=1e-9)
 
 
-def test_from_scratch_owes_nothing_to_the_pretrained_weights(data, tmp_path):
+def test_training_from_scratch_does_not_depend_on_the_pretrained_weights(data, tmp_path):
     for seed in (1, 2):
         run = write_encoder(tmp_path / f"encoder{seed}", seed)
         task(run, data, tmp_path / f"run{seed}", from_scratch=True)()
@@ -142,7 +137,7 @@ def test_each_parameter_is_in_one_group_and_lars_leaves_the_classifier_unadapted
 
 
 def test_views_are_crops_and_flips_only(encoder, data, tmp_path):
-    views = task(encoder, data, tmp_path).views(16)
+    views = task(encoder, data, tmp_path).policy(16)
     assert (views.jitter, views.grey, views.blur, views.flip) == (0, 0, 0, 0.5)
 
 
@@ -158,33 +153,34 @@ def test_recipes_of_the_papers(encoder, data):
     )  # fmt: skip
 
 
-def test_a_list_leaves_the_held_out_images_out_and_sets_the_epochs_by_its_share(encoder, tmp_path):
+def test_a_list_excludes_held_out_images_and_its_fraction_sets_the_epochs(encoder, tmp_path):
     folder = write_folder(tmp_path / "data", train=150)
     train = open_source(str(folder), "train")
     paths = [train.path(i) for i in range(len(train))]
     (tmp_path / "all.txt").write_text("\n".join(paths))
     (tmp_path / "few.txt").write_text("\n".join(paths[:3]))
     whole, few = (task(encoder, folder, tmp_path, labelled=tmp_path / f"{name}.txt") for name in ("all", "few"))
-    known, _, share = whole.images()
-    assert (len(known), share, whole.passes(share)) == (150, 1, 30)
-    known, _, share = few.images()
-    assert ([known.path(i) for i in range(3)], share, few.passes(share)) == (paths[:3], 0.02, 60)
+    source, _, fraction = whole.images()
+    assert (len(source), fraction, whole.passes(fraction)) == (150, 1, 30)
+    source, _, fraction = few.images()
+    assert ([source.path(i) for i in range(3)], fraction, few.passes(fraction)) == (paths[:3], 0.02, 60)
     choosing = task(encoder, folder, tmp_path, labelled=tmp_path / "all.txt", measure="held-out")
-    known, held_out, share = choosing.images()
-    assert share == 1
+    source, held_out, fraction = choosing.images()
+    assert fraction == 1
     assert 0 < len(held_out) < 50
-    kept, aside = ({part.path(i) for i in range(len(part))} for part in (known, held_out))
-    assert not kept & aside
-    assert kept | aside == set(paths)
+    kept, left_out = ({part.path(i) for i in range(len(part))} for part in (source, held_out))
+    assert not kept & left_out
+    assert kept | left_out == set(paths)
 
 
-def test_a_batch_is_cut_to_what_all_processes_can_share(encoder, data, tmp_path):
+def test_the_batch_is_reduced_to_what_all_processes_can_share(encoder, data, tmp_path):
     few = task(encoder, data, tmp_path, batch=256)
-    assert [few.whole_batch(images, processes) for images, processes in ((13, 1), (13, 2), (13, 4), (999, 2))] == [
+    assert [few.largest_batch(images, processes) for images, processes in ((13, 1), (13, 2), (13, 4), (999, 2))] == [
         13, 12, 12, 256,
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="3 labelled images are too few for 4 processes"):
-        few.whole_batch(3, 4)
+    with pytest.raises(SettingError) as error:
+        few.largest_batch(3, 4)
+    assert error.value.field == "machine.devices"
 
 
 def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(encoder, data, tmp_path):
@@ -199,7 +195,7 @@ def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(encoder,
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
-def test_the_test_part_is_read_once_and_nothing_of_it_before_the_end(encoder, tmp_path, monkeypatch):
+def test_the_test_split_is_read_once_at_the_end(encoder, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "data")
     reads = []
     read = Files.read
@@ -220,26 +216,71 @@ def test_the_test_part_is_read_once_and_nothing_of_it_before_the_end(encoder, tm
     assert not any(path.startswith("test/") for path in reads)
 
 
-def test_mistakes_take_one_line(encoder, data, tmp_path, capsys):
-    folder = write_folder(tmp_path / "data")
-    names = tmp_path / "names.txt"
-    names.write_text("nowhere.png\n")
-    start = ["finetune", str(encoder), str(folder), "--out", str(tmp_path / "run"), "--steps", "1"]
-    for words, expected in {
-        ("--labelled", str(names)): "1 of the 1 names",
-        ("--labelled", str(names), "--fraction", "0.5"): "give one of them",
-        ("--head_layers", "4"): "the head of",
-        ("--freeze", "layer9"): "freeze",
-        ("--fraction", "0"): "fraction must be above 0",
-        ("--freeze", "stem", "--from_scratch", "true"): "cannot be combined",
-    }.items():
-        assert main([*start, *words]) == 2
-        error = capsys.readouterr().err
-        assert expected in error
-        assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"labelled": Path("names.txt"), "fraction": 0.5}, "fraction"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"freeze": "stem", "from_scratch": True}, "freeze"),
+        ({"lr": float("inf")}, "lr"),
+        ({"norm_decay": 1.0}, "norm_decay"),
+        ({"head_layers": 4}, "head_layers"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_and_nothing_is_written(encoder, data, tmp_path, settings, field):
+    with pytest.raises(SettingError) as error:
+        task(encoder, data, tmp_path / "run", **settings)()
+    assert error.value.field == field
+    assert not (tmp_path / "run").exists()
 
 
-def test_images_of_several_classes_are_learned_and_measured_by_precision(encoder, tmp_path):
+def test_a_list_of_unknown_names_is_refused(encoder, tmp_path):
+    (tmp_path / "names.txt").write_text("nowhere.png\n")
+    words = ["--labelled", str(tmp_path / "names.txt"), "--out", str(tmp_path / "run"), "--steps", "1"]
+    assert main(["finetune", str(encoder), str(write_folder(tmp_path / "data")), *words]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def interrupt(settings, monkeypatch):
+    """Run a task until its first checkpoint."""
+    save = Run.save
+
+    def save_and_fail(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_and_fail)
+        with pytest.raises(KeyboardInterrupt):
+            settings()
+
+
+@pytest.mark.parametrize("change", ["labels", "classes"])
+def test_a_run_whose_labels_have_changed_is_not_resumed(encoder, data, tmp_path, monkeypatch, change):
+    with np.load(data) as arrays:
+        parts = dict(arrays)
+    np.savez(tmp_path / "data.npz", **parts)
+    begun = task(encoder, tmp_path / "data.npz", tmp_path / "run", steps=6, save_every=3)
+    interrupt(begun, monkeypatch)
+    changed = np.roll(parts["train_labels"], 1) if change == "labels" else parts["train_labels"] + 1
+    if change == "classes":
+        parts["test_labels"] = parts["test_labels"] + 1
+    np.savez(tmp_path / "data.npz", **parts | {"train_labels": changed})
+    with pytest.raises(RunError) as error:
+        begun()
+    assert error.value.path == str(tmp_path / "run")
+
+
+def test_a_run_from_before_labels_were_recorded_resumes(encoder, data, tmp_path, monkeypatch):
+    begun = task(encoder, data, tmp_path / "run", steps=6, save_every=3)
+    interrupt(begun, monkeypatch)
+    recorded = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert recorded.pop("labels")
+    (tmp_path / "run" / "data.json").write_text(json.dumps(recorded))
+    assert begun()["step"] == 6
+
+
+def test_multi_label_images_are_learned_and_evaluated_by_average_precision(encoder, tmp_path):
     rng = np.random.default_rng(0)
     parts = {}
     for part, n in (("train", 96), ("test", 48)):

@@ -230,6 +230,8 @@ class Pretrain(Training):
         network = EncoderWithHead(model["encoder"], model["head"])
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
         batches = self.open_batches(fabric, source, (self.views, self.views), self.batch, self.decode)
+        if self.micro_batch:
+            MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:

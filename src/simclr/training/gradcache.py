@@ -33,6 +33,11 @@ class MicroBatches(NamedTuple):
     name: tuple[int, ...] = (0,)
     """name of the random draws of the network's layers; each micro-batch adds its number"""
 
+    def check(self, images: int) -> None:
+        """Raise SettingError unless the size divides the number of images of a process."""
+        if images % self.size:
+            raise SettingError("micro_batch", f"a divisor of {images}, the images of a process", self.size)
+
 
 def cached_backward(
     fabric: Fabric,
@@ -51,8 +56,7 @@ def cached_backward(
     the micro-batches of the value that one alone would have given it. With bn frozen-stats they use their moving
     statistics, which do not change.
     """
-    if views.shape[1] % micro.size:
-        raise SettingError("micro_batch", f"a divisor of {views.shape[1]}, the images of a process", micro.size)
+    micro.check(views.shape[1])
     parts = views.split(micro.size, dim=1)
     seeds = [int(bits(*micro.name, i)[0] >> 1) for i in range(len(parts))]
     buffers = _Buffers(network)

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
+from simclr.errors import SettingError
 from simclr.models import create_encoder
 from simclr.optim import peak_lr
 from simclr.tasks.finetune import FineTune
@@ -121,8 +122,9 @@ def test_networks_can_be_built_and_other_families_are_refused(study):
     assert {t.encoder_options.get("sk_ratio", 0.0) > 0 for t in found.values()} == {False} | (
         {True} if study == "selective-kernels" else set()
     )
-    with pytest.raises(ValueError, match="encoder is vit_tiny; this study varies depth and width of simclr_resnet"):
+    with pytest.raises(SettingError) as error:
         tasks(study, replace(BASE, encoder="vit_tiny"))
+    assert error.value.field == "encoder"
 
 
 def test_fine_tuning_starts_from_each_layer_but_the_last():
