@@ -1,9 +1,11 @@
-# make demo   the main job on bundled images      make test   the whole suite
+# make demo    pretraining and evaluation on bundled images
+# make test    the whole test suite
+# make check   linter, type checker and the fast tests, for daily work
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test check lint clean
 
 demo: $(READY)
 	$(VENV)/bin/simclr demo
@@ -11,9 +13,13 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest
 
+check: lint
+	$(VENV)/bin/python -m pytest -m "not slow"
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check src tests benchmarks scripts results
+	$(VENV)/bin/mypy
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -147,6 +147,10 @@ def test_a_printed_configuration_is_a_recipe(tmp_path, capsys):
     first = settings_of(capsys, "pretrain", "sample", "--config", "sample", "--lr", "0.7", "--machine.compile")
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(first))
     assert settings_of(capsys, "pretrain", "--config", str(tmp_path / "all.yaml")) == first
+    study = settings_of(capsys, "study", "loss", "sample", "--config", "sample", "--seeds", "3", "--lr", "0.5")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert settings_of(capsys, "study", "--config", str(tmp_path / "study.yaml")) == study
+    assert (study["lr"], study["seeds"], study["views"]["size"]) == (0.5, 3, 16)
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in recipe_folder().glob("*.yaml")))

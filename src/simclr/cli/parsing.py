@@ -53,7 +53,10 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     if hasattr(trained, "suggested") and (settings := trained.suggested({name for name, _ in given})):
         built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
-        print(yaml.safe_dump(plain(built), sort_keys=False, allow_unicode=True), end="")
+        settings = plain(built)
+        settings = (settings.pop(part.name) | settings) if part else settings
+        shown = {name: value for name, value in settings.items() if _is_setting(name, known)}
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
     return built
 
@@ -157,6 +160,10 @@ def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> 
         settings = {name: values[name] for name in inner & set(values)}
         values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**settings)}
     return task(**values)
+
+
+def _is_setting(name: str, known: dict[str, Flag]) -> bool:
+    return name in known or any(flag.part == name for flag in known.values())
 
 
 def _bracketed(value: str, flag: Flag | None) -> str:
