@@ -22,11 +22,12 @@ from simclr.errors import RunError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.metrics import accuracy
 from simclr.models import load_supervised
-from simclr.models.classifier import FROZEN, Classifier, classifier_groups
+from simclr.models.classifier import FROZEN, Classifier
 from simclr.models.pretrained import load
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.tasks.finetune import FineTune
+from simclr.training.session import classifier_groups
 
 HERE = Machine(workers=0)  # no process but this one, where reads are counted
 ORDER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")

@@ -1,4 +1,4 @@
-"""Encoders, the projection head, and the files both are kept in."""
+"""Encoders, the projection head, and their files."""
 
 from simclr.models.card import Card
 from simclr.models.encoder import create_encoder

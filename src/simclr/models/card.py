@@ -1,4 +1,4 @@
-"""Model card: what an encoder is and how images must be prepared for it."""
+"""Model card: the architecture of an encoder and the preprocessing of its images."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from simclr.errors import RunError
 from simclr.models.encoder import create_encoder
 from simclr.models.head import ProjectionHead
 
@@ -17,77 +18,79 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What travels with the weights of an encoder, as stored in `card.json`."""
+    """Description of an encoder that is stored beside its weights, in `card.json`."""
 
     encoder: Mapping[str, Any]
-    """{"name": as in `create_encoder`, "options": its options}"""
+    """{"name": name for `create_encoder`, "options": its options}"""
     features: int
-    """Length D of the representation h."""
+    """length D of the representation h"""
     image_size: int
-    """Side in pixels of the images the encoder was trained on."""
+    """side of the images that the encoder was trained on, pixels"""
     preprocess: Mapping[str, Any]
-    """{"size": pixels, "crop": fraction of the shorter side kept by the central crop}"""
+    """{"size": pixels, "crop": side of the central crop as a fraction of the shorter side}"""
     head: Mapping[str, Any] | None = None
-    """`ProjectionHead.config()`, or None where no head was kept."""
+    """`ProjectionHead.config()`, or None without a head"""
     supervised: Mapping[str, Any] | None = None
-    """{"classes": number of classes, "input": which entry of the head's `activations` it reads}, or None."""
+    """{"classes": number of classes, "input": entry of the head's `activations` that is classified}, or None"""
     channels: int = 3
+    """number of channels of the images"""
     input: str = "[0,1] RGB, no mean/std"
+    """format of the images, for people"""
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Where the weights come from: a recipe, a converted checkpoint."""
+    """origin of the weights: a training task or a converted checkpoint"""
     version: str = dataclasses.field(default_factory=lambda: version("simclr-toolkit"))
-    """Version of this package that wrote the card."""
+    """version of this package that wrote the card"""
 
     def to_json(self) -> str:
+        """Return the content of `card.json`."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "card") -> "Card":
-        """Raises ValueError, naming `where`, for anything that is no card this version can read."""
+        """Return the card in the content of a file, `where`; raise RunError unless this version can read it."""
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from None
+            raise RunError(where, f"is not JSON: {error}") from None
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-            raise ValueError(f"{where}: not a card of an encoder (it has no format number)")
+            raise RunError(where, "is not the card of an encoder (it has no format number)")
         if content["format"] > FORMAT:
-            raise ValueError(
-                f"{where}: format {content['format']} was written by simclr {content.get('version', '(newer)')}; "
-                f"this one reads up to {FORMAT}"
-            )
+            writer = content.get("version", "(newer)")
+            problem = f"has format {content['format']} of simclr {writer}; this version reads formats up to {FORMAT}"
+            raise RunError(where, problem)
         content.pop("format")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name in ("encoder", "features", "image_size", "preprocess") if name not in content}
         unknown = content.keys() - fields.keys()
         if required or unknown:
-            raise ValueError(
-                f"{where}: missing {', '.join(sorted(required)) or 'nothing'}; "
-                f"unknown {', '.join(sorted(unknown)) or 'nothing'}"
-            )
+            missing, other = (", ".join(sorted(names)) or "none" for names in (required, unknown))
+            raise RunError(where, f"has missing fields ({missing}) or unknown fields ({other})")
         if not isinstance(content["encoder"], dict) or "name" not in content["encoder"]:
-            raise ValueError(f"{where}: encoder must be an object with a name and options")
+            raise RunError(where, "must have an encoder with a name and options")
         return cls(**content)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Card":
+        """Return the card in a folder."""
         path = Path(folder) / "card.json"
         if not path.is_file():
-            raise ValueError(f"{folder}: holds no card.json, so it is no folder of an encoder")
-        return cls.from_json(path.read_text(encoding="utf-8"), path)
+            raise RunError(folder, "contains no card.json", "Name the folder of a finished run")
+        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), path)
 
     def build_encoder(self) -> nn.Module:
-        """The untrained network this card describes."""
+        """Return the network that this card describes, with random weights."""
         encoder = create_encoder(self.encoder["name"], self.image_size, self.encoder.get("options", {}))
         if encoder.num_features != self.features:
-            raise ValueError(
-                f"card: encoder {self.encoder['name']} gives {encoder.num_features} features, not {self.features}"
-            )
+            problem = f"says {self.features} features, but {self.encoder['name']} has {encoder.num_features}"
+            raise RunError("card.json", problem)
         return encoder
 
     def build_head(self) -> ProjectionHead | None:
+        """Return the projection head with random weights, None if there is none."""
         return None if self.head is None else ProjectionHead(self.features, **self.head)
 
     def build_supervised(self) -> nn.Linear | None:
+        """Return the classifier with random weights, None if there is none."""
         if self.supervised is None:
             return None
         read = self.supervised.get("input", 0)

@@ -1,26 +1,16 @@
-"""Classifier on an encoder, its parameter groups, and the parts that can be frozen."""
+"""Classifier on an encoder, part of which can be frozen."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simclr.errors import SettingError
 from simclr.models.head import ProjectionHead
-from simclr.optim import parameter_groups
-
-
-def classifier_groups(model: "Classifier", weight_decay: float) -> list[dict]:
-    """Parameter groups; the classifier is neither adapted by LARS nor, for its bias, decayed (official code)."""
-    weight, bias = model.classifier.weight, model.classifier.bias
-    return [
-        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay),
-        {"params": [weight], "weight_decay": weight_decay, "adapt": False},
-        {"params": [bias], "weight_decay": 0.0, "adapt": False},
-    ]
 
 
 class Classifier(nn.Module):
-    """Encoder, first layers of the head, linear classifier: x (b, 3, S, S) -> scores (b, c).
+    """Encoder, first layers of the head and linear classifier: x (b, 3, S, S) -> scores (b, c).
 
-    The encoder up to `frozen` takes no gradients and stays in inference mode whatever `train` says.
+    The encoder up to `frozen` has no gradients and stays in evaluation mode.
     """
 
     def __init__(
@@ -41,41 +31,41 @@ class Classifier(nn.Module):
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
-        still(self.encoder, self.frozen)
+        keep_in_eval(self.encoder, self.frozen)
         return self
 
 
 FROZEN = ("nothing", "stem", "block_group1", "block_group2", "block_group3", "encoder")
 
 
-def parts(encoder: nn.Module, until: str) -> list[nn.Module]:
-    """The modules of an encoder from the images up to and with the stage `until`.
+def frozen_modules(encoder: nn.Module, until: str) -> list[nn.Module]:
+    """Return the modules of an encoder from the images to the stage `until`, included.
 
-    "nothing", "stem", "block_group1" to "block_group3" and "encoder" are the official `fine_tune_after_block` -1, 0
-    to 3 and 4. Encoders without such stages know the first and the last. Raises ValueError for any other.
+    "nothing", "stem", "block_group1" to "block_group3" and "encoder" are the official `fine_tune_after_block` -1, 0 to
+    3 and 4. Encoders without such stages have "nothing" and "encoder" only.
     """
     if until == "nothing":
         return []
     if until == "encoder":
         return [encoder]
     if until not in FROZEN or not hasattr(encoder, "stages"):
-        known = FROZEN if hasattr(encoder, "stages") else ("nothing", "encoder")
-        raise ValueError(f"freeze is {until!r}; this encoder can be frozen up to {', '.join(known)}")
+        allowed = FROZEN if hasattr(encoder, "stages") else ("nothing", "encoder")
+        raise SettingError("freeze", f"one of {', '.join(allowed)} for this encoder", until)
     groups = FROZEN.index(until) - 1
     return [encoder.conv1, encoder.bn1, *(getattr(encoder, f"layer{k}") for k in range(1, groups + 1))]
 
 
 def freeze(encoder: nn.Module, until: str) -> None:
-    """Take the gradients from the parameters of these parts and put them into inference mode.
+    """Freeze the parameters of these modules and set them to evaluation mode.
 
-    The mode holds until the next `train()`: a network that contains them calls `still` after it.
+    The mode holds until the next `train()`: a network that contains them calls `keep_in_eval` after it.
     """
-    for part in parts(encoder, until):
-        part.requires_grad_(False)
-    still(encoder, until)
+    for module in frozen_modules(encoder, until):
+        module.requires_grad_(False)
+    keep_in_eval(encoder, until)
 
 
-def still(encoder: nn.Module, until: str) -> None:
-    """Put these parts back into inference mode."""
-    for part in parts(encoder, until):
-        part.eval()
+def keep_in_eval(encoder: nn.Module, until: str) -> None:
+    """Set these modules back to evaluation mode."""
+    for module in frozen_modules(encoder, until):
+        module.eval()

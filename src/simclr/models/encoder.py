@@ -1,4 +1,4 @@
-"""Any encoder by name: SimCLR's own ResNets and every model of timm go through one function."""
+"""Encoders by name: SimCLR's own ResNets and every model of timm."""
 
 import difflib
 import inspect
@@ -10,16 +10,17 @@ import timm
 import torch
 from torch import nn
 
+from simclr.errors import SettingError
 from simclr.models.resnet import DEPTHS, resnet
 
 
 def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """An untrained encoder, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
+    """Return an encoder with random weights, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
 
-    name: `simclr_resnet50` and its like (options: those of `simclr.models.resnet`) or a name of
-        `timm.list_models()` (options: what `timm.create_model` takes for it). Nothing is downloaded.
-    image_size: side of the images in pixels; settles the stem of our ResNets and the grid of transformers.
-    Raises ValueError for an unknown name or option and for a model that does not pool to (B, D).
+    name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), or a name of `timm.list_models()`
+        (options: those of `timm.create_model`). Nothing is downloaded.
+    image_size: side of the images, pixels; decides the stem of our ResNets and the grid of transformers.
+    Raises SettingError for an unknown name or option and for a model that does not pool to (B, D).
     """
     options = dict(options or {})
     own = name.removeprefix("simclr_resnet") in map(str, DEPTHS)
@@ -27,14 +28,16 @@ def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] 
         options.setdefault("image_size", image_size)
     elif not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(f"no encoder is called {name!r}; " + (f"near: {', '.join(near)}" if near else
-                         "see timm.list_models()"))  # fmt: skip
+        hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists all of them"
+        raise SettingError("encoder", "simclr_resnet18 ... 200 or a model of timm", name, hint)
     elif _fixed_size(name):
         options.setdefault("img_size", image_size)
     try:
         encoder = timm.create_model(name, num_classes=0, **options)
-    except TypeError as error:
-        raise ValueError(f"encoder {name} does not take these options: {_refusal(str(error), own)}") from error
+    except SettingError:
+        raise
+    except Exception as error:  # timm and its models reject options with exceptions of many types
+        raise SettingError("encoder_options", f"options of {name}", options, _refusal(str(error), own)) from error
     if not own:
         encoder.num_features = _measured_features(name, encoder, image_size)
     return encoder
@@ -46,7 +49,7 @@ def _refusal(message: str, own: bool) -> str:
         return message
     options = [name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels")]
     allowed = f"; allowed are {', '.join(options)}" if own else ""
-    return f"it has no {unknown[1]}{allowed}; --encoder_options '{{}}' clears what a recipe sets"
+    return f"It has no {unknown[1]}{allowed}; --encoder_options '{{}}' removes the options of a recipe"
 
 
 def _fixed_size(name: str) -> bool:
@@ -55,12 +58,17 @@ def _fixed_size(name: str) -> bool:
 
 
 def _measured_features(name: str, encoder: nn.Module, image_size: int) -> int:
-    """D from one image: timm's own `num_features` is not what a model with a last hidden layer returns."""
+    """Return D, from one image: timm's own `num_features` differs for models with a last hidden layer."""
     training = encoder.training
-    with torch.no_grad():
-        output = encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+    try:
+        with torch.no_grad():
+            output = encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingError("encoder", f"a model for images of {image_size} px", name, reason) from error
     encoder.train(training)
     if not isinstance(output, torch.Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"encoder {name} gives {shape} for one image, not (1, D): choose options that pool")
+        allowed = "a model that returns features (B, D)"
+        raise SettingError("encoder", allowed, f"{name}, which returns {shape}", "Choose options that pool")
     return output.shape[1]

@@ -1,8 +1,8 @@
-"""Networks as programs that need nothing of this package, and as weights of torchvision's and timm's networks.
+"""Export of networks as programs without this package, and as weights of the networks of torchvision and timm.
 
-Names of tensors agree already, so exporting is a question of architecture alone: bottleneck depths, width 1,
+The names of tensors agree, so only the architecture decides what can be exported: bottleneck depths, width 1,
 neither selective kernels nor squeeze-and-excitation. torchvision and timm open the first group of a basic-block
-network (18, 34) without a projection, and widen only the inside of their blocks: those encoders cannot go over.
+network (18, 34) without a projection, and widen only the inside of their blocks: those encoders cannot be exported.
 """
 
 import warnings
@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from simclr.errors import SettingError
 from simclr.models.resnet import ResNet
 
-CHECKED = 3  # images on which an exported program is compared; another number than it was traced with
+CHECKED = 3  # number of images on which an exported program is compared; another one than it was traced with
 TORCHVISION = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
 TIMM = {**TORCHVISION, 200: "resnet200"}
 
@@ -23,16 +24,15 @@ TIMM = {**TORCHVISION, 200: "resnet200"}
 def to_torchvision(
     encoder: nn.Module, *, allow_pad_difference: bool = False, allow_small_stem: bool = False
 ) -> tuple[str, dict[str, Tensor]]:
-    """(name, state dict) for `getattr(torchvision.models, name)()`, after `model.fc = torch.nn.Identity()`.
+    """Return (name, state dict) for `getattr(torchvision.models, name)()`, after `model.fc = torch.nn.Identity()`.
 
-    Loads strictly and gives the features of `encoder` in evaluation mode. Raises ValueError where torchvision has
-    no such network, and, unless allowed, where it has one that differs in what no weight can express:
+    The state dict loads strictly and gives the features of `encoder` in evaluation mode. Raises SettingError if
+    torchvision has no such network, and, unless allowed, if its network differs in what weights cannot express:
 
     allow_pad_difference: for `pad="tf"`. Official max-pooling pads even sides only at the bottom and right,
-        torchvision's on both; features are equal only where the first convolution gives an odd side, as for
-        images of 225 or 226 pixels, and close elsewhere.
-    allow_small_stem: for the 3×3 stem. First set `model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)` and
-        `model.maxpool = nn.Identity()`.
+    torchvision's on both; features are equal only where the first convolution gives an odd side, as for images of 225
+    or 226 pixels, and close elsewhere. allow_small_stem: for the 3×3 stem. First set `model.conv1 = nn.Conv2d(3, 64, 3,
+    padding=1, bias=False)` and `model.maxpool = nn.Identity()`.
     """
     return _named("torchvision", TORCHVISION, encoder, allow_pad_difference, allow_small_stem)
 
@@ -40,14 +40,14 @@ def to_torchvision(
 def to_timm(
     encoder: nn.Module, *, allow_pad_difference: bool = False, allow_small_stem: bool = False
 ) -> tuple[str, dict[str, Tensor]]:
-    """(name, state dict) for `timm.create_model(name, num_classes=0)`; all else as for `to_torchvision`."""
+    """Return (name, state dict) for `timm.create_model(name, num_classes=0)`; see `to_torchvision`."""
     return _named("timm", TIMM, encoder, allow_pad_difference, allow_small_stem)
 
 
 def save_pt2(network: nn.Module, size: int, path: Path, card: str) -> float:
-    """Write `network`, images (B, 3, size, size) -> (B, D), as a program of torch.export, with the card inside.
+    """Write `network`, images (B, 3, size, size) -> (B, D), as a program of torch.export that contains the card.
 
-    Returns the largest difference of its output from the network's own. Raises ValueError if it is above 1e-4.
+    Return the maximum difference of its output from that of the network, which must be below 1e-4.
     """
     with _beside(path) as partial:
         program = torch.export.export(
@@ -58,16 +58,19 @@ def save_pt2(network: nn.Module, size: int, path: Path, card: str) -> float:
 
 
 def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
-    """As `save_pt2`, for ONNX: input `images`, output `features`, the card as metadata `card`."""
+    """Write `network` as an ONNX program with input `images`, output `features` and the card as metadata; see
+    `save_pt2`."""
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401, used by torch
     except ImportError as error:
-        raise ValueError(f"onnx needs {error.name}: pip install 'simclr-toolkit[onnx]'") from None
+        raise SettingError(
+            "to", f"another format, since {error.name} is not installed", "onnx", "pip install 'simclr-toolkit[onnx]'"
+        ) from None
     with _beside(path) as partial:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about its own parts
+            warnings.simplefilter("ignore")  # warnings of the exporter about itself
             program = torch.onnx.export(
                 network, (torch.rand(2, 3, size, size),), dynamo=True, dynamic_shapes=({0: _BATCH},),
                 input_names=["images"], output_names=["features"], verbose=False,
@@ -84,7 +87,7 @@ _BATCH = torch.export.Dim("batch")
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A file that takes the place of `path` once it is whole."""
+    """Yield a path whose file replaces `path` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
@@ -100,7 +103,7 @@ def _difference(network: nn.Module, size: int, program: Callable[[Tensor], Tenso
     expected = network(images)
     difference = ((program(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
     if not difference < 1e-4:
-        raise ValueError(f"the exported program differs from the network by {difference:.1e}; nothing was written")
+        raise RuntimeError(f"the exported program differs from the network by {difference:.1e}; nothing was written")
     return difference
 
 
@@ -109,7 +112,7 @@ def _named(
 ) -> tuple[str, dict[str, Tensor]]:
     reason = _obstacle(names, encoder, allow_pad, allow_stem)
     if reason is not None:
-        raise ValueError(f"cannot be exported to {library}: {reason}")
+        raise SettingError("to", f"another format than {library} for this encoder: {reason}", library)
     return names[encoder.depth], {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
 
 
@@ -117,7 +120,7 @@ def _obstacle(names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_
     if not isinstance(encoder, ResNet):
         return f"{type(encoder).__name__} is not one of SimCLR's ResNets"
     if encoder.sk_ratio > 0 or encoder.se_ratio > 0:
-        return "it has no selective kernels and no squeeze-and-excitation in these places"
+        return "it has no selective kernels and no squeeze-and-excitation"
     if encoder.depth in (18, 34):
         return f"its resnet{encoder.depth} has no projection shortcut in the first group, the official one has"
     if encoder.depth not in names:
@@ -128,5 +131,5 @@ def _obstacle(names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_
         if not allow_stem:
             return "its stem is a 7×7 convolution; replace conv1 and maxpool there and pass allow_small_stem=True"
     elif encoder.pad == "tf" and not allow_pad:
-        return 'its max-pool pads otherwise than pad="tf", so features differ; pass allow_pad_difference=True'
+        return 'its max-pool pads differently from pad="tf", so features differ; pass allow_pad_difference=True'
     return None

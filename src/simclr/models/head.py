@@ -4,11 +4,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simclr.errors import SettingError
 from simclr.models.norm import BatchNorm1d
 
 
 class HeadLayer(nn.Module):
-    """Dense without bias, batch norm, ReLU; the `last` layer has neither β nor ReLU."""
+    """Dense layer without bias, batch norm and ReLU; the `last` layer has neither β nor ReLU."""
 
     def __init__(self, in_features: int, out_features: int, *, last: bool):
         super().__init__()
@@ -23,11 +24,11 @@ class HeadLayer(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """h (B, in_features) -> z (B, out_features), not normalised to length one: the loss does that.
+    """Projection head h (B, in_features) -> z (B, out_features); the loss normalises z to unit length.
 
-    `layers` is 2 in the first paper, 3 in SimCLRv2 and the released code; 0 is the identity. Hidden layers are
-    as wide as the input unless `hidden` says otherwise. With `kept` only the first layers exist, as after
-    `first`. Initialised as official: N(0, 0.01²).
+    `layers` is 2 in the first paper, 3 in SimCLRv2 and the released code; 0 is the identity. Hidden layers are as wide
+    as the input unless `hidden` is given. With `kept`, only the first layers exist, as after `first`. Weights are
+    initialised as in the official code: N(0, 0.01²).
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class ProjectionHead(nn.Module):
     ):
         super().__init__()
         if layers < 0:
-            raise ValueError(f"layers={layers}: a projection head has 0 layers or more")
+            raise SettingError("head_layers", "at least 0", layers)
         if kept is not None and not 0 <= kept <= layers:
-            raise ValueError(f"kept={kept}: this head has {layers} layers, so 0 to {layers} can be kept")
+            raise SettingError("kept", f"at least 0 and at most {layers}, the number of layers", kept)
         self.in_features, self.hidden = in_features, in_features if hidden is None else hidden
         self.depth, self.projection = layers, out_features
         widths = [in_features, *[self.hidden] * (layers - 1), *[out_features] * (layers > 0)]
@@ -51,10 +52,11 @@ class ProjectionHead(nn.Module):
 
     @property
     def out_features(self) -> int:
+        """Length of the output."""
         return self.layers[-1].dense.out_features if len(self.layers) else self.in_features
 
     def config(self) -> dict[str, int]:
-        """What `ProjectionHead(in_features, **config)` needs to build this head again."""
+        """Return the arguments with which `ProjectionHead(in_features, **config)` builds this head again."""
         config = {"layers": self.depth, "out_features": self.projection, "hidden": self.hidden}
         return config if len(self.layers) == self.depth else {**config, "kept": len(self.layers)}
 
@@ -64,19 +66,19 @@ class ProjectionHead(nn.Module):
         return h
 
     def activations(self, h: Float[Tensor, "b i"]) -> list[Tensor]:
-        """[h, output of layer 1 after its ReLU, ..., z]: the official `hiddens_list`."""
+        """Return [h, output of layer 1 after its ReLU, ..., z]: the official `hiddens_list`."""
         outputs = [h]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
         return outputs
 
     def first(self, k: int) -> "ProjectionHead":
-        """A head of this one's first k layers (shared, not copied): SimCLRv2 fine-tunes from the first.
+        """Return a head of the first k layers (shared, not copied): SimCLRv2 fine-tunes from the first.
 
-        The official `ft_proj_selector`; k = 0 throws the head away.
+        k is the official `ft_proj_selector`; 0 removes the head.
         """
         if not 0 <= k <= len(self.layers):
-            raise ValueError(f"first({k}): this head has {len(self.layers)} layers")
+            raise SettingError("head_layers", f"at least 0 and at most {len(self.layers)}, the layers of the head", k)
         head = type(self)(self.in_features, self.projection, self.depth, self.hidden, kept=0)
         head.layers.extend(self.layers[:k])
         return head.train(self.training)

@@ -1,15 +1,16 @@
-"""What is read from a network: h, z, a layer of the head, or the pooled end of a stage of the encoder."""
+"""Layers of a network: h, z, a layer of the head, or the pooled output of a stage of the encoder."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simclr.errors import SettingError
 from simclr.models.head import ProjectionHead
 
 STAGES = ("initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4")
 
 
 def layer_names(encoder: nn.Module, head: ProjectionHead | None) -> list[str]:
-    """The layers that `read_layer` knows of a network, in the order of the computation.
+    """Return the names of the layers of a network for `read_layer`, in the order of the computation.
 
     `head.1` is the output of the head's first layer after its ReLU; the last layer's is `z`.
     """
@@ -19,13 +20,14 @@ def layer_names(encoder: nn.Module, head: ProjectionHead | None) -> list[str]:
 
 
 def read_layer(encoder: nn.Module, head: ProjectionHead | None, layer: str) -> nn.Module:
-    """The network up to `layer`, images (B, 3, S, S) -> (B, D); it shares its parameters with `encoder` and `head`.
+    """Return the network up to `layer`, images (B, 3, S, S) -> (B, D); it shares its parameters with `encoder` and
+    `head`.
 
-    Feature maps are averaged over positions. Raises ValueError for a layer this network does not have.
+    Feature maps are averaged over positions.
     """
     names = layer_names(encoder, head)
     if layer not in names:
-        raise ValueError(f"layer {layer!r} is not in this network; it has {', '.join(names)}")
+        raise SettingError("layer", f"one of {', '.join(names)} for this network", layer)
     if layer == "h":
         return encoder
     if layer in STAGES:

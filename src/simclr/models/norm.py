@@ -1,4 +1,4 @@
-"""Batch normalisation as the official code has it, alone or over all processes.
+"""Batch normalisation of the official code, in one process or over all processes.
 
 The official layers update the moving variance with the *biased* batch variance, where torch uses the
 unbiased one; everything else (decay 0.9, ε = 1e-5) is torch's default.
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _BiasedBatchNorm(_BatchNorm):
-    """The moving variance follows the biased batch variance; `center=False` leaves out the offset β."""
+    """Batch norm whose moving variance follows the biased batch variance; `center=False` has no offset β."""
 
     def __init__(self, num_features: int, *, center: bool = True):
         super().__init__(num_features, eps=1e-5, momentum=0.1)

@@ -1,66 +1,91 @@
-"""An encoder ready for use: loaded with its card, fed as the card says."""
+"""Encoders ready for use: weights with the preprocessing of their card."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
 from simclr.data import decode
 from simclr.data.decoding import as_rgb
+from simclr.errors import RunError, SettingError, UnreadableImage
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
 from simclr.models.layers import read_layer
 from simclr.models.weights import load_encoder, load_supervised
+from simclr.runs.results import run_folder
 from simclr.views.preprocess import Preprocess
+
+CHANNELS = 3  # of images that are decoded
+Images = Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray
 
 
 class Encoder:
     """A frozen encoder and the preprocessing it was trained with.
 
-    `network` is the module (B, 3, S, S) -> (B, D), in evaluation mode; `head` the projection head, where one was
-    kept; `card` says what they are.
+    `network` is the module (B, 3, S, S) -> (B, D) in evaluation mode, `head` the projection head or None, and `card`
+    their description.
     """
 
     def __init__(self, network: nn.Module, head: ProjectionHead | None, card: Card) -> None:
         self.network, self.head, self.card = network, head, card
-        self.preprocess = Preprocess(**card.preprocess)
+        try:
+            self.preprocess = Preprocess(**card.preprocess)
+        except TypeError:
+            raise RunError("card.json", f"preprocess must have size and crop, got {card.preprocess}") from None
+
+    @overload
+    def embed(
+        self, images: Images, *, layer: str = "h", batch: int = 256, on_error: Literal["raise"] = "raise"
+    ) -> Float[np.ndarray, "n d"]: ...
+
+    @overload
+    def embed(
+        self, images: Images, *, layer: str = "h", batch: int = 256, on_error: Literal["skip"]
+    ) -> tuple[Float[np.ndarray, "m d"], Int64[np.ndarray, " m"]]: ...
 
     @torch.inference_mode()
     def embed(
-        self,
-        images: Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray,
-        *,
-        layer: str = "h",
-        batch: int = 256,
-    ) -> Float[np.ndarray, "n d"]:
-        """Representations of paths, PIL images or uint8 arrays (H, W, 3), in their order -> (N, D) float32.
+        self, images: Images, *, layer: str = "h", batch: int = 256, on_error: Literal["raise", "skip"] = "raise"
+    ):
+        """Return representations (N, D) float32 of paths, PIL images or uint8 arrays (H, W, 3), in their order.
 
-        `layer` is h, z, head.1 and on, or block_group1 to 4. Raises UnreadableImage for a file that cannot be
-        decoded. For a whole data set see the command `simclr embed`.
+        `layer` is h, z, head.1 and on, or block_group1 to 4. An unreadable file raises UnreadableImage, which names it;
+        with `on_error="skip"` it is left out, and the result is (representations (M, D), rows (M,) of `images`).
+        For a whole data set, see the command `simclr embed`.
         """
-        if isinstance(images, (str, Path)):
-            raise TypeError(f"embed takes a list of images; for one, [{str(images)!r}]")
+        _check_images(images)
+        if on_error not in ("raise", "skip"):
+            raise SettingError("on_error", "raise or skip", on_error)
         device = next(self.network.parameters()).device
         network = read_layer(self.network, self.head, layer)
-        rows = []
+        features, rows = [], []
         for start in range(0, len(images), batch):
-            stack = [self.preprocess(_pixels(image)) for image in images[start : start + batch]]
-            rows.append(network(torch.stack(stack).to(device)).float().cpu().numpy())
+            pixels = {}
+            for row in range(start, min(start + batch, len(images))):
+                try:
+                    pixels[row] = self.preprocess(_pixels(images[row], row))
+                except UnreadableImage:
+                    if on_error == "raise":
+                        raise
+            if pixels:
+                features.append(network(torch.stack(list(pixels.values())).to(device)).float().cpu().numpy())
+                rows += pixels
         if not rows:
-            rows = [self.embed([np.zeros((1, 1, 3), np.uint8)], layer=layer)[:0]]
-        return np.concatenate(rows)
+            features = [self.embed([np.zeros((1, 1, 3), np.uint8)], layer=layer)[:0]]
+        return np.concatenate(features) if on_error == "raise" else (np.concatenate(features), np.array(rows, np.int64))
 
     def __repr__(self) -> str:
         name, size = self.card.encoder["name"], self.preprocess.size
         return f"Encoder({name}, {self.card.features} features, images of {size} px{', with head' * bool(self.head)})"
 
     def to(self, device: torch.device | str) -> "Encoder":
-        """Move the network and the head."""
+        """Move the network and the head to a device."""
         self.network.to(device)
         if self.head is not None:
             self.head.to(device)
@@ -68,57 +93,64 @@ class Encoder:
 
 
 def load(run_or_file: str | Path) -> Encoder:
-    """The encoder of a finished run folder, or of the folder a given encoder.safetensors lies in.
+    """Return the encoder of a finished run folder, or of the folder of a given encoder.safetensors.
 
-    Raises ValueError unless every tensor of the network is in the file and the other way round, and the card's
-    preprocessing gives images of the size the network was trained on.
+    Raises RunError unless every tensor of the network is in the file and the other way round, and the preprocessing of
+    the card gives images of the size and channels that the network was trained on.
     """
     path = Path(run_or_file)
-    folder = path.parent if path.suffix == ".safetensors" else path
+    folder = run_folder(path)
     if not (folder / "card.json").is_file():
-        raise ValueError(_without_encoder(path, folder))
+        raise RunError(path, *_reason_without_card(path, folder))
     encoder = Encoder(*load_encoder(folder))
-    size, trained = encoder.preprocess.size, encoder.card.image_size
-    if size != trained:
-        raise ValueError(
-            f"{folder / 'card.json'}: preprocess.size is {size} px, but the encoder was trained on {trained} px "
-            f"(image_size); set preprocess.size to {trained}"
-        )
+    card, size = encoder.card, encoder.preprocess.size
+    if card.channels != CHANNELS:
+        problem = f"says {card.channels} channels; encoders of images with {CHANNELS} channels are supported"
+        raise RunError(folder / "card.json", problem)
+    if size != card.image_size:
+        problem = f"preprocess.size is {size} px, but the encoder was trained on {card.image_size} px (image_size)"
+        raise RunError(folder / "card.json", problem, f"Set preprocess.size to {card.image_size}")
     return encoder
 
 
-def _without_encoder(path: Path, folder: Path) -> str:
+def _reason_without_card(path: Path, folder: Path) -> tuple[str, str]:
     if not path.exists():
-        return f"{path} does not exist; name the folder of a finished run"
+        return "does not exist", "Name the folder of a finished run"
     if (folder / "recipe.yaml").is_file():
-        return f"{path} holds no encoder: its run is not finished: the command that began it goes on"
-    return f"{path} holds no encoder: no card.json is in it"
+        return "contains no encoder, since the run is not finished", "Run the same command again to resume it"
+    return "contains no card.json", "Name the folder of a finished run"
 
 
 def load_classifier(run: str | Path) -> Classifier:
-    """The fine-tuned network of a run folder: images (B, 3, S, S) -> scores (B, classes), in evaluation mode.
-
-    Raises ValueError where the run has no classifier.
-    """
-    encoder, supervised = load(run), load_supervised(run)
+    """Return the fine-tuned network of a run: images (B, 3, S, S) -> scores (B, classes), in evaluation mode."""
+    encoder, supervised = load(run), load_supervised(run_folder(Path(run)))
     if supervised is None:
-        raise ValueError(f"{run} has no classifier; simclr finetune makes one")
+        raise RunError(run, "has no classifier", "simclr finetune trains one")
     head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
     network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), supervised.out_features)
     network.classifier = supervised
     return network.eval()
 
 
-def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    return decode(image) if isinstance(image, (str, Path)) else as_rgb(image, "image")
+def _check_images(images: Any) -> None:
+    """Raise an error for one image in place of a list of images."""
+    if isinstance(images, str | Path | Image.Image):
+        raise SettingError("images", "a list of images", type(images).__name__, "For one image, pass [image]")
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        shape = f"an array {images.shape}"
+        raise SettingError("images", "a list of images or an array (N, H, W, 3)", shape, "For one image, pass [image]")
+
+
+def _pixels(image: str | Path | Image.Image | np.ndarray, row: int) -> np.ndarray:
+    return decode(image) if isinstance(image, (str, Path)) else as_rgb(image, f"images[{row}]")
 
 
 def untrained(card: Card, seed: int = 0) -> nn.Module:
-    """The network of a card with fresh weights: the baseline that says what pretraining added."""
+    """Return the network of a card with random weights: the baseline for pretraining."""
     torch.manual_seed(seed)
     return card.build_encoder().eval()
 
 
 def raw_pixels(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-    """Pixels as features: the baseline that says what any network adds."""
+    """Return pixels as features: the baseline for any network."""
     return images.flatten(1)

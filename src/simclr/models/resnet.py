@@ -15,6 +15,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simclr.errors import SettingError
 from simclr.models.norm import BatchNorm2d
 
 # depth -> (blocks in each group, bottleneck or not); depth 10 is ours, the rest official
@@ -249,14 +250,15 @@ def resnet(
         at nearly every image size; odd sides are padded alike.
     """
     if depth not in DEPTHS:
-        raise ValueError(f"depth={depth}: allowed are {', '.join(map(str, DEPTHS))}")
+        raise SettingError("depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
     if round(64 * width) < 1:
-        raise ValueError(f"width={width}: must leave at least one of 64 channels")
+        raise SettingError("width", "at least 1/64, which leaves one channel", width)
     if sk_ratio < 0 or se_ratio < 0:
-        raise ValueError(f"sk_ratio={sk_ratio}, se_ratio={se_ratio}: must not be negative")
+        name, ratio = ("sk_ratio", sk_ratio) if sk_ratio < 0 else ("se_ratio", se_ratio)
+        raise SettingError(name, "at least 0", ratio)
     for name, value, allowed in (("stem", stem, ("auto", "imagenet", "small")), ("pad", pad, ("tf", "torch"))):
         if value not in allowed:
-            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
+            raise SettingError(name, f"one of {', '.join(allowed)}", value)
     small = stem == "small" or (stem == "auto" and image_size <= 32)
     return ResNet(depth, width, sk_ratio, se_ratio, "small" if small else "imagenet", pad, channels)
 
@@ -267,9 +269,10 @@ def _register(depth: int) -> Callable[..., ResNet]:
         pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **options,
     ) -> ResNet:  # fmt: skip
         if pretrained:
-            raise ValueError(f"simclr_resnet{depth} has no weights to download; see `simclr convert`")
+            remedy = "simclr convert reads the official checkpoints"
+            raise SettingError("pretrained", f"false for simclr_resnet{depth}", pretrained, remedy)
         if num_classes != 0:
-            raise ValueError(f"simclr_resnet{depth} is an encoder without a classifier: num_classes must be 0")
+            raise SettingError("num_classes", f"0 for simclr_resnet{depth}, an encoder", num_classes)
         return resnet(depth, channels=in_chans, **options)
 
     build.__name__ = f"simclr_resnet{depth}"

@@ -1,4 +1,4 @@
-"""Weight files: saving and loading of encoders, heads and classifiers."""
+"""Weights files of encoders, heads and classifiers."""
 
 import os
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from simclr.errors import RunError
 from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
 from simclr.runs.files import write_atomically
@@ -23,7 +24,7 @@ def save_encoder(
     card: Card,
     supervised: nn.Linear | None = None,
 ) -> None:
-    """Write encoder, head and card to `folder`, each file replaced whole; no head, no `head.safetensors`."""
+    """Write encoder, head, card and classifier to `folder`; each file is replaced as a whole."""
     folder = Path(folder)
     for module, described, what in ((head, card.head, "head"), (supervised, card.supervised, "supervised")):
         if (module is None) != (described is None):
@@ -39,14 +40,15 @@ def save_encoder(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced whole; readable for whom other new files are, as the library's own are not."""
+    """Replace a safetensors file as a whole, with the permissions of other new files, which the library does not
+    give."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(save(tensors))
     os.replace(partial, path)
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:
-    """Encoder and head of a folder, on the CPU in evaluation mode, and the card. ValueError unless all fits."""
+    """Return encoder and head of a folder, on the CPU in evaluation mode, and the card."""
     card = Card.read(folder)
     encoder = card.build_encoder()
     load_strictly(encoder, Path(folder) / "encoder.safetensors")
@@ -58,7 +60,8 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, 
 
 
 def load_supervised(folder: str | Path) -> nn.Linear | None:
-    """The classifier kept beside an encoder, reading entry `card.supervised["input"]` of the activations."""
+    """Return the classifier beside an encoder, on entry `card.supervised["input"]` of the head's activations, or
+    None."""
     layer = Card.read(folder).build_supervised()
     if layer is not None:
         load_strictly(layer, Path(folder) / "supervised.safetensors")
@@ -66,32 +69,30 @@ def load_supervised(folder: str | Path) -> nn.Linear | None:
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a safetensors file; ValueError, with the names, unless 100 % of the tensors match."""
+    """Load a safetensors file into `module`; raise RunError, with the names, unless all tensors match."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    check_match(module.state_dict(), tensors, str(path))
+        raise RunError(path, f"cannot be read: {' '.join(str(error).split())}") from None
+    check_match(module.state_dict(), tensors, path)
     module.load_state_dict(tensors)
 
 
-def check_match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Raises ValueError saying which names and shapes differ between a network's tensors and a file's."""
+def check_match(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise RunError with the names and shapes that differ between the tensors of a network and those of a file."""
     wrong = [
-        f"{name} is {tuple(found[name].shape)} not {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
+        f"{name} is {tuple(actual[name].shape)} not {tuple(expected[name].shape)}"
+        for name in expected.keys() & actual.keys()
+        if actual[name].shape != expected[name].shape
     ]
     lists = {
-        "missing": expected.keys() - found.keys(), "not of this network": found.keys() - expected.keys(),
+        "missing": expected.keys() - actual.keys(), "not of this network": actual.keys() - expected.keys(),
         "of another shape": wrong,
     }  # fmt: skip
     if any(lists.values()):
-        matched = len(expected.keys() & found.keys()) - len(wrong)
-        raise ValueError(
-            f"{where}: {matched} of {len(expected)} tensors match; "
-            + "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
-        )
+        matched = len(expected.keys() & actual.keys()) - len(wrong)
+        differences = "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+        raise RunError(where, f"{matched} of {len(expected)} tensors match the network; {differences}")
 
 
 def _some(names) -> str:

@@ -21,7 +21,7 @@ from simclr.evaluation.protocol import describe, evaluated_images, open_labelled
 from simclr.losses import distillation
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
-from simclr.models.classifier import Classifier, classifier_groups
+from simclr.models.classifier import Classifier
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result
@@ -29,7 +29,7 @@ from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default, describe_data
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
-from simclr.training.session import is_finished, open_run, prepare, wrap
+from simclr.training.session import classifier_groups, is_finished, open_run, prepare, wrap
 from simclr.views import Views
 
 

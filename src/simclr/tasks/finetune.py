@@ -22,7 +22,7 @@ from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import describe, open_labelled
 from simclr.models import ProjectionHead
 from simclr.models.card import Card
-from simclr.models.classifier import Classifier, classifier_groups
+from simclr.models.classifier import Classifier
 from simclr.models.pretrained import Encoder, load
 from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
@@ -31,7 +31,7 @@ from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default, describe_data
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
-from simclr.training.session import is_finished, open_run, prepare, wrap
+from simclr.training.session import classifier_groups, is_finished, open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 

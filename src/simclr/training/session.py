@@ -9,6 +9,8 @@ from torch import nn
 
 from simclr.errors import RunError
 from simclr.models import norm
+from simclr.models.classifier import Classifier
+from simclr.optim import parameter_groups
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, is_same_on_all_ranks
@@ -61,3 +63,14 @@ def wrap(
     if machine.compile:
         network.compile()  # before it is wrapped: a compiled wrapper would call itself for ever
     return fabric.setup(network, optimizer)
+
+
+def classifier_groups(model: Classifier, weight_decay: float) -> list[dict]:
+    """Return parameter groups of a classifier on an encoder: its last layer is not adapted by LARS, and its bias has no
+    weight decay (official code)."""
+    weight, bias = model.classifier.weight, model.classifier.bias
+    return [
+        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay),
+        {"params": [weight], "weight_decay": weight_decay, "adapt": False},
+        {"params": [bias], "weight_decay": 0.0, "adapt": False},
+    ]

@@ -1,8 +1,8 @@
-"""Reads TensorFlow checkpoints (the tensor-bundle format) without TensorFlow.
+"""Reader of TensorFlow checkpoints (the tensor-bundle format) without TensorFlow.
 
 No small, maintained reader exists on PyPI, and TensorFlow itself is a heavy dependency for a format that has been
 frozen since 2016: an index file, which is a LevelDB table of names to protocol buffers, and data files with the
-raw tensors. Everything read is checked against its stored checksum; whatever does not fit raises ValueError.
+raw tensors. All data are checked against their stored checksums; RunError is raised for anything else.
 Formats: tensorflow/core/util/tensor_bundle, tensorflow/core/lib/io/format.cc, trackable_object_graph.proto.
 """
 
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simclr.errors import RunError
 from simclr.models.official.crc32c import masked_crc32c
 
 _FOOTER = 48
@@ -28,7 +29,7 @@ OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies and what it is."""
+    """Type, shape and position of a tensor."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -39,40 +40,40 @@ class Entry(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One object of an object-based checkpoint."""
+    """Object of an object-based checkpoint."""
 
     children: dict[str, int]
-    """name of a child -> number of its node"""
+    """number of the node of each child, by name"""
     variable: str | None
-    """key under which the object's value is stored, if it is a variable"""
+    """key of the stored value, if the object is a variable"""
 
 
 class Bundle:
-    """A checkpoint: `entries` by key, `read(key)` for a value. `prefix` is the path without `.index`."""
+    """Checkpoint with `entries` by key and `read(key)` for a value. `prefix` is its path without `.index`."""
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
         index = Path(f"{prefix}.index")
         table = _parse(index, lambda: dict(_read_table(index.read_bytes())))
         if b"" not in table:
-            raise ValueError(f"{index}: not the index of a checkpoint (it has no header)")
+            raise RunError(index, "is not the index of a checkpoint (it has no header)")
         header = _parse(index, lambda: _fields(table.pop(b"")))
         if header.get(2, [0])[0] != 0:
-            raise ValueError(f"{index}: big-endian checkpoints are not read")
+            raise RunError(index, "is big-endian, which is not supported")
         shards = header.get(1, [0])[0]
         self.entries = _parse(index, lambda: {key.decode(): _entry(value) for key, value in table.items()})
         self._verified: set[str] = set()
         self._data = [_map(Path(f"{prefix}.data-{i:05d}-of-{shards:05d}")) for i in range(shards)]
 
     def read(self, key: str) -> np.ndarray:
-        """The value of a numeric tensor, read-only; ValueError where the file does not hold what it promises."""
+        """Return the value of a numeric tensor, read-only."""
         entry = self.entries[key]
         if entry.dtype not in _DTYPES:
-            raise ValueError(f"{self.prefix}: {key} has TensorFlow's data type {entry.dtype}, which is not read")
+            raise RunError(self.prefix, f"{key} has TensorFlow's data type {entry.dtype}, which is not supported")
         dtype = np.dtype(_DTYPES[entry.dtype])
         raw = self._checked(key, entry)
         if len(raw) != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
-            raise ValueError(f"{self.prefix}: {key} has {len(raw)} bytes, which do not fill shape {entry.shape}")
+            raise RunError(self.prefix, f"{key} has {len(raw)} bytes, which do not match its shape {entry.shape}")
         return raw.view(dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(entry.shape)
 
     def verify(self) -> None:
@@ -82,7 +83,7 @@ class Bundle:
             self._string(key, entry) if entry.dtype == _STRING else self._checked(key, entry)
 
     def object_graph(self) -> list[Node]:
-        """The objects of an object-based checkpoint, the root first; empty for a name-based one."""
+        """Return the objects of an object-based checkpoint, the root first; empty for a name-based one."""
         if OBJECT_GRAPH not in self.entries:
             return []
         raw = self._string(OBJECT_GRAPH, self.entries[OBJECT_GRAPH])
@@ -90,18 +91,18 @@ class Bundle:
 
     def _raw(self, key: str, entry: Entry) -> np.ndarray:
         if not 0 <= entry.shard < len(self._data) or entry.offset + entry.size > len(self._data[entry.shard]):
-            raise ValueError(f"{self.prefix}: {key} lies outside the data files; they are truncated or not its own")
+            raise RunError(self.prefix, f"{key} is outside the data files; they are truncated or of another checkpoint")
         return self._data[entry.shard][entry.offset : entry.offset + entry.size]
 
     def _checked(self, key: str, entry: Entry) -> np.ndarray:
         raw = self._raw(key, entry)
         if masked_crc32c(raw) != entry.checksum:
-            raise ValueError(f"{self.prefix}: {key} does not match its checksum; the data file is damaged")
+            raise RunError(self.prefix, f"{key} does not match its checksum; the data file is damaged")
         self._verified.add(key)
         return raw
 
     def _string(self, key: str, entry: Entry) -> bytes:
-        """A scalar string: its length, the checksum of the length as four bytes, and the text."""
+        """Return a scalar string, stored as its length, the checksum of the length as four bytes, and the text."""
         raw = self._raw(key, entry).tobytes()
         length, start = _parse(self.prefix, lambda: _varint(raw, 0))
         text, stored = raw[start + 4 :], raw[start : start + 4]
@@ -113,15 +114,15 @@ class Bundle:
             or struct.pack("<I", masked_crc32c(mixed[:4])) != stored
             or masked_crc32c(mixed) != entry.checksum
         ):
-            raise ValueError(f"{self.prefix}: {key} does not match its checksum; the data file is damaged")
+            raise RunError(self.prefix, f"{key} does not match its checksum; the data file is damaged")
         return text
 
 
 def find_prefix(path: str | Path) -> Path:
-    """The prefix of the checkpoint meant by `path`: a prefix, an `.index` file, or a folder.
+    """Return the prefix of the checkpoint at `path`: a prefix, an `.index` file, or a folder.
 
     A folder is a SavedModel or hub module (`variables/variables.index`), its `variables` folder, one with a
-    `checkpoint` file naming the latest, or one that holds a single index.
+    `checkpoint` file that names the latest, or one with a single index.
     """
     path = Path(path)
     if path.suffix == ".index" and path.is_file():
@@ -129,7 +130,7 @@ def find_prefix(path: str | Path) -> Path:
     if Path(f"{path}.index").is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"{path}: no checkpoint here (neither a folder nor {path.name}.index)")
+        raise RunError(path, f"is neither a folder nor the prefix of {path.name}.index")
     for candidate in (path / "variables" / "variables", path / "variables"):
         if Path(f"{candidate}.index").is_file():
             return candidate
@@ -140,20 +141,20 @@ def find_prefix(path: str | Path) -> Path:
             if name == "model_checkpoint_path":
                 latest = path / Path(value.strip().strip('"')).name
                 if not Path(f"{latest}.index").is_file():
-                    raise ValueError(f"{state}: names {latest.name}, which is not in the folder")
+                    raise RunError(state, f"names {latest.name}, which is not in the folder")
                 return latest
     indices = sorted(path.glob("*.index"))
     if len(indices) != 1:
-        raise ValueError(f"{path}: holds {len(indices)} checkpoints; name one by its path without .index")
+        raise RunError(path, f"contains {len(indices)} checkpoints", "Name one by its path without .index")
     return indices[0].with_suffix("")
 
 
 def _parse(path: Path, parse):
-    """Run a parser over bytes from `path`; any way in which it stumbles means that the bytes are not the format."""
+    """Run a parser of bytes from `path`; whatever it raises means that they are not of the format."""
     try:
         return parse()
     except (OSError, IndexError, struct.error, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no TensorFlow checkpoint: {error}") from None
+        raise RunError(path, f"is damaged or not a TensorFlow checkpoint: {error}") from None
 
 
 def _map(path: Path) -> np.ndarray:
@@ -163,11 +164,11 @@ def _map(path: Path) -> np.ndarray:
                 return np.empty(0, np.uint8)
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RunError(path, f"cannot be read: {error.strerror}") from None
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length integer at position `at`, and the position after it."""
+    """Return a variable-length integer at position `at`, and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -180,7 +181,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table, whose blocks must tile the file."""
+    """Yield keys and values of a LevelDB table, whose blocks must fill the file."""
     if len(data) < _FOOTER:
         raise ValueError("the file is shorter than a table's footer")
     footer = data[-_FOOTER:]
@@ -204,7 +205,7 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if end != len(data) - _FOOTER:
         raise ValueError("its blocks do not fill the file")
     for _ in _read_block(data, meta_offset, meta_size):
-        raise ValueError("it has a metadata block, which checkpoints have not")
+        raise ValueError("it has a metadata block, which checkpoints do not have")
     for offset, size in blocks:
         yield from _read_block(data, offset, size)
 
@@ -229,7 +230,7 @@ def _read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
 
 
 def _fields(message: bytes) -> dict[int, list]:
-    """The fields of a protocol buffer by number: integers, or bytes for nested messages and strings."""
+    """Return the fields of a protocol buffer by number: integers, or bytes for nested messages and strings."""
     fields: dict[int, list] = {}
     at = 0
     while at < len(message):
@@ -253,10 +254,10 @@ def _fields(message: bytes) -> dict[int, list]:
 
 
 def _entry(message: bytes) -> Entry:
-    """BundleEntryProto."""
+    """Return the entry of a BundleEntryProto."""
     fields = _fields(message)
     if 7 in fields:
-        raise ValueError("a variable is stored in slices, which is not read")
+        raise ValueError("a variable is stored in slices, which is not supported")
     dimensions = _fields(fields.get(2, [b""])[0]).get(2, [])
     shape = tuple(_fields(dimension).get(1, [0])[0] for dimension in dimensions)
     dtype, shard, offset, size, checksum = (fields.get(number, [0])[0] for number in (1, 3, 4, 5, 6))
@@ -264,7 +265,7 @@ def _entry(message: bytes) -> Entry:
 
 
 def _node(message: bytes) -> Node:
-    """TrackableObject of TrackableObjectGraph."""
+    """Return the node of a TrackableObject of a TrackableObjectGraph."""
     fields = _fields(message)
     children = {}
     for reference in map(_fields, fields.get(1, [])):

@@ -1,8 +1,8 @@
-"""Official checkpoints, read without TensorFlow, as our networks.
+"""Conversion of official checkpoints, read without TensorFlow, to our networks.
 
-Which network a checkpoint holds is found by trying all official architectures: the right one accounts for every
-variable by name and by shape. Nothing is converted in part: unless each tensor of the networks and each variable
-of the checkpoint finds its place, or the variable belongs to the training state, conversion is refused.
+The architecture of a checkpoint is found by trying all official ones: the right one accounts for every variable by name
+and by shape. Conversion is complete or refused: each tensor of the networks and each variable of the checkpoint must
+match, except for variables of the training state.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
 from simclr.models.official.checkpoint import OBJECT_GRAPH, Bundle, find_prefix
@@ -21,7 +22,7 @@ from simclr.models.resnet import DEPTHS, ResNet, resnet
 from simclr.models.weights import check_match
 
 SK_RATIO = 0.0625  # the official value; below 512 channels other ratios give the same network
-# state of training, known and left behind
+# variables of the training state, which are not converted
 _TRAINING_STATE = re.compile(
     rf"^({OBJECT_GRAPH}|global_step|save_counter|optimizer)(/|$)|/\.OPTIMIZER_SLOT/|/(Momentum|Adam(_1)?)$"
     r"|^beta[12]_power$|memory"
@@ -29,7 +30,7 @@ _TRAINING_STATE = re.compile(
 
 
 class Converted(NamedTuple):
-    """Networks of a checkpoint, in evaluation mode."""
+    """Networks of a converted checkpoint, in evaluation mode."""
 
     encoder: ResNet
     head: ProjectionHead | None
@@ -38,7 +39,7 @@ class Converted(NamedTuple):
     placed: dict[str, int]
     """number of variables placed in each network"""
     ignored: list[str]
-    """keys of the training state and of the copy not asked for"""
+    """keys of the training state and of the copy that was not selected"""
 
 
 def convert(
@@ -47,12 +48,11 @@ def convert(
     supervised_input: int = 0,
     image_size: int | None = None,
 ) -> Converted:
-    """Read an official checkpoint: TF2 training or SavedModel `variables`, TF1 training, or a hub module.
+    """Convert an official checkpoint: TF2 training or SavedModel `variables`, TF1 training, or a hub module.
 
-    weights: "ema" takes the moving averages that v2's TF1 checkpoints hold beside the trained variables.
-    supervised_input: entry of the head's activations the classifier reads (official `ft_proj_selector`).
-    image_size: for the card; by default 32 with the small stem, else 224.
-    Raises ValueError, in one line, for files that are damaged, foreign or only partly understood.
+    weights: "ema" selects the moving averages in v2's TF1 checkpoints instead of the trained variables.
+    supervised_input: entry of the head's activations that is classified (official `ft_proj_selector`).
+    image_size: side of the images for the card, pixels; by default 32 with the small stem, else 224.
     """
     prefix = find_prefix(checkpoint)
     bundle = Bundle(prefix)
@@ -77,10 +77,8 @@ def convert(
     used = {stored[name] for placed in names.values() for name in placed.values()}
     left = sorted(bundle.entries.keys() - used - set(ignored))
     if left:
-        raise ValueError(
-            f"{prefix}: {len(left)} of {len(bundle.entries)} variables have no place in {architecture.name}, "
-            f"such as {', '.join(left[:3])}"
-        )
+        count = f"{len(left)} of {len(bundle.entries)} variables"
+        raise RunError(prefix, f"{count} are not in {architecture.name}, such as {', '.join(left[:3])}")
     for what, placed in names.items():
         _fill(modules[what], {ours: to_torch(bundle.read(stored[name])) for ours, name in placed.items()}, what)
     bundle.verify()
@@ -108,23 +106,24 @@ _FORMS = {"tf2": "TensorFlow 2, by objects", "tf1": "TensorFlow 1, by names"}
 
 
 def _stored_under(bundle: Bundle, weights: str) -> tuple[dict[str, str], Literal["tf2", "tf1"]]:
-    """{official name of a variable: key of its value in the checkpoint}, and whose names those are."""
+    """Return {official name of a variable: key of its value in the checkpoint}, and the form of the names."""
     nodes = bundle.object_graph()
     if nodes:
         if weights == "ema":
-            raise ValueError(f"{bundle.prefix}: only TensorFlow 1 checkpoints hold a moving average (weights='ema')")
+            raise SettingError("weights", "model for a TensorFlow 2 checkpoint, which has no moving averages", weights)
         return _paths(bundle, nodes), "tf2"
     prefix = "ema_model/" if weights == "ema" else ""
     stored = {key.removeprefix(prefix): key for key in bundle.entries if key.startswith(prefix)}
     if not any(name.startswith("base_model/") for name in stored):
-        raise ValueError(f"{bundle.prefix}: no variable is called {prefix}base_model/...; not a SimCLR checkpoint")
+        problem = f"has no variable {prefix}base_model/..., so it is not a SimCLR checkpoint"
+        raise RunError(bundle.prefix, problem)
     return stored, "tf1"
 
 
 def _paths(bundle: Bundle, nodes: list) -> dict[str, str]:
-    """Object paths of all variables below the three networks of the official model.
+    """Return the object paths of all variables in the three networks of the official model.
 
-    SavedModels store values under `trainable_variables_list/7` and the like; only the graph tells whose they are.
+    SavedModels store values under names such as `trainable_variables_list/7`; only the graph says what they belong to.
     """
     paths = {}
     for network in ("resnet_model", "_projection_head", "supervised_head"):
@@ -136,12 +135,12 @@ def _paths(bundle: Bundle, nodes: list) -> dict[str, str]:
             if node.variable is not None:
                 paths[path] = node.variable
             for name, child in node.children.items():
-                # private attributes and lists of variables are other ways to what has a path already
+                # private attributes and lists of variables are other paths to the same variables
                 if child not in above and child < len(nodes) and _STRUCTURE.fullmatch(name):
                     waiting.append((f"{path}/{name}", child, above | {number}))
     missing = {key for key in paths.values() if key not in bundle.entries}
     if not paths or missing:
-        raise ValueError(f"{bundle.prefix}: its objects are not those of a SimCLR model")
+        raise RunError(bundle.prefix, "its objects are not those of a SimCLR model")
     return paths
 
 
@@ -190,26 +189,26 @@ class _Architecture(NamedTuple):
 
 
 def _encoder_of(bundle: Bundle, stored: dict[str, str], form: Literal["tf2", "tf1"], prefix: Path) -> _Architecture:
-    """The one architecture whose variables are those of the checkpoint, by name and by shape."""
+    """Return the architecture whose variables are those of the checkpoint, by name and by shape."""
     root = "model/resnet_model/" if form == "tf2" else "base_model/"
     present = {key for name, key in stored.items() if name.startswith(root) and not _TRAINING_STATE.search(name)}
     for depth, sk, se, small in product(DEPTHS, (False, True), (False, True), (False, True)):
         layers = encoder_layers(depth, sk, se, small)
         names = official_names(layers, form)
-        # compared by key: the objects of a SavedModel can be reached on several paths
+        # compared by key: the objects of a SavedModel can be reached by several paths
         if not stored.keys() >= set(names.values()) or {stored[name] for name in names.values()} != present:
             continue
         shapes = {ours: bundle.entries[stored[name]].shape for ours, name in names.items()}
-        found = _Architecture(depth, *_sizes(shapes, sk, se), small, layers)
+        architecture = _Architecture(depth, *_sizes(shapes, sk, se), small, layers)
         with torch.device("meta"):
-            expected = found.build().state_dict()
+            expected = architecture.build().state_dict()
         if all(shapes[ours] == _official_shape(expected[ours]) for ours in names):
-            return found
-    raise ValueError(f"{prefix}: its {len(present)} encoder variables are those of no official ResNet")
+            return architecture
+    raise RunError(prefix, f"its {len(present)} encoder variables are not those of an official ResNet")
 
 
 def _sizes(shapes: dict[str, tuple[int, ...]], sk: bool, se: bool) -> tuple[float | int, float, float]:
-    """Width and the two ratios, from the shapes of the last group's first block."""
+    """Return width and the two ratios, from the shapes of the last group's first block."""
     base = shapes["bn1.weight"][0]
     filters = 8 * base
     sk_ratio = SK_RATIO if sk else 0.0
@@ -228,7 +227,8 @@ def _official_shape(tensor: Tensor) -> tuple[int, ...]:
 def _head_of(
     stored: dict[str, str], bundle: Bundle, form: Literal["tf2", "tf1"]
 ) -> tuple[dict[str, str], dict[str, int] | None]:
-    """Names and configuration of the projection head; a last layer with an offset means that more were cut off."""
+    """Return names and configuration of the projection head; a last layer with an offset means that others were
+    removed."""
     count = 0
     while official_names(head_layers(count + 1), form)[f"layers.{count}.dense.weight"] in stored:
         count += 1
@@ -246,13 +246,11 @@ def _head_of(
 def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     expected = {name: t for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked")}
     check_match(expected, tensors, what)
-    module.load_state_dict(tensors, strict=False)  # only the counters of batches are missing, as just checked
+    module.load_state_dict(tensors, strict=False)  # only the batch counters are missing, as checked above
 
 
 def _check_input(supervised: nn.Linear, encoder: ResNet, head: ProjectionHead | None, chosen: int) -> None:
     sizes = [encoder.num_features, *(layer.dense.out_features for layer in (head.layers if head else []))]
     if not 0 <= chosen < len(sizes) or sizes[chosen] != supervised.in_features:
-        raise ValueError(
-            f"supervised_input={chosen}: the classifier reads {supervised.in_features} features, "
-            f"the head's activations have {sizes}"
-        )
+        allowed = f"an entry of the head's activations with {supervised.in_features} features (they have {sizes})"
+        raise SettingError("supervised_input", allowed, chosen)

@@ -1,12 +1,14 @@
-"""The checksum of TensorFlow's and LevelDB's files."""
+"""Checksum of the files of TensorFlow and LevelDB."""
 
+import inspect
+from collections.abc import Callable
+
+import numba
 import numpy as np
-
-from simclr.views.cpu_compile import exact
 
 
 def _crc_tables() -> np.ndarray:
-    """Tables for eight bytes a step; the polynomial is Castagnoli's, reflected."""
+    """Return tables for eight bytes at a time, with Castagnoli's polynomial, reflected."""
     tables = np.zeros((8, 256), np.uint32)
     for byte in range(256):
         crc = byte
@@ -21,7 +23,6 @@ def _crc_tables() -> np.ndarray:
 _TABLES = _crc_tables()
 
 
-@exact
 def _crc32c(data, tables):
     byte = np.uint64(0xFF)
     crc = np.uint64(0xFFFFFFFF)
@@ -39,7 +40,18 @@ def _crc32c(data, tables):
     return crc ^ np.uint64(0xFFFFFFFF)
 
 
+def _compile(function: Callable) -> Callable:
+    function = inspect.unwrap(function)  # run-time type checkers wrap the functions of the package
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # no folder for the cache, as in a read-only container: compiled in each process
+        return numba.njit(nogil=True)(function)
+
+
+_compiled = _compile(_crc32c)
+
+
 def masked_crc32c(data: np.ndarray) -> int:
-    """CRC-32C of bytes, rotated and shifted as TensorFlow and LevelDB store it."""
-    crc = int(_crc32c(data, _TABLES))
+    """Return the CRC-32C of bytes, rotated and shifted as TensorFlow and LevelDB store it."""
+    crc = int(_compiled(data, _TABLES))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""How the official checkpoints name the variables of the networks in `resnet` and `head`.
+"""Names of the variables of the networks in `resnet` and `head` in official checkpoints.
 
 TensorFlow 2 names are paths through the official objects (`model/resnet_model/block_groups/0/...`), TensorFlow 1
 names count layers in the order of their creation (`base_model/conv2d_7/kernel`), in which the projection of a
@@ -25,11 +25,11 @@ LEAVES: dict[Kind, dict[str, str]] = {
     "norm": _NORM,
     "last norm": {ours: official for ours, official in _NORM.items() if ours != "bias"},
 }
-"""Kind of layer -> {our name of a tensor: the official one}."""
+"""kind of layer -> {our name of a tensor: the official name}"""
 
 
 class Layer(NamedTuple):
-    """A layer under our name and under both official ones, each within its network."""
+    """Our name and both official names of a layer, each within its network."""
 
     ours: str
     tf2: str
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 def encoder_layers(depth: int, sk: bool, se: bool, small_stem: bool) -> list[Layer]:
-    """The layers of an encoder in the order of their creation."""
+    """Return the layers of an encoder in the order of their creation."""
     seen: Counter[str] = Counter()
     layers = []
     for ours, tf2, kind in [*_stem(sk and not small_stem), *_blocks(depth, sk, se)]:
@@ -50,7 +50,7 @@ def encoder_layers(depth: int, sk: bool, se: bool, small_stem: bool) -> list[Lay
 
 
 def head_layers(layers: int, kept: int | None = None) -> list[Layer]:
-    """The layers of a projection head of which the first `kept` exist."""
+    """Return the layers of a projection head of which the first `kept` exist."""
     result = []
     for j in range(layers if kept is None else kept):
         norm: Kind = "last norm" if j == layers - 1 else "norm"
@@ -61,12 +61,12 @@ def head_layers(layers: int, kept: int | None = None) -> list[Layer]:
 
 
 def supervised_layers() -> list[Layer]:
-    """The classifier trained with or after the encoder."""
+    """Return the layers of the classifier."""
     return [Layer("", "model/supervised_head/linear_layer/dense", "head_supervised/linear_layer/dense", "classifier")]
 
 
 def official_names(layers: list[Layer], form: Literal["tf2", "tf1"] = "tf2") -> dict[str, str]:
-    """{our name in the module's state dict: the official variable's name}, without `num_batches_tracked`."""
+    """Return {our name in the module's state dict: the official variable's name}, without `num_batches_tracked`."""
     return {
         f"{layer.ours}.{ours}".removeprefix("."): f"{getattr(layer, form)}/{official}"
         for layer in layers
@@ -75,7 +75,8 @@ def official_names(layers: list[Layer], form: Literal["tf2", "tf1"] = "tf2") -> 
 
 
 def to_torch(value: np.ndarray) -> Tensor:
-    """An official array in torch's layout: kernels (h, w, in, out) -> (out, in, h, w), (in, out) -> (out, in)."""
+    """Return an official array in torch's layout: kernels (h, w, in, out) -> (out, in, h, w), (in, out) -> (out,
+    in)."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, tuple(range(value.ndim)))
     return torch.from_numpy(np.array(value.transpose(axes), order="C"))  # a copy: files are mapped read-only
 
@@ -99,7 +100,7 @@ def _blocks(depth: int, sk: bool, se: bool) -> Iterator[tuple[str, str, Kind]]:
         for block in range(count):
             ours, tf2 = f"layer{group + 1}.{block}", f"block_groups/{group}/layers/{block}"
             if block == 0:
-                # in front of the projection stand its pooling and, where that strides, its padding
+                # the projection follows its pooling and, for a stride, its padding
                 at = 0 if not sk else 1 if group == 0 else 2
                 path = f"{tf2}/{'projection_layers' if bottleneck else 'shortcut_layers'}"
                 yield f"{ours}.downsample.{int(sk)}", f"{path}/{at}/conv2d", "conv"
