@@ -1,11 +1,14 @@
 """A scan finds exactly what was put into the folder."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from simclr.errors import SettingError
+from simclr.tasks import scan
 from simclr.tasks.scan import Scan
 
 
@@ -21,6 +24,7 @@ def folder(tmp_path):
     Image.fromarray(colours[5, :10]).save(root / "dog/small.jpg")
     Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 100).save(root / "dog/deep.png")
     (root / "dog/empty.jpg").write_bytes(b"")
+    (root / "dog/phone.heic").write_bytes(b"x")
     (root / "dog/half.png").write_bytes((root / "cat/0.png").read_bytes()[:600])
     return root
 
@@ -39,18 +43,10 @@ def test_the_report(folder, tmp_path, capsys):
     assert report["classes"] == {"cat": 5, "dog": 5}
     assert report["duplicates"] == [["cat/3.png", "dog/again.bmp"]]
     assert report["bad"].keys() == {"dog/empty.jpg", "dog/half.png"}
-    assert report["bad"]["dog/empty.jpg"] == "empty file"
+    assert report["ignored"] == {".heic": 1} and report["skipped"] == {}
     text = capsys.readouterr().out
-    for line in (
-        "zoo: 10 images",
-        "height     10 to 20 px, median 20",
-        "2 classes of 5 to 5 images",
-        "1 exact duplicates",
-        "cat/3.png = dog/again.bmp",
-        "2 unreadable",
-        "dog/empty.jpg: empty file",
-    ):
-        assert line in text
+    for name in ("zoo", "cat/3.png = dog/again.bmp", "dog/empty.jpg", ".heic", report["fingerprint"]):
+        assert name in text
     rows = {
         name: list(csv.reader((tmp_path / f"report/{name}.csv").read_text().splitlines()))
         for name in ("bad_files", "duplicates", "images")
@@ -65,8 +61,7 @@ def test_a_folder_without_labels_and_one_without_a_readable_image(tmp_path, caps
     (tmp_path / "x.png").write_bytes(b"")
     report = Scan(data=str(tmp_path))()
     assert report["classes"] is None
-    assert report["height"] is None
-    assert "no labels" in capsys.readouterr().out
+    assert report["height"] is None and report["split"] is None
 
 
 def test_the_bundled_sample_has_both_parts_and_balanced_classes(capsys):
@@ -82,9 +77,7 @@ def test_the_parts_and_what_the_training_part_lacks(tmp_path, capsys):
         Image.new("RGB", (9, 9)).save(tmp_path / "zoo" / f"{path}.png")
     report = Scan(data=str(tmp_path / "zoo"))()
     assert report["split"] == {"train": 2, "test": 3, "own": True, "absent": ["eel"]}
-    text = capsys.readouterr().out
-    assert "train 2, test 3: its own split" in text
-    assert "no training image of the class eel" in text
+    assert "eel" in capsys.readouterr().out
     report = Scan(data=str(tmp_path / "zoo" / "train"))()
     assert report["split"] is None or not report["split"]["own"]
 
@@ -99,18 +92,45 @@ def test_several_classes_of_an_image_are_counted_one_by_one(tmp_path):
     assert report["classes"] == {"Leopards": 4, "big": 8} and report["unlabelled"] == 4
 
 
-def test_lists_that_are_there_are_kept_and_the_scan_refused_before_it_looks(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Scan, "_look", None)
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "images.csv").write_text("mine")
-    with pytest.raises(ValueError, match=r"images\.csv exists already"):
-        Scan(data=str(folder), out=tmp_path / "precious")()
-    assert (tmp_path / "precious" / "images.csv").read_text() == "mine"
+def test_existing_lists_are_kept_unless_overwritten(folder, tmp_path, monkeypatch):
+    out = tmp_path / "precious"
+    out.mkdir()
+    (out / "images.csv").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "survey", None)  # refused before any image is read
+        with pytest.raises(SettingError) as error:
+            Scan(data=str(folder), out=out)()
+    assert error.value.field == "out" and (out / "images.csv").read_text() == "mine"
+    Scan(data=str(folder), out=out, overwrite=True)()
+    assert (out / "images.csv").read_text() != "mine"
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--out is a folder; .*file is a file"):
+    with pytest.raises(SettingError) as error:
         Scan(data=str(folder), out=tmp_path / "file")()
+    assert error.value.field == "out"
 
 
-def test_a_number_of_workers_that_makes_no_sense():
-    with pytest.raises(ValueError, match="workers is 0; allowed are -1 and positive"):
-        Scan(data="sample", workers=0)
+def test_names_that_are_not_text_are_escaped(tmp_path, capsys):
+    for name in (b"caf\xe9.png", b"bell\x07\x1b[31m.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(b"not an image")
+    report = Scan(data=str(tmp_path))()
+    assert len(report["bad"]) == 2
+    text = capsys.readouterr().out
+    assert "caf\\xe9.png" in text and "bell\\x07\\x1b[31m.png" in text
+    assert text.encode() and text.replace("\n", "").isprintable()
+
+
+def test_rare_classes_groups_and_folders_that_are_left_out(tmp_path, capsys):
+    for name in ("a/x/1", "a/x/2", "a/y/3", "b/x/1", "c/z/4", "c/z/5", "@eaDir/6"):
+        (tmp_path / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    report = Scan(data=f"{tmp_path}?group=2")()
+    assert report["classes"] == {"a": 3, "b": 1, "c": 2} and report["groups"] == 4
+    assert report["skipped"].keys() == {"@eaDir/"} and "@eaDir/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_the_number_of_workers_is_checked(workers):
+    with pytest.raises(SettingError) as error:
+        Scan(data="sample", workers=workers)
+    assert error.value.field == "workers"
