@@ -1,7 +1,7 @@
-"""Stateless random numbers: every draw is a pure function of what it is for.
+"""Stateless random numbers: every draw is a pure function of its name.
 
-A draw is named by (seed, epoch, image index, view, slot) and hashed, so results depend neither on the
-number of workers or processes nor on where a run was interrupted, and no generator has to be saved.
+A name is (seed, epoch, image index, view, slot) and is hashed, so results depend neither on the number of workers or
+processes nor on the step at which a run was interrupted, and no generator has to be saved.
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained over the parts of the name.
 
 This module is the one registry of the numbers in these names. A number that is in use is never changed, since every
@@ -18,7 +18,7 @@ GREY_SLOT = 2
 BLUR_SLOT = 3
 BLUR_SIGMA_SLOT = 4
 JITTER_ORDER_SLOT = 5
-JITTER_FACTOR_SLOTS = slice(6, 10)  # brightness, contrast, saturation, hue
+JITTER_FACTOR_SLOTS = (6, 7, 8, 9)  # brightness, contrast, saturation, hue
 CROP_SLOT = 16
 NEXT_SLOT = 512
 
@@ -38,7 +38,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def bits(*name: int | np.ndarray) -> np.ndarray:
-    """64 random bits for each name; the parts are integers or integer arrays that broadcast together."""
+    """Return 64 random bits for each name; its parts are integers or integer arrays that broadcast together."""
     state = np.zeros(1, np.uint64)  # one element, since numpy warns when a scalar product wraps around
     for part in name:
         state = _mix(state + np.asarray(part).astype(np.uint64) * _GOLDEN + _GOLDEN)
@@ -46,9 +46,9 @@ def bits(*name: int | np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, slots: int | np.ndarray) -> np.ndarray:
-    """Uniforms in [0, 1) for images `indices` (B,), one column a slot -> float64 (B, slots).
+    """Return uniforms in [0, 1) for images `indices` (B,), one column per slot: float64 (B, slots).
 
-    `view` is one for all or (B,); `slots` is a count, for slots 0..slots-1, or the slot numbers themselves.
+    `view` is one for all images or (B,); `slots` is a count, for slots 0..slots-1, or the slot numbers themselves.
     """
     numbers = np.arange(slots) if np.ndim(slots) == 0 else np.asarray(slots)
     words = bits(seed, epoch, np.asarray(indices)[:, None], np.reshape(view, (-1, 1)), numbers)
@@ -56,5 +56,5 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray,
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order in which epoch `epoch` visits n images -> int64 (n,)."""
+    """Return the order in which epoch `epoch` visits n images: int64 (n,)."""
     return np.argsort(bits(seed, epoch, np.arange(n)), kind="stable")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from simclr.errors import SettingError
 from simclr.views.preprocess import Preprocess
 
 
@@ -35,7 +36,7 @@ def test_one_by_one_and_in_a_batch():
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match=r"preprocess\.size is 0"):
-        Preprocess(0)
-    with pytest.raises(ValueError, match=r"preprocess\.crop is 1\.5"):
-        Preprocess(32, crop=1.5)
+    for field, settings in {"size": {"size": 0}, "crop": {"size": 32, "crop": 1.5}}.items():
+        with pytest.raises(SettingError) as error:
+            Preprocess(**settings)
+        assert error.value.field == f"preprocess.{field}"

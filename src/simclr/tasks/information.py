@@ -17,7 +17,7 @@ from simclr.evaluation.mlp_probe import mlp_probe
 from simclr.evaluation.protocol import describe, evaluated_images, fit_device
 from simclr.models.layers import layer_names, read_layer
 from simclr.models.pretrained import load
-from simclr.randomness import bits, uniforms
+from simclr.randomness import TRANSFORMATION_STREAM, bits, uniforms
 from simclr.runs.machine import Device
 from simclr.runs.results import result_path
 from simclr.settings import check_settings, setting
@@ -31,7 +31,6 @@ TASKS = {  # name: (probabilities of the outcomes, their names)
     "original or Sobel": ((0.5, 0.5), ("original", "Sobel")),
 }
 NOISE_SIGMA = 0.1
-SLOT = 1 << 22  # random stream of the outcomes, beside the views'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ class Information:
         salt = int(source.split == "test")
         for indices, images in eval_batches(source, preprocess, workers=self.machine.worker_processes):
             for number, (task, (probabilities, _)) in enumerate(TASKS.items()):
-                u = uniforms(self.seed, salt, indices, SLOT + number, 1)[:, 0]
+                u = uniforms(self.seed, salt, indices, TRANSFORMATION_STREAM + number, 1)[:, 0]
                 outcome = torch.from_numpy(np.searchsorted(np.cumsum(probabilities)[:-1], u, side="right"))
                 changed = transformed(task, images, outcome, indices, int(bits(self.seed, salt)[0] >> 1))
                 outcomes.setdefault(task, []).append(outcome)

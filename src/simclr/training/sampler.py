@@ -12,11 +12,10 @@ from jaxtyping import Int, Int64
 
 from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages, UnreadableImage
-from simclr.randomness import bits, permutation
+from simclr.randomness import REPLACEMENT_STREAM, bits, permutation
 
 ATTEMPTS = 32  # images tried in place of an unreadable one; if half are bad, all fail once in 4e9
 FEWEST_BAD = 20  # number of unreadable images that never ends a run, whatever fraction they are
-_VIEW = 1 << 20  # view number of the draw of replacements; no view has it
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class BatchSampler:
         Images outside of the batch come first: an image that is twice in a batch has identical views twice, which
         would be each other's negatives. Raises TooManyBadImages after 32.
         """
-        words = bits(self.seed, self.epoch(step), index, _VIEW, np.arange(ATTEMPTS))
+        words = bits(self.seed, self.epoch(step), index, REPLACEMENT_STREAM, np.arange(ATTEMPTS))
         others = (words % np.uint64(self.n)).astype(np.int64)
         within = np.isin(others, self.whole(step))
         yield from others[np.argsort(within, kind="stable")].tolist()

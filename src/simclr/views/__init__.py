@@ -1,4 +1,4 @@
-"""The stochastic augmentation: draw decisions, apply them to images."""
+"""Augmentation: random decisions for views of images, and their application."""
 
 from simclr.views.draw import ViewParameters
 from simclr.views.policy import Views

@@ -1,8 +1,8 @@
-"""Corruptions of images at five severities, on whole batches, drawn by hashes: the same image, kind and severity
-always give the same picture.
+"""Corruptions of images at five severities, on whole batches.
 
-The kinds and the way severities grow follow ImageNet-C (Hendrycks and Dietterich 2019); the parameters are our own,
-in units that hold for any image size. All take and give (B, 3, H, W) in [0, 1].
+Random numbers are hashes: the same image, kind and severity always have the same result. The kinds and the progression
+of severities follow ImageNet-C (Hendrycks and Dietterich 2019); the parameters are our own, in units that apply to any
+image size. Images are (B, 3, H, W) in [0, 1].
 """
 
 import io
@@ -16,61 +16,58 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from simclr.randomness import bits, uniforms
+from simclr.randomness import CORRUPTION_STREAM, bits, uniforms
 
 SEVERITIES = (1, 2, 3, 4, 5)
-POINTS = 33  # across a disc or along a line that is averaged over
+POINTS = 33  # samples across a disc or along a line that is averaged
 GREY = (0.2989, 0.587, 0.114)
 Images = Float[Tensor, "b 3 h w"]
 Indices = Int64[np.ndarray, " b"]
 
 
 def corrupt(images: Images, kind: str, severity: int, indices: Indices, seed: int = 0) -> Images:
-    """`images`, whose numbers in their source are `indices`, under one corruption; severity 1 to 5."""
+    """Apply one corruption to images whose numbers in their source are `indices`; severity 1 to 5."""
     if kind not in KINDS:
-        raise ValueError(f"corruption {kind!r} is unknown; there are {', '.join(KINDS)}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if severity not in SEVERITIES:
-        raise ValueError(f"severity is {severity}; allowed are 1 to 5")
+        raise ValueError(f"severity must be 1 to 5, got {severity}")
     values, operation = KINDS[kind]
     return operation(images, values[severity - 1], indices, seed).clamp(0, 1)
 
 
 def normals(shape: tuple[int, ...], indices: Indices, seed: int) -> Float[Tensor, "b ..."]:
-    """Standard normal numbers (B, *shape), a function of seed and index (Box-Muller)."""
+    """Return standard normal numbers (B, *shape), a function of seed and index (Box-Muller)."""
     count = math.prod(shape)
-    u = uniforms(seed, 0, indices, NOISE, 2 * count)
+    u = uniforms(seed, 0, indices, CORRUPTION_STREAM, 2 * count)
     z = np.sqrt(-2 * np.log1p(-u[:, :count])) * np.cos(2 * np.pi * u[:, count:])
     return torch.from_numpy(z.astype(np.float32)).view(len(indices), *shape)
 
 
-NOISE = 1 << 21  # a view number that no view of training has
-
-
 def gaussian_noise(x: Images, sigma: float, indices: Indices, seed: int) -> Images:
-    """Normal noise of standard deviation `sigma` on every value."""
+    """Add normal noise of standard deviation `sigma`."""
     return x + sigma * normals(tuple(x.shape[1:]), indices, seed).to(x)
 
 
 def shot_noise(x: Images, photons: float | int, indices: Indices, seed: int) -> Images:
-    """What a sensor sees of few photons: noise whose variance grows with the value (normal for Poisson)."""
+    """Add the noise of few photons, whose variance grows with the value (normal in place of Poisson)."""
     return x + (x / photons).sqrt() * normals(tuple(x.shape[1:]), indices, seed).to(x)
 
 
-def impulse_noise(x: Images, share: float, indices: Indices, seed: int) -> Images:
-    """Salt and pepper: `share` of the values at 0 or 1."""
-    words = uniforms(seed, 0, indices, NOISE, math.prod(x.shape[1:])).reshape(x.shape)
+def impulse_noise(x: Images, fraction: float, indices: Indices, seed: int) -> Images:
+    """Set a fraction of the values to 0 or 1 (salt and pepper)."""
+    words = uniforms(seed, 0, indices, CORRUPTION_STREAM, math.prod(x.shape[1:])).reshape(x.shape)
     u = torch.from_numpy(words).to(x)
-    return torch.where(u < share / 2, 0.0, torch.where(u < share, 1.0, x))
+    return torch.where(u < fraction / 2, 0.0, torch.where(u < fraction, 1.0, x))
 
 
 def gaussian_blur(x: Images, sigma: float, indices: Indices, seed: int) -> Images:
-    """Gaussian blur whose deviation is the share `sigma` of the height, mirrored at the border."""
+    """Blur by a Gaussian of standard deviation `sigma`, a fraction of the height; mirrored at the border."""
     bell = _bell(sigma * x.shape[2]).to(x)
     return _separable(x, bell, bell)
 
 
 def defocus_blur(x: Images, radius: float, indices: Indices, seed: int) -> Images:
-    """Mean over a disc whose radius is the share `radius` of the height; between pixels, linear."""
+    """Average over a disc of radius `radius`, a fraction of the height; linear between pixels."""
     r = radius * x.shape[2]
     axis = torch.linspace(-r, r, POINTS)
     y, across = torch.meshgrid(axis, axis, indexing="ij")
@@ -82,49 +79,49 @@ def defocus_blur(x: Images, radius: float, indices: Indices, seed: int) -> Image
 
 
 def motion_blur(x: Images, length: float, indices: Indices, seed: int) -> Images:
-    """Mean over a horizontal or vertical line of the share `length` of the height, drawn for each image."""
+    """Average over a horizontal or vertical line of length `length`, a fraction of the height, drawn for each image."""
     half = length * x.shape[2] / 2
     taps = _tents(torch.linspace(-half, half, POINTS)).mean(0).to(x)
     single = torch.ones(1).to(x)
-    upright = torch.from_numpy(bits(seed, indices, NOISE) % np.uint64(2) == 0).to(x.device)
+    upright = torch.from_numpy(bits(seed, indices, CORRUPTION_STREAM) % np.uint64(2) == 0).to(x.device)
     return torch.where(upright[:, None, None, None], _separable(x, taps, single), _separable(x, single, taps))
 
 
 def contrast(x: Images, factor: float, indices: Indices, seed: int) -> Images:
-    """Towards each image's mean colour."""
+    """Blend with each image's mean colour."""
     mean = x.mean((2, 3), keepdim=True)
     return mean + factor * (x - mean)
 
 
 def brightness(x: Images, shift: float, indices: Indices, seed: int) -> Images:
-    """`shift` added to every value."""
+    """Add `shift` to every value."""
     return x + shift
 
 
 def saturation(x: Images, factor: float, indices: Indices, seed: int) -> Images:
-    """Towards grey, or beyond colour where `factor` is above 1."""
+    """Blend with grey, or extrapolate from it if `factor` is above 1."""
     grey = greyscale(x)
     return grey + factor * (x - grey)
 
 
 def fog(x: Images, density: float, indices: Indices, seed: int) -> Images:
-    """A smooth veil of light: coarse noise of three scales, blended over the image."""
+    """Blend with a smooth veil of light: coarse noise of three scales."""
     veil = torch.zeros_like(x[:, :1])
     for octave, cells in enumerate((2, 4, 8)):
-        coarse = torch.from_numpy(uniforms(seed, octave, indices, NOISE, cells * cells)).to(x)
+        coarse = torch.from_numpy(uniforms(seed, octave, indices, CORRUPTION_STREAM, cells * cells)).to(x)
         grid = coarse.view(-1, 1, cells, cells)
         veil += F.interpolate(grid, x.shape[2:], mode="bilinear", align_corners=True) * 0.5**octave / 1.75
     return x * (1 - density) + density * (0.5 + 0.5 * veil)
 
 
-def pixelate(x: Images, share: float, indices: Indices, seed: int) -> Images:
-    """Shrunk to the share `share` of the side by averaging, enlarged again without smoothing."""
-    side = [max(1, round(share * s)) for s in x.shape[2:]]
+def pixelate(x: Images, fraction: float, indices: Indices, seed: int) -> Images:
+    """Reduce the sides to a fraction by averaging, and enlarge without smoothing."""
+    side = [max(1, round(fraction * s)) for s in x.shape[2:]]
     return F.interpolate(F.adaptive_avg_pool2d(x, side), x.shape[2:], mode="nearest")
 
 
 def jpeg(x: Images, quality: int, indices: Indices, seed: int) -> Images:
-    """Compressed and decompressed by Pillow."""
+    """Compress and decompress with Pillow."""
     pixels = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     out = np.empty_like(pixels)
     for k, image in enumerate(pixels):
@@ -135,13 +132,13 @@ def jpeg(x: Images, quality: int, indices: Indices, seed: int) -> Images:
 
 
 def greyscale(x: Images) -> Images:
-    """Luma, repeated over the channels."""
+    """Return the luma, repeated over the channels."""
     weights = torch.tensor(GREY).to(x)
     return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand_as(x)
 
 
 def sobel(x: Images) -> Images:
-    """Magnitude of the Sobel gradient of each channel, at most 1; borders are repeated."""
+    """Return the magnitude of the Sobel gradient of each channel, at most 1; borders are repeated."""
     smooth = torch.tensor([1.0, 2.0, 1.0]).to(x) / 4
     slope = torch.tensor([-1.0, 0.0, 1.0]).to(x)
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]
@@ -158,14 +155,14 @@ def _bell(sigma: float) -> Float[Tensor, " taps"]:
 
 
 def _tents(offsets: Float[Tensor, " p"]) -> Float[Tensor, "p taps"]:
-    """Shares of whole pixels in points at these offsets from one, by linear interpolation."""
+    """Return the weights of whole pixels at offsets from a pixel, by linear interpolation."""
     reach = math.ceil(offsets.abs().max().item())
     axis = torch.arange(-reach, reach + 1, dtype=torch.float32)
     return (1 - (offsets[:, None] - axis).abs()).clamp_min(0)
 
 
 def _separable(x: Images, down: Float[Tensor, " m"], across: Float[Tensor, " n"]) -> Images:
-    """The image, mirrored at its border, under two filters of odd length, which small images cut short."""
+    """Apply two filters of odd length, shortened for small images, with mirrored borders."""
     down, across = _cut(down, x.shape[2]), _cut(across, x.shape[3])
     pad = [len(across) // 2] * 2 + [len(down) // 2] * 2
     flat = F.pad(x, pad, mode="reflect").flatten(0, 1)[:, None]

@@ -1,7 +1,9 @@
 """Compiled colour operations and blur of the CPU backend, in place on planes (3, S, S) float32.
 
-An operation takes the planes as (3, S * S), one row a channel; x and y may be exchanged throughout.
+An operation takes the planes as (3, S * S), one row per channel; x and y may be exchanged throughout.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from simclr.views.cpu_compile import FIVE, FOUR, ONE, SIX, TWO, ZERO, F, exact, 
 
 RED, GREEN, BLUE = F(0.2989), F(0.587), F(0.114)
 TINY = F(1e-20)
-CHUNK = 2048  # values of the blur worked on at a time, so that its passes stay in the nearest cache
+CHUNK = 2048  # values of the blur processed together, so that its passes stay in the first-level cache
 
 
 @fast
@@ -21,6 +23,7 @@ def affine(x, factor, offset):
 
 @fast
 def mean(x):
+    """Return the mean of any shape of one axis."""
     total = ZERO
     for i in range(x.size):
         total += x[i]
@@ -64,7 +67,7 @@ def blend_with_grey(planes, factor):
 
 @fast
 def hue(planes, turns):
-    """Rotate the hue, keeping the largest and the smallest channel of each pixel."""
+    """Rotate the hue, keeping the maximum and the minimum channel of each pixel."""
     r, g, b = planes[0], planes[1], planes[2]
     rotation = SIX * (turns - np.floor(turns))
     for i in range(r.size):
@@ -94,6 +97,7 @@ def hue(planes, turns):
 
 @fast
 def greyscale(planes):
+    """Replace all channels by the luma."""
     r, g, b = planes[0], planes[1], planes[2]
     for i in range(r.size):
         grey = RED * r[i] + GREEN * g[i] + BLUE * b[i]
@@ -128,7 +132,7 @@ def convolve(x, start, stop, step, kernel, reach, out):
     middle, before, after = x[start:stop], x[start - step : stop - step], x[start + step : stop + step]
     for i in range(out.size):
         out[i] = w0 * middle[i] + w1 * (before[i] + after[i])
-    for k in range(2, reach + 1, 2):  # two distances a pass, to spare loads of `out`
+    for k in range(2, reach + 1, 2):  # two distances per pass, which saves loads of `out`
         w0, w1 = kernel[k], kernel[k + 1]
         a, b = x[start - k * step : stop - k * step], x[start + k * step : stop + k * step]
         if k == reach:
@@ -163,7 +167,7 @@ def pad(plane, reach, reflect, stride, padded):
 
 @fast
 def blur(planes, sigma, radius, reflect, buffers):
-    """Gaussian of 2 radius + 1 taps along both axes of planes (3, S, S), through the memory of `work_space`."""
+    """Apply a Gaussian of 2 radius + 1 taps along both axes of planes (3, S, S), in the memory of `work_space`."""
     size = planes.shape[1]
     kernel = np.empty(radius + 2, np.float32)
     total = -1.0
@@ -171,7 +175,7 @@ def blur(planes, sigma, radius, reflect, buffers):
         total += 2 * np.exp(-0.5 * (k / sigma) ** 2)
     for k in range(radius + 2):
         kernel[k] = np.exp(-0.5 * (k / sigma) ** 2) / total
-    reach = min(radius, int(5 * sigma) + 1)  # the taps beyond weigh under 1e-6 together
+    reach = min(radius, int(5 * sigma) + 1)  # the weights of the taps beyond sum to less than 1e-6
     stride = size + 2 * reach
     rows = max(CHUNK // stride, 1)
     padded, half, full = buffers
@@ -181,7 +185,7 @@ def blur(planes, sigma, radius, reflect, buffers):
             end = min(first + rows, reach + size)
             length = (end - first) * stride
             convolve(padded, first * stride, end * stride, stride, kernel, reach, half)
-            # the outermost values lack neighbours, and are not part of the image
+            # the outermost values lack neighbours and are outside of the image
             convolve(half, reach, length - reach, 1, kernel, reach, full)
             for i in range(end - first):
                 row, out = full[i * stride : (i + 1) * stride], planes[c, first + i - reach]
@@ -191,24 +195,39 @@ def blur(planes, sigma, radius, reflect, buffers):
 
 @exact
 def work_space(size, radius):
-    """For `blur`: a padded channel, and twice some rows of one."""
+    """Return buffers for `blur`: a padded channel, and two of some rows of one."""
     stride = size + 2 * radius
     part = max(CHUNK, stride)
     return np.empty(stride * stride, np.float32), np.empty(part, np.float32), np.empty(part, np.float32)
 
 
+class ColourDecisions(NamedTuple):
+    """Decisions of the colour operations, one row per image, in the types that the kernels are compiled for."""
+
+    jitter: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    grey: np.ndarray
+    blur: np.ndarray
+    sigma: np.ndarray
+
+
 @exact
-def colour_views(planes, jittered, order, factors, grey, blurred, sigma, additive, torchvision, radius):
-    """Jitter, grey, clip and blur of planes (B, 3, S, S) in place; the last clip is left to `store_views`."""
+def colour_views(planes, rows, style, start):
+    """Jitter, grey, clip and blur planes (B, 3, S, S) in place; the last clip is left to `store_views`.
+
+    `rows` are ColourDecisions, of which the first is number `start`.
+    """
     size = planes.shape[2]
-    buffers = work_space(size, radius)
+    buffers = work_space(size, style.radius)
     for i in range(len(planes)):
+        k = start + i
         flat = planes[i].reshape(3, size * size)
-        if jittered[i]:
-            jitter(flat, order[i], factors[i], additive, torchvision)
-        if grey[i]:
+        if rows.jitter[k]:
+            jitter(flat, rows.order[k], rows.factors[k], style.additive, style.torchvision)
+        if rows.grey[k]:
             greyscale(flat)
-        if blurred[i] and radius > 0:
-            if not jittered[i]:
+        if rows.blur[k] and style.radius > 0:
+            if not rows.jitter[k]:
                 affine(flat.reshape(flat.size), ONE, ZERO)
-            blur(planes[i], sigma[i], radius, torchvision, buffers)
+            blur(planes[i], rows.sigma[k], style.radius, style.torchvision, buffers)

@@ -1,7 +1,7 @@
-"""How the CPU kernels are compiled, and the constants they share.
+"""Compilation of the CPU kernels, and the constants that they share.
 
-numba compiles a kernel at its first use and keeps it on disk. Its cache watches only the file of the function
-called from Python, so `geometry` and `pixels` each hold all that their kernels call.
+numba compiles a kernel at its first use and caches it on disk. Its cache watches only the file of the function that
+Python calls, so `cpu_geometry` and `cpu_colour` each contain all functions that their kernels call.
 """
 
 import inspect
@@ -29,5 +29,5 @@ def _compiled(function: Callable, **options: bool) -> Callable:
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep what is compiled, as in a read-only container: compiled in each process
+    except RuntimeError:  # there is no writable cache, as in a read-only container: compiled in each process
         return numba.njit(**options)(function)

@@ -1,4 +1,4 @@
-"""Compiled geometry of the CPU backend: bytes to small planar buffers and back.
+"""Compiled geometry of the CPU backend: from bytes to small planar buffers and back.
 
 Planes are (3, S, S) float32 with x first and y second: see `resample`.
 """
@@ -14,12 +14,13 @@ from simclr.views.cpu_compile import FOUR, HALF, ONE, TWO, ZERO, F, exact, fast
 BYTE, WHITE = F(1 / 255), F(255)
 LANES = 32  # rows resampled together
 BLOCK = 8  # values of one vector register
-# Inner loops as vector instructions, which the compiler does not find, or guards against overlaps at great cost.
+# The inner loops are vector instructions, which the compiler does not find by itself, or guards against overlaps at
+# great cost.
 _FLOAT, _WORD, _FAST = ir.FloatType(), ir.IntType(64), ("fast",)
 
 
 def _pointer(context, builder, kind, array, indices, lanes: int):
-    """To `lanes` values from array[indices] on; the last axis is contiguous."""
+    """Return a pointer to `lanes` values starting at array[indices]; the last axis is contiguous."""
     array = context.make_array(kind)(context, builder, array)
     strides = cgutils.unpack_tuple(builder, array.strides, kind.ndim)
     address = builder.ptrtoint(array.data, _WORD)
@@ -29,7 +30,7 @@ def _pointer(context, builder, kind, array, indices, lanes: int):
 
 
 def _transposed(builder, rows: list) -> list:
-    """BLOCK vectors of BLOCK values each, exchanged: three perfect shuffles of the 64 values do it."""
+    """Transpose BLOCK vectors of BLOCK values each, by three perfect shuffles of the 64 values."""
     index = ir.VectorType(ir.IntType(32), BLOCK)
     halves = [index([start + x for m in range(4) for x in (m, m + BLOCK)]) for start in (0, 4)]
     for _ in range(3):
@@ -43,7 +44,7 @@ def _splat(builder, value, lanes: int):
 
 
 def _limited(builder, value, bound: float, keep: str):
-    """The value, or `bound` where the value is not `keep` than it."""
+    """Return the value, or `bound` where the comparison `keep` of value and bound fails."""
     limit = ir.Constant(value.type, [bound] * value.type.count)
     return builder.select(builder.fcmp_ordered(keep, value, limit, flags=_FAST), value, limit)
 
@@ -93,7 +94,7 @@ def interleave_block(typing, planes, x, y, out):
 @intrinsic
 def combine_block(typing, lanes, pixels, weights, add, planes, i, j):
     """planes[c, i, j + n] = sum over k < 4 of weights[k] lanes[3 pixels[k] + c, n] for n < LANES and c < 3, added to
-    what is there if `add`."""
+    the previous value if `add`."""
 
     def generate(context, builder, signature, arguments):
         lanes_array, pixels, weights, add, planes_array, i, j = arguments
@@ -131,10 +132,10 @@ def cubic_taps(start, length, source, weight):
             distance = abs(offset + ONE - F(k))
             near = (F(1.5) * distance - F(2.5)) * distance * distance + ONE
             far = ((F(-0.5) * distance + F(2.5)) * distance - FOUR) * distance + TWO
-            place = np.int32(base) + np.int32(k - 1)
-            inside = (place >= np.int32(0)) & (place <= last)
+            pixel = np.int32(base) + np.int32(k - 1)
+            inside = (pixel >= np.int32(0)) & (pixel <= last)
             value = (near if distance <= ONE else far) if inside else ZERO
-            source[k, i] = start + min(max(place, np.int32(0)), last)
+            source[k, i] = start + min(max(pixel, np.int32(0)), last)
             weight[k, i] = value
             total += value
         for k in range(4):
@@ -163,13 +164,17 @@ def triangle_taps(start, length, source, weight):
 
 @exact
 def taps_of(length, size):
-    """Most taps of `triangle_taps` for such a length, in whole fours."""
+    """Return the maximum number of taps of `triangle_taps` for such a length, rounded up to a multiple of four."""
     return max(-(-2 * length // size) + 3, 4) // 4 * 4
 
 
 @fast
-def combine_rows(image, left, right, source, weight, taps, first, count, rows):
-    """rows[j] = sum over k < taps of weight[k, first + j] image[source[k, first + j], left:right], in [0, 1]."""
+def combine_rows(image, left, right, filters, first, count, rows):
+    """rows[j] = sum over k < taps of weight[k, first + j] image[source[k, first + j], left:right], in [0, 1].
+
+    filters: (source, weight, taps).
+    """
+    source, weight, taps = filters
     for j in range(count):
         out = rows[j]
         for k in range(0, taps, 4):
@@ -201,32 +206,37 @@ def transpose(rows, first, count, width, out):
 
 
 @fast
-def combine_columns(lanes, count, source, weight, taps, flip, first, planes):
-    """planes[c, i, first + j] = sum over k < taps of weight[k, i] lanes[3 source[k, i] + c, j], j < count."""
+def combine_columns(lanes, count, filters, flip, first, planes):
+    """planes[c, i, first + j] = sum over k < taps of weight[k, i] lanes[3 source[k, i] + c, j], j < count.
+
+    filters: (source, weight, taps).
+    """
+    source, weight, taps = filters
     size = source.shape[1]
     for i in range(size):
-        place = size - 1 - i if flip else i
+        column = size - 1 - i if flip else i
         for k in range(0, taps, 4):
             w0, w1, w2, w3 = weight[k, i], weight[k + 1, i], weight[k + 2, i], weight[k + 3, i]
             p, q, r, s = source[k, i], source[k + 1, i], source[k + 2, i], source[k + 3, i]
             if count == LANES:
-                combine_block(lanes, (p, q, r, s), (w0, w1, w2, w3), k > 0, planes, place, first)
+                combine_block(lanes, (p, q, r, s), (w0, w1, w2, w3), k > 0, planes, column, first)
                 continue
             for channel in range(3):
                 a, b = lanes[3 * p + channel], lanes[3 * q + channel]
                 c, d = lanes[3 * r + channel], lanes[3 * s + channel]
-                out = planes[channel, place, first : first + count]
+                out = planes[channel, column, first : first + count]
                 for j in range(out.size):
                     out[j] = (out[j] if k > 0 else ZERO) + w0 * a[j] + w1 * b[j] + w2 * c[j] + w3 * d[j]
 
 
 @fast
-def resample(image, crop, flip, antialias, source, weight, rows, lanes, planes):
-    """image (H, 3W) uint8 -> planes (3, S, S) in [0, 1] and a little beyond.
+def resample(image, crop, flip, antialias, buffers, planes):
+    """image (H, 3W) uint8 -> planes (3, S, S) in [0, 1] and a little beyond; buffers: those of `resample_views`.
 
-    Rows are combined first. LANES of the results are then transposed, so that the horizontal taps, which start
-    anywhere, are long vectors along y; the planes keep that layout, which the colours do not mind.
+    Rows are combined first. LANES of the results are then transposed, so that the horizontal taps, which start at any
+    pixel, are long vectors along y; the planes keep that layout, on which the colour operations do not depend.
     """
+    source, weight, rows, lanes = buffers
     size = planes.shape[1]
     y, x, h, w = crop
     row_taps, column_taps = (taps_of(h, size), taps_of(w, size)) if antialias else (4, 4)
@@ -238,9 +248,9 @@ def resample(image, crop, flip, antialias, source, weight, rows, lanes, planes):
         cubic_taps(0, w, source[1], weight[1])
     for first in range(0, size, LANES):
         count = min(LANES, size - first)
-        combine_rows(image, 3 * x, 3 * (x + w), source[0], weight[0], row_taps, first, count, rows)
+        combine_rows(image, 3 * x, 3 * (x + w), (source[0], weight[0], row_taps), first, count, rows)
         transpose(rows, 0, 3 * w, count, lanes)
-        combine_columns(lanes, count, source[1], weight[1], column_taps, flip, first, planes)
+        combine_columns(lanes, count, (source[1], weight[1], column_taps), flip, first, planes)
 
 
 @exact
@@ -251,7 +261,7 @@ def resample_views(images, crop, flip, antialias, planes):
     source, weight = np.empty((2, taps, size), np.int32), np.empty((2, taps, size), np.float32)
     rows, lanes = np.empty((LANES, width), np.float32), np.empty((width, LANES), np.float32)
     for i in range(len(images)):
-        resample(images[i], crop[i], flip[i], antialias, source, weight, rows, lanes, planes[i])
+        resample(images[i], crop[i], flip[i], antialias, (source, weight, rows, lanes), planes[i])
 
 
 @fast

@@ -1,46 +1,66 @@
-"""Draw the random decisions of views: one row of parameters an image, from stateless uniforms.
-
-Slots of `simclr.randomness.uniforms`: 0 flip, 1 jitter, 2 grey, 3 blur, 4 blur sigma, 5 order of the jitter
-operations, 6-9 factors of brightness, contrast, saturation and hue; attempt k at a crop has the four slots
-from 16 + 4k on: aspect ratio, extent, y, x.
-"""
+"""Random decisions of views: one row of parameters per image, drawn from stateless uniforms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import permutations
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from simclr.randomness import uniforms
+from simclr.randomness import CROP_SLOT, uniforms
 
-FLIP, JITTER, GREY, BLUR, SIGMA, ORDER, FACTORS, CROP = 0, 1, 2, 3, 4, 5, 6, 16
 ORDERS = np.array(list(permutations(range(4))), np.uint8)
-OBJECT_COVERED = 0.1  # default of TF's sample_distorted_bounding_box: the least area of a crop it accepts
+OBJECT_COVERED = 0.1  # default of TF's sample_distorted_bounding_box: the minimum area of a crop that it accepts
 
 Crop = Int[np.ndarray, "... 4"]
 # uniforms (n, k, 4) and source sizes (n, 2) -> crops (n, k, 4), accepted (n, k)
 Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Decided = dict[str, np.ndarray]  # fields of ViewParameters
+
+
+class Style(NamedTuple):
+    """Settings of a policy that are the same for all images, as the backends need them."""
+
+    size: int
+    """height and width of a view"""
+    torchvision: bool
+    """semantics of torchvision in place of the official ones"""
+    additive: bool
+    """brightness is added in place of multiplied"""
+    radius: int
+    """taps of the blur on each side of its centre"""
+
+
+class Request(NamedTuple):
+    """Images to draw decisions for."""
+
+    seed: int
+    epoch: int
+    indices: Int[np.ndarray, " b"]
+    view: int | Int[np.ndarray, " b"]
+    sizes: Int[np.ndarray, "b 2"]
+    """(height, width) of the images, pixels"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewParameters:
-    """The decisions of B views, one row an image; index with a slice, an array or an integer for a subset."""
+    """Decisions of B views, one row per image; a slice, an array or an integer as index selects rows."""
 
     sizes: Int[np.ndarray, "b 2"]
-    """(height, width) of the source image, pixels."""
+    """(height, width) of the source image, pixels"""
     crop: Int[np.ndarray, "b 4"]
-    """(y, x, height, width) of the crop, pixels of the source image."""
+    """(y, x, height, width) of the crop, pixels of the source image"""
     flip: Bool[np.ndarray, " b"]
     jitter: Bool[np.ndarray, " b"]
     order: UInt8[np.ndarray, "b 4"]
-    """order[:, j] is the operation applied j-th: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    """order[:, j] is the operation applied j-th: 0 brightness, 1 contrast, 2 saturation, 3 hue"""
     factors: Float[np.ndarray, "b 4"]
-    """Factor of brightness (or what is added), of contrast and of saturation; hue in turns. float32."""
+    """factor of brightness (or what is added), of contrast and of saturation; hue in turns. float32"""
     grey: Bool[np.ndarray, " b"]
     blur: Bool[np.ndarray, " b"]
     sigma: Float[np.ndarray, " b"]
-    """Standard deviation of the blur, pixels of the view. float32."""
+    """standard deviation of the blur, pixels of the view. float32"""
 
     def __len__(self) -> int:
         return len(self.crop)
@@ -52,7 +72,7 @@ class ViewParameters:
 
 
 def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewParameters:
-    """Crop and resize, and nothing else."""
+    """Return the decisions of crop and resize alone."""
     n = len(crop)
     return ViewParameters(
         sizes=sizes,
@@ -67,16 +87,60 @@ def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewPa
     )
 
 
+# The draw functions of the table of operations: (policy, request, uniforms of the operation's slots) -> fields
+
+
+def draw_crop(policy: Any, request: Request, u: Float[np.ndarray, "b k"]) -> Decided:
+    """Draw the crops; each attempt has slots of its own, so `u` is not used."""
+    if policy.semantics == "torchvision":
+        attempts, tries = torchvision_attempts(policy.crop_area, policy.crop_ratio), 10
+        fallback = centre(request.sizes, policy.crop_ratio)
+    else:
+        attempts, tries = official_attempts(policy.crop_area, policy.crop_ratio), 100
+        fallback = whole(request.sizes)
+    return {"crop": first_accepted(attempts, fallback, tries, request)}
+
+
+def draw_flip(policy: Any, request: Request, u: Float[np.ndarray, "b 1"]) -> Decided:
+    """Draw which images are flipped."""
+    return {"flip": u[:, 0] < policy.flip}
+
+
+def draw_jitter(policy: Any, request: Request, u: Float[np.ndarray, "b 6"]) -> Decided:
+    """Draw whether colours are jittered, the order of the four operations, and their factors."""
+    half = policy.strength * np.array([policy.brightness, policy.contrast, policy.saturation, policy.hue])
+    middle = np.array([policy.brightness_form == "multiply", 1, 1, 0])
+    low, high = middle - half, middle + half
+    if policy.brightness_form == "multiply":
+        low[0] = max(low[0], 0)
+    if policy.semantics == "torchvision":
+        low[1:3] = np.maximum(low[1:3], 0)
+    factors = low + (high - low) * u[:, 2:6]
+    order = ORDERS[(u[:, 1] * len(ORDERS)).astype(np.int64)]
+    return {"jitter": u[:, 0] < policy.jitter, "order": order, "factors": factors.astype(np.float32)}
+
+
+def draw_grey(policy: Any, request: Request, u: Float[np.ndarray, "b 1"]) -> Decided:
+    """Draw which images lose their colours."""
+    return {"grey": u[:, 0] < policy.grey}
+
+
+def draw_blur(policy: Any, request: Request, u: Float[np.ndarray, "b 2"]) -> Decided:
+    """Draw which images are blurred, and how much."""
+    minimum, maximum = policy.blur_sigma
+    return {"blur": u[:, 0] < policy.blur, "sigma": (minimum + (maximum - minimum) * u[:, 1]).astype(np.float32)}
+
+
 def _columns(u: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
     return [u[..., 0], u[..., 1], u[..., 2], u[..., 3], height, width]
 
 
 def official_attempts(area: tuple[float, float], ratio: tuple[float, float]) -> Sampler:
-    """Attempts of TF's `sample_distorted_bounding_box` over a box that is the whole image.
+    """Return the attempts of TF's `sample_distorted_bounding_box` over a box that is the whole image.
 
     The aspect ratio is uniform, then the height is a uniform integer among those that satisfy the area; the
-    last offset is never chosen; crops under a tenth of the image are rejected whatever `area` says.
+    last offset is never chosen; crops below a tenth of the image are rejected regardless of `area`.
     """
 
     def attempts(u: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +166,7 @@ def official_attempts(area: tuple[float, float], ratio: tuple[float, float]) -> 
 
 
 def torchvision_attempts(area: tuple[float, float], ratio: tuple[float, float]) -> Sampler:
-    """Attempts of torchvision's `RandomResizedCrop`: uniform area, log-uniform aspect ratio."""
+    """Return the attempts of torchvision's `RandomResizedCrop`: uniform area, log-uniform aspect ratio."""
     log = np.log(ratio)
 
     def attempts(u: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,38 +182,33 @@ def torchvision_attempts(area: tuple[float, float], ratio: tuple[float, float]) 
 
 
 def whole(sizes: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 4"]:
-    """The whole image: the official crop after 100 rejected attempts."""
+    """Return the whole image: the official crop after 100 rejected attempts."""
     return np.concatenate([np.zeros_like(sizes), sizes], 1)
 
 
 def centre(sizes: Int[np.ndarray, "n 2"], ratio: tuple[float, float]) -> Int[np.ndarray, "n 4"]:
-    """The largest central crop within the aspect ratios: torchvision's crop after 10 rejected attempts."""
+    """Return the largest central crop within the aspect ratios: torchvision's crop after 10 rejected attempts."""
     height, width = sizes[:, 0], sizes[:, 1]
     h = np.where(width < ratio[0] * height, np.rint(width / ratio[0]), height)
     w = np.where(width > ratio[1] * height, np.rint(height * ratio[1]), width)
     return np.stack([(height - h) // 2, (width - w) // 2, h, w], 1).astype(np.int64)
 
 
-def crops(
-    attempts: Sampler,
-    fallback: Int[np.ndarray, "b 4"],
-    tries: int,
-    name: tuple[int, int, Int[np.ndarray, " b"], int | Int[np.ndarray, " b"]],
-    sizes: Int[np.ndarray, "b 2"],
+def first_accepted(
+    attempts: Sampler, fallback: Int[np.ndarray, "b 4"], tries: int, request: Request
 ) -> Int[np.ndarray, "b 4"]:
-    """The first accepted attempt of each image, or its fallback; `name` is (seed, epoch, indices, view)."""
-    seed, epoch, indices, view = name
-    view = np.broadcast_to(view, len(indices))
+    """Return the first accepted attempt of each image, or its fallback."""
+    view = np.broadcast_to(request.view, len(request.indices))
     chosen = fallback.astype(np.int64)
-    left, start = np.arange(len(indices)), 0
-    # most images accept the first attempt; ever longer rounds bound the number of passes for the others
+    left, start = np.arange(len(request.indices)), 0
+    # most images accept the first attempt; increasingly long rounds bound the number of passes for the others
     for stop in (1, 8, tries):
         if not len(left):
             break
-        slots = np.arange(CROP + 4 * start, CROP + 4 * stop)
-        u = uniforms(seed, epoch, indices[left], view[left], slots).reshape(len(left), stop - start, 4)
-        crop, accepted = attempts(u, sizes[left])
-        first, found = accepted.argmax(1), accepted.any(1)
-        chosen[left[found]] = crop[found, first[found]]
-        left, start = left[~found], stop
+        slots = np.arange(CROP_SLOT + 4 * start, CROP_SLOT + 4 * stop)
+        u = uniforms(request.seed, request.epoch, request.indices[left], view[left], slots)
+        crop, accepted = attempts(u.reshape(len(left), stop - start, 4), request.sizes[left])
+        first, is_accepted = accepted.argmax(1), accepted.any(1)
+        chosen[left[is_accepted]] = crop[is_accepted, first[is_accepted]]
+        left, start = left[~is_accepted], stop
     return chosen

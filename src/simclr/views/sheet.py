@@ -1,4 +1,4 @@
-"""A contact sheet: what the augmentation makes of some images."""
+"""Contact sheet of images and their views."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from PIL import Image
 from simclr.views.policy import Views
 
 GAP, MARGIN = 4, 12  # pixels between the two views of a pair, and around pairs and rows
-LEAST_CELL = 96  # pixels; smaller views are enlarged by a whole factor so that they can be looked at
+MIN_CELL = 96  # pixels; smaller views are enlarged by an integer factor
 
 
 def contact_sheet(
@@ -20,17 +20,17 @@ def contact_sheet(
     indices: Sequence[int] | None = None,
     pairs: int = 4,
 ) -> Image.Image:
-    """One row an image: the original, then `pairs` positive pairs, those of epochs 0, 1, ...
+    """Draw one row per image: the original, then `pairs` positive pairs, those of epochs 0, 1, ...
 
-    indices: the images' places in their data set, so that training with this seed sees these very views; by
-    default 0, 1, ...
+    indices: numbers of the images in their data set, so that training with this seed has the same views (default: 0,
+    1, ...).
     """
     if not len(images):
         raise ValueError("a contact sheet needs at least one image")
     if pairs < 1:
-        raise ValueError(f"pairs is {pairs}; a contact sheet needs at least one")
+        raise ValueError(f"pairs must be at least 1, got {pairs}")
     names = np.arange(len(images)) if indices is None else np.asarray(indices)
-    factor = -(-LEAST_CELL // views.size)
+    factor = -(-MIN_CELL // views.size)
     cell = views.size * factor
     row, column = cell + MARGIN, 2 * cell + GAP + MARGIN
     sheet = Image.new("RGB", (MARGIN + row + pairs * column, MARGIN + len(images) * row), "white")
@@ -49,7 +49,7 @@ def contact_sheet(
 
 
 def _fit(image: UInt8[np.ndarray, "h w 3"], cell: int) -> Image.Image:
-    """The image in a square of `cell` pixels, its shape kept."""
+    """Resize an image to fit a square of `cell` pixels, keeping its proportions."""
     height, width, _ = image.shape
     scale = cell / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)

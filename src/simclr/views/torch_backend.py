@@ -1,7 +1,7 @@
-"""The views as batched tensor operations with one set of parameters an image, on any device.
+"""Views as batched tensor operations with one set of parameters per image, on any device.
 
-The definition the CPU kernels are tested against, and the path of every other device. Nothing here waits for
-a value from the device, nor loops over images.
+This is the definition that the CPU kernels are tested against, and the backend of every other device. No function waits
+for a value from the device, or loops over images.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from simclr.views.draw import ViewParameters
+from simclr.views.draw import Style, ViewParameters
 
 LUMA = (0.2989, 0.587, 0.114)  # red, green, blue; both TensorFlow's and torchvision's grey
 TINY = 1e-20
@@ -27,13 +27,13 @@ class Decisions:
     grey: Bool[Tensor, " b"]
     sigma: Float[Tensor, " b"]
     blurred: Int[Tensor, " _"]
-    """the images that are blurred"""
+    """images that are blurred"""
     turns: list[list[Int[Tensor, " _"]]]
-    """turns[j][k]: the images whose j-th operation of the jitter is k."""
+    """turns[j][k]: images whose j-th operation of the jitter is k"""
 
     @classmethod
     def of(cls, p: ViewParameters, device: torch.device | str) -> "Decisions":
-        """Two copies to the device; which images share an operation is worked out here, where it is known."""
+        """Copy decisions to a device, in two copies; the images that share an operation are determined on the host."""
         columns = [p.crop, p.flip[:, None], p.factors, p.grey[:, None], p.sigma[:, None]]
         groups = [np.flatnonzero(p.jitter & (p.order[:, j] == k)) for j in range(4) for k in range(4)]
         groups.append(np.flatnonzero(p.blur))
@@ -52,7 +52,7 @@ class Decisions:
 
 
 def to_device_async(array: np.ndarray, device: torch.device | str) -> Tensor:
-    """The array on the device, without waiting for what the device is doing."""
+    """Copy an array to a device without waiting for its current work."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
@@ -60,10 +60,14 @@ def to_device_async(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def resampling(
-    start: Int[Tensor, " b"], length: Int[Tensor, " b"], flip: Bool[Tensor, " b"] | None,
-    source: int, size: int, antialias: bool,
-) -> Float[Tensor, "b s h"]:  # fmt: skip
-    """Per image, the matrix that cuts `length` of `source` pixels from `start` on and resizes them to `size`.
+    start: Int[Tensor, " b"],
+    length: Int[Tensor, " b"],
+    flip: Bool[Tensor, " b"] | None,
+    source: int,
+    size: int,
+    antialias: bool,
+) -> Float[Tensor, "b s h"]:
+    """Return for each image the matrix that crops `length` of `source` pixels at `start` and resizes them to `size`.
 
     Keys' bicubic (a = -0.5) at half-pixel centres, its offsets quantised to 1/1024 and its taps outside the
     crop dropped, as TensorFlow 2; or, antialiased, the bilinear filter of torchvision.
@@ -92,10 +96,13 @@ def resampling(
 
 
 def crop_resize(
-    images: UInt8[Tensor, "b h w 3"], crop: Int[Tensor, "b 4"], flip: Bool[Tensor, " b"],
-    size: int, antialias: bool,
-) -> Float[Tensor, "b 3 s s"]:  # fmt: skip
-    """Crop, resize and flip, as two batched matrix products; overshoot beyond [0, 1] is kept."""
+    images: UInt8[Tensor, "b h w 3"],
+    crop: Int[Tensor, "b 4"],
+    flip: Bool[Tensor, " b"],
+    size: int,
+    antialias: bool,
+) -> Float[Tensor, "b 3 s s"]:
+    """Crop, resize and flip by two batched matrix products; values beyond [0, 1] are kept."""
     b, height, width, _ = images.shape
     y, x, h, w = crop.unbind(1)
     rows = resampling(y, h, None, height, size, antialias)
@@ -107,6 +114,7 @@ def crop_resize(
 
 
 def greyscale(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Return the luma."""
     red, green, blue = x.unbind(1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
@@ -119,16 +127,15 @@ def saturate(x: Float[Tensor, "b 3 h w"], factor: Float[Tensor, "b 1 1 1"]) -> F
 
 
 def rotate_hue(x: Float[Tensor, "b 3 h w"], turns: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, "b 3 h w"]:
-    """Rotate the hue, keeping the largest and the smallest channel of each pixel."""
+    """Rotate the hue, keeping the maximum and the minimum channel of each pixel."""
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     red, green, blue = x.split(1, 1)
-    part = chroma.clamp(min=TINY)
-    sextant = torch.where(
-        value == red, (green - blue) / part,
-        torch.where(value == blue, 4 + (red - green) / part, 2 + (blue - red) / part),
-    )  # fmt: skip
-    peaks = 5 - 2 * torch.arange(3, device=x.device).view(1, 3, 1, 1)  # not from the host, which would wait
+    divisor = chroma.clamp(min=TINY)
+    at_blue, at_green = 4 + (red - green) / divisor, 2 + (blue - red) / divisor
+    sextant = torch.where(value == red, (green - blue) / divisor, torch.where(value == blue, at_blue, at_green))
+    # made on the device, since a copy from the host would wait
+    peaks = 5 - 2 * torch.arange(3, device=x.device).view(1, 3, 1, 1)
     k = (sextant + 6 * turns + peaks).remainder(6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -150,7 +157,7 @@ def jitter(
 ) -> None:
     """Brightness, contrast, saturation and hue in each image's order, each followed by a clip to [0, 1]; in place.
 
-    In each of four rounds an operation gathers the images whose turn it is, so none is worked on in vain.
+    In each of four rounds an operation gathers the images whose turn it is, so no image is computed in vain.
     """
     for turn in turns:
         for operation, images in enumerate(turn):
@@ -171,7 +178,7 @@ def jitter(
 
 
 def blur_matrix(sigma: Float[Tensor, " b"], size: int, radius: int, reflect: bool) -> Float[Tensor, "b s s"]:
-    """Per image, the matrix of a Gaussian of 2 radius + 1 taps."""
+    """Return for each image the matrix of a Gaussian of 2 radius + 1 taps."""
     i = torch.arange(size, device=sigma.device, dtype=torch.float32)
     taps = torch.arange(-radius, radius + 1, device=sigma.device) / sigma[:, None]
     total = torch.exp(-0.5 * taps**2).sum(1)[:, None, None]
@@ -182,7 +189,7 @@ def blur_matrix(sigma: Float[Tensor, " b"], size: int, radius: int, reflect: boo
 
     target, source = i[:, None], i
     matrix = weight(source - target)
-    if reflect:  # a mirrored pixel adds the weight of its image beyond the edge, which has no image itself
+    if reflect:  # a mirrored pixel adds the weight of its image beyond the edge; the edge itself has no image
         matrix = matrix + torch.where(source > 0, weight(source + target), 0.0)
         beyond = 2 * (size - 1) - source - target
         matrix = matrix + torch.where(source < size - 1, weight(beyond), 0.0)
@@ -190,18 +197,29 @@ def blur_matrix(sigma: Float[Tensor, " b"], size: int, radius: int, reflect: boo
 
 
 def blur(x: Float[Tensor, "b 3 s s"], matrix: Float[Tensor, "b s s"]) -> Float[Tensor, "b 3 s s"]:
+    """Apply a matrix along both axes."""
     b, _, size, _ = x.shape
     along_x = torch.bmm(x.reshape(b, 3 * size, size), matrix.transpose(1, 2)).view(b, 3, size, size)
     return torch.matmul(matrix[:, None], along_x)
 
 
-def colour(
-    x: Float[Tensor, "b 3 s s"], p: Decisions, additive: bool, torchvision: bool, radius: int
-) -> Float[Tensor, "b 3 s s"]:
-    """Jitter (in place), grey, clip, blur, clip: what follows the crop."""
-    jitter(x, p.turns, p.factors, additive, torchvision)
-    x = torch.where(p.grey[:, None, None, None], greyscale(x), x).clamp_(0, 1)
-    if radius and len(p.blurred):
-        matrix = blur_matrix(p.sigma[p.blurred], x.shape[-1], radius, reflect=torchvision)
+# The tensor functions of the table of operations: (images, decisions, style) -> images
+
+
+def apply_jitter(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+    """Jitter colours in place."""
+    jitter(x, p.turns, p.factors, style.additive, style.torchvision)
+    return x
+
+
+def apply_grey(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+    """Drop colours, and clip all images."""
+    return torch.where(p.grey[:, None, None, None], greyscale(x), x).clamp_(0, 1)
+
+
+def apply_blur(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+    """Blur and clip in place."""
+    if style.radius and len(p.blurred):
+        matrix = blur_matrix(p.sigma[p.blurred], x.shape[-1], style.radius, reflect=style.torchvision)
         x.index_copy_(0, p.blurred, blur(x[p.blurred], matrix).clamp_(0, 1))
     return x
