@@ -131,6 +131,7 @@ def test_fresh_deletes_the_run_and_nothing_else(tmp_path, capsys):
     run = Run.start(tmp_path, Task())
     run.log(step=1, loss=2.0)
     run.save({"step": 1})
+    run.release()
     (tmp_path / "notes.md").write_text("mine")
     again = Run.start(tmp_path, Task(lr=0.2), fresh=True)
     assert again.metrics() == []

@@ -66,8 +66,23 @@ def _require_writable(folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file as a whole, so that a reader or a crash never meets half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk, so that a renamed file survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # file systems that do not offer it
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:

@@ -9,24 +9,30 @@ checkpoints/       last.pt and previous.pt: everything needed to resume; tensors
 encoder.safetensors, head.safetensors, card.json, result.json, report.html   written at the end
 """
 
+import contextlib
 import csv
+import hashlib
 import json
 import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from simclr.errors import RunError
+from simclr.runs import replacement
+from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.environment import environment
 from simclr.runs.files import require_folder_path, write_atomically, write_unreadable
+from simclr.runs.lock import NAME as LOCK
+from simclr.runs.lock import RunLock
 from simclr.runs.recipe import default_settings, flatten, plain
 
-OWN = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "bad_files.csv", "result.json",
-       "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors", "pictures",
-       "report.html")  # fmt: skip
+OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
+       "bad_files.csv", "metrics.jsonl", "result.json", "checkpoints", "data.json", "environment.json",
+       "recipe.yaml")  # fmt: skip
+WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json")
 WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
@@ -39,7 +45,12 @@ class Run:
     def __init__(self, path: Path, *, writes: bool = False) -> None:
         self.path, self.writes = Path(path), writes
         self._fresh = False
-        self._settings: tuple[str, str] | None = None
+        self._recipe: dict[str, Any] = {}
+        self._defaults: dict[str, Any] = {}
+        self._data: dict[str, Any] = {}
+        self._command = ""
+        self._lock = RunLock(self.path)
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
 
     @classmethod
     def start(
@@ -55,45 +66,73 @@ class Run:
         cls, path: Path, task: Any, *, data: dict[str, Any] | None = None, fresh: bool = False, writes: bool = True
     ) -> "Run":
         """Return the run of `task` in `path` after checks that change nothing: a refused command leaves nothing behind;
-        `begin` writes the settings.
+        `begin` takes the lock of the folder and writes the settings.
 
         Once it has a checkpoint or a result, the settings saved there must equal those of `task`, except for those that
         say where it runs rather than what it computes, and so must `data`, the description of the images it learns
-        from. Where the images are the same, their path may differ. `fresh` deletes what an earlier run left in the
-        folder, and nothing else.
+        from. Where the images are the same, their path may differ. `fresh` replaces what an earlier run left in the
+        folder, and nothing else; the old run is kept until the new one has a checkpoint. A restart by torchrun or a
+        requeue by SLURM resumes, whatever `fresh` says.
         """
         run = cls(path, writes=writes)
-        run._fresh = fresh
-        if writes:
-            run._check(task, data or {}, fresh)
+        run._fresh = fresh and not is_restart()
+        run._command, run._data = task.command, data or {}
+        run._recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
+        if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no path
+            run._recipe["data"] = type(task.data).__name__
+        run._defaults = default_settings(task)
+        require_folder_path(run.path)
+        if writes and run.path.is_dir() and any(run.path.iterdir()):
+            with run._locked():
+                run._check()
         return run
 
-    def _check(self, task: Any, data: dict[str, Any], fresh: bool) -> None:
-        require_folder_path(self.path)
-        recipe = {name: value for name, value in plain(task).items() if name not in ("out", "fresh")}
-        if not isinstance(getattr(task, "data", ""), str | Path):  # an object in memory has no path
-            recipe["data"] = type(task.data).__name__
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.path / "recipe.yaml").is_file():
-                raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
-            if not fresh and self._has_progress:
-                self._check_agreement(recipe, default_settings(task), data)
-        header = f"# simclr {task.command}: the settings of this run, usable as --config\n"
-        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-        self._settings = header + text, json.dumps(data) + "\n"
-
     def begin(self) -> None:
-        """Delete what `fresh` deletes, and write the settings and the environment."""
+        """Take the lock of the folder, put the run that `fresh` replaces out of the way, and write the settings."""
         fresh, self._fresh = self._fresh, False
-        if self._settings is None:
+        if not (self.writes and self._recipe):
             return
-        (recipe, data), self._settings = self._settings, None
         self.path.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            self._clear()
-        write_atomically(self.path / "recipe.yaml", recipe)
-        write_atomically(self.path / "data.json", data)
-        self._add_environment()
+        self._lock.acquire()
+        try:
+            self._fresh = fresh
+            self._check()  # again, since another process may have written since
+            self._fresh = False
+            if fresh:
+                replacement.replace(self.path, OWN, lambda: self._has_progress)
+                self._report_kept()
+            header = f"# simclr {self._command}: the settings of this run, usable as --config\n"
+            text = yaml.safe_dump(self._recipe, sort_keys=False, allow_unicode=True)
+            write_atomically(self.path / "recipe.yaml", header + text)
+            write_atomically(self.path / "data.json", json.dumps(self._data) + "\n")
+            starts = self._read_json("environment.json", list) or []
+            write_atomically(self.path / "environment.json", json.dumps([*starts, environment()], indent=2) + "\n")
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Release the lock of the folder."""
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Any:
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _check(self) -> None:
+        """Raise RunError unless a run can begin in this folder or the one in it can be resumed."""
+        names = {path.name for path in self.path.iterdir()}
+        if not any(name in OWN or name in (replacement.WHOLE, replacement.MOVING) for name in names):
+            strangers = {name for name in names if name != LOCK and name.removesuffix(".partial") not in OWN}
+            if strangers:
+                raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
+        replacement.recover(self.path, OWN, lambda: self._has_progress, self._fresh)
+        if not self._fresh and self._has_progress:
+            self._check_agreement()
 
     @property
     def _has_progress(self) -> bool:
@@ -101,39 +140,65 @@ class Run:
         names = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
         return any((self.path / name).exists() for name in names)
 
-    def _clear(self) -> None:
-        for name in OWN:
-            target = self.path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        if kept := sorted(path.name for path in self.path.iterdir()):
+    def _report_kept(self) -> None:
+        others = (path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        if kept := sorted(name for name in others if name not in OWN):
             print(f"kept in {self.path}, from before: {', '.join(kept)}")
 
-    def _check_agreement(self, recipe: dict, defaults: dict, data: dict) -> None:
-        saved = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        before, now = dict(flatten(saved)), dict(flatten(recipe))
+    def _check_agreement(self) -> None:
+        saved = self._saved_recipe()
+        before, now = dict(flatten(saved)), dict(flatten(self._recipe))
         # a setting that was added after the run began had its default then
-        before |= {name: value for name, value in flatten(defaults) if name in now and name not in before}
-        seen = self._saved_data
-        same_images = seen is not None and seen.get("fingerprint") == data.get("fingerprint") is not None
+        before |= {name: value for name, value in flatten(self._defaults) if name in now and name not in before}
+        seen = self._read_json("data.json", dict)
+        same_images = bool(seen) and seen.get("fingerprint") == self._data.get("fingerprint") is not None
         ignored = WHERE | ({"data"} if same_images else set())
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in ignored]
-        if changed:
+        if saved and changed:
             texts = [f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in changed]
             raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, tuple(changed))
-        if changed := [name for name, value in (seen or {}).items() if data.get(name) != value]:
-            counts = f"{seen.get('images')} when the run began, {data.get('images')} now"
+        if changed := [name for name, value in (seen or {}).items() if self._data.get(name) != value]:
+            counts = f"{seen.get('images')} when the run began, {self._data.get('images')} now"
             raise RunError(self.path, f"the images or their labels have changed ({counts})", REMEDY, tuple(changed))
 
     @property
-    def _saved_data(self) -> dict[str, Any] | None:
-        path = self.path / "data.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def _identity(self) -> dict[str, Any]:
+        """The settings and the data of the run, by which a checkpoint is known to belong to it."""
+        settings = {k: v for k, v in flatten(self._recipe) if k not in WHERE and k != "data"}
+        return {**settings, **{f"data.{name}": value for name, value in self._data.items()}}
 
-    def _add_environment(self) -> None:
-        path = self.path / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        starts.append(environment())
-        write_atomically(path, json.dumps(starts, indent=2) + "\n")
+    # small files
+
+    def _saved_recipe(self) -> dict[str, Any]:
+        path = self.path / "recipe.yaml"
+        try:
+            saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if isinstance(saved, dict):
+                return saved
+        except (yaml.YAMLError, UnicodeDecodeError):
+            pass
+        self._set_damaged_aside(path)
+        return {}
+
+    def _read_json(self, name: str, kind: type) -> Any:
+        """Return the content of a JSON file; None if there is none, or none that can be read."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, kind):
+                return content
+        except ValueError:
+            pass
+        self._set_damaged_aside(path)
+        return None
+
+    def _set_damaged_aside(self, path: Path) -> None:
+        """Rename a file that cannot be read: it is evidence, and no reason to stop."""
+        if self.writes:
+            print(f"{path} is damaged; kept as {path.name}.damaged", file=sys.stderr)
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
 
     # metrics
 
@@ -145,13 +210,13 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return all lines of metrics.jsonl."""
+        """Return all lines of metrics.jsonl that can be read: a full disk or a crash leaves half a line."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError:  # a full disk or a crash leaves half a line, at the end
-            return [json.loads(line) for line in lines[:-1]]
+        lines = []
+        for text in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(text))
+        return [line for line in lines if isinstance(line, dict)]
 
     def truncate_log(self, step: int) -> None:
         """Drop the metrics of steps that will be computed again, so that a resumed log reads like that of one run."""
@@ -177,54 +242,60 @@ class Run:
         if not path.is_file():
             return {}
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+            rows = [row for row in csv.DictReader(file) if row.get("path") and row.get("reason")]
+        return {row["path"]: row["reason"] for row in rows}
 
     # checkpoints
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; at every moment a complete one is on disk."""
-        if not self.writes:
-            return
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        partial, last = folder / "partial.pt", folder / "last.pt"
-        try:
-            with open(partial, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # on a full disk torch's writer names a line of its own source
-            partial.unlink(missing_ok=True)
-            free = shutil.disk_usage(folder).free / 1e6
-            raise OSError(f"{partial} cannot be written ({free:,.1f} MB free). Older checkpoints are kept") from error
-        if last.exists():
-            os.replace(last, folder / "previous.pt")
-        os.replace(partial, last)
+        """Replace the checkpoint; at every moment a complete one is on disk. The first one ends a replacement."""
+        if self.writes:
+            self._checkpoints.write(state, self._identity)
+            replacement.discard(self.path)
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the newest readable checkpoint on the CPU, or None if there is none."""
-        damaged: dict[str, str] = {}
-        for name in ("last.pt", "previous.pt"):
-            path = self.path / "checkpoints" / name
-            if not path.exists():
-                continue
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch reads pickles: half a file can raise nearly anything
-                damaged[name] = type(error).__name__
-        if damaged:
-            problem = f"no checkpoint can be read ({', '.join(f'{name}: {error}' for name, error in damaged.items())})"
-            raise RunError(self.path / "checkpoints", problem, "Start over with --fresh", tuple(damaged))
-        return None
+        """Return the newest whole checkpoint on the CPU, or None if there is none."""
+        checkpoint = self._checkpoints.read(self._identity)
+        if checkpoint is None:
+            return None
+        if self.writes and checkpoint.damaged:
+            problems = "; ".join(f"{name} is damaged ({error})" for name, error in checkpoint.damaged.items())
+            step = checkpoint.state["step"]
+            print(f"{self.path}: {problems}. Resuming from {checkpoint.name}, step {step}", file=sys.stderr)
+        return checkpoint.state
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, which marks the run as complete."""
+        """Write result.json, which marks the run as complete, with hashes of the weights, and release the lock."""
         if not self.writes:
             return
-        write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        files = {name: _hash(self.path / name) for name in WEIGHTS if (self.path / name).is_file()}
+        write_atomically(self.path / "result.json", json.dumps({**result, "files": files}, indent=2) + "\n")
+        replacement.discard(self.path)
+        self.release()
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run; None while it is unfinished."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not self._fresh else None
+        """The result of a finished run; None while it is unfinished, or if its weights are not those it wrote."""
+        if self._fresh:
+            return None
+        result = self._read_json("result.json", dict)
+        if result is None:
+            return None
+        files = result.pop("files", None)
+        if files is None:  # version 0.1
+            weights = self.path / "encoder.safetensors"
+            return result if not weights.exists() or weights.stat().st_size > 8 else None
+        damaged = [n for n, h in files.items() if not (self.path / n).is_file() or _hash(self.path / n) != h]
+        if damaged and self.writes:
+            print(f"{self.path}: {', '.join(damaged)} damaged; written again from the checkpoint", file=sys.stderr)
+        return None if damaged else result
+
+
+def is_restart() -> bool:
+    """Return whether torchrun or SLURM has started this command again."""
+    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
