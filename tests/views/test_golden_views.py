@@ -90,7 +90,7 @@ def test_jitter_in_fixed_order(golden, backend):
 
 
 def square(image, radius):
-    """The image on a black square with room for what the blur carries over its edge."""
+    """The image on a black square with space for what the blur carries over its edge."""
     height, width, _ = image.shape
     canvas = np.zeros((3, max(height, width) + radius, max(height, width) + radius), np.float32)
     canvas[:, :height, :width] = image.transpose(2, 0, 1)
