@@ -1,4 +1,4 @@
-"""Lists of paths are two arrays, and name what is asked for."""
+"""Lists of paths are two arrays, and listings contain only the requested sub-folders."""
 
 import os
 
