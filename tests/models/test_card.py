@@ -1,4 +1,4 @@
-"""The files of an encoder: what is written is read, and nothing else is."""
+"""The files of an encoder: what is written is read, and nothing else."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from simclr.errors import RunError
 from simclr.models import Card, ProjectionHead, create_encoder, load_encoder, load_supervised, save_encoder
 
 
@@ -82,47 +83,52 @@ def test_a_single_tensor_out_of_place_is_refused_and_named(encoder, tmp_path):
     total = len(tensors)
     name = "layer2.0.conv1.weight"
     renamed = {f"other.{k}" if k == name else k: v for k, v in tensors.items()}
-    for changed, message in (
-        (renamed, f"{total - 1} of {total} tensors match; missing: {name}; not of this network: other.{name}"),
-        (tensors | {"extra": torch.zeros(1)}, f"{total} of {total} tensors match; not of this network: extra"),
-        (tensors | {name: tensors[name][:1]}, r"is \(1, 8, 3, 3\) not \(16, 8, 3, 3\)"),
+    for changed, named in (
+        (renamed, (f"{total - 1} of {total}", name, f"other.{name}")),
+        (tensors | {"extra": torch.zeros(1)}, (f"{total} of {total}", "extra")),
+        (tensors | {name: tensors[name][:1]}, ("(1, 8, 3, 3)", "(16, 8, 3, 3)")),
     ):
         save_file({k: v.contiguous() for k, v in changed.items()}, path)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RunError) as refused:
             load_encoder(tmp_path)
+        assert refused.value.path == str(path)
+        assert all(words in refused.value.problem for words in named)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_encoder(tmp_path)
-    path.unlink()
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_encoder(tmp_path)
+    for damage in (lambda: None, path.unlink):
+        damage()
+        with pytest.raises(RunError) as refused:
+            load_encoder(tmp_path)
+        assert refused.value.path == str(path)
 
 
 def test_foreign_and_newer_cards_are_refused_in_a_line(encoder, tmp_path):
     good = json.loads(card_for(encoder).to_json())
     assert good["format"] == 1
     without = {k: v for k, v in good.items() if k != "features"}
-    for text, message in (
-        ("{", "not JSON"),
-        ("[]", "not a card"),
-        ('{"name": "something"}', "no format number"),
-        (json.dumps(good | {"format": 2, "version": "9.0"}), "format 2 was written by simclr 9.0"),
-        (json.dumps(without | {"colour": 1}), "missing features; unknown colour"),
-        (json.dumps(good | {"encoder": "resnet"}), "encoder must be an object"),
-        (json.dumps(good | {"features": 65}), "gives 64 features, not 65"),
+    for text, named in (
+        ("{", ()),
+        ("[]", ()),
+        ('{"name": "something"}', ()),
+        (json.dumps(good | {"format": 2, "version": "9.0"}), ("2", "9.0")),
+        (json.dumps(without | {"colour": 1}), ("features", "colour")),
+        (json.dumps(good | {"encoder": "resnet"}), ("encoder",)),
+        (json.dumps(good | {"features": 65}), ("64", "65")),
     ):
         (tmp_path / "card.json").write_text(text)
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(RunError) as refused:
             load_encoder(tmp_path)
-        assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"holds no card\.json"):
+        assert refused.value.path.endswith("card.json")
+        assert all(words in refused.value.problem for words in named)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(RunError) as refused:
         load_encoder(tmp_path / "nowhere")
+    assert refused.value.path == str(tmp_path / "nowhere")
 
 
 def test_a_card_that_does_not_describe_what_is_saved_is_refused(encoder, tmp_path):
-    with pytest.raises(ValueError, match=r"card\.head is None"):
+    with pytest.raises(ValueError):  # noqa: PT011 - a mistake in a program, not of a user
         save_encoder(tmp_path, encoder, ProjectionHead(64), card_for(encoder))
-    with pytest.raises(ValueError, match=r"card\.supervised"):
+    with pytest.raises(ValueError):  # noqa: PT011
         save_encoder(tmp_path, encoder, None, card_for(encoder, supervised={"classes": 2, "input": 0}))
     assert list(tmp_path.iterdir()) == []
     assert dataclasses.replace(card_for(encoder), image_size=64) != card_for(encoder)

@@ -1,4 +1,4 @@
-"""The export command writes what the library of that name loads strictly."""
+"""Exported files load strictly in the library they are for."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from support.evaluated import write_arrays, write_encoder
 
 import simclr
 from simclr import FineTune, Machine
+from simclr.errors import RunError, SettingError
 from simclr.models import Card, create_encoder, save_encoder
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load_classifier
@@ -32,13 +33,15 @@ def run(tmp_path):
 def test_the_file_loads_strictly_and_gives_the_same_features(run):
     folder, encoder = run
     found = Export(run=folder, to="timm")()
-    theirs = timm.create_model(found["name"], num_classes=0)
-    theirs.load_state_dict(load_file(found["out"]), strict=True)
+    other = timm.create_model(found["name"], num_classes=0)
+    other.load_state_dict(load_file(found["out"]), strict=True)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(x), encoder(x), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="exists already"):
+        torch.testing.assert_close(other.eval()(x), encoder(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(SettingError) as refused:
         Export(run=folder, to="timm")()
+    assert refused.value.field == "out"
+    assert Export(run=folder / "encoder.safetensors", to="timm", overwrite=True)() == found
 
 
 def test_a_timm_model_keeps_its_names(tmp_path):
@@ -99,5 +102,6 @@ def test_onnx_gives_the_same_features_and_holds_the_card(tmp_path):
 
 
 def test_a_run_without_a_classifier_has_no_scores(tmp_path):
-    with pytest.raises(ValueError, match="has no classifier"):
+    with pytest.raises(RunError) as refused:
         Export(run=write_encoder(tmp_path / "run"), layer="scores")()
+    assert refused.value.path == str(tmp_path / "run")

@@ -1,8 +1,9 @@
-"""`simclr convert`: an official TensorFlow checkpoint to a folder this package reads."""
+"""Conversion of official TensorFlow checkpoints."""
 
 import dataclasses
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,40 +12,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simclr.errors import DataError, SettingError
 from simclr.models.official.convert import Converted, convert
 from simclr.models.weights import save_encoder
+from simclr.runs.files import require_folder_path
+from simclr.settings import check_settings, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert an official SimCLR or SimCLRv2 checkpoint, without TensorFlow; all of it or nothing."""
+    """Convert an official SimCLR or SimCLRv2 checkpoint to a folder of this package, without TensorFlow. Conversion is
+    complete or refused."""
 
     command: ClassVar[str] = "convert"
 
     checkpoint: Path
-    """folder, SavedModel, hub module, or path of a checkpoint without its `.index`"""
+    """checkpoint: folder, SavedModel, hub module, or path without `.index`"""
     out: Path
-    """folder to make: encoder.safetensors, head.safetensors, card.json"""
+    """folder to write, with encoder.safetensors, head.safetensors and card.json"""
     weights: Literal["model", "ema"] = "model"
-    """the trained variables, or the moving averages v2's TensorFlow 1 checkpoints hold beside them"""
-    supervised_input: int = 0
-    """layer of the head the classifier reads; the official ft_proj_selector"""
-    image_size: int | None = None
-    """pixels, for the card; default 32 with the small stem, else 224"""
+    """variables to convert: the trained ones, or the moving averages in TensorFlow 1 checkpoints of v2"""
+    supervised_input: int = setting(0, at_least=0)
+    """layer of the head that is classified (official ft_proj_selector)"""
+    image_size: int | None = setting(None, at_least=1)
+    """side of the images for the card, pixels; 32 with the small stem, else 224, if not given"""
     verify: Path | None = None
-    """npz of activations to reproduce: `images` (N, H, W, 3), float32 in [0, 1] or uint8, `final_avg_pool` (N, D)
-    and, if wanted, `proj_head_output` and `logits_sup`, as the official model gives them in inference"""
-    tolerance: float = 1e-4
-    """largest difference allowed by `verify`, as a fraction of the largest activation"""
+    """npz of activations to reproduce: `images` (N, H, W, 3), float32 in [0, 1] or uint8, `final_avg_pool` (N, D) and,
+    optionally, `proj_head_output` and `logits_sup` of the official model in inference"""
+    tolerance: float = setting(1e-4, at_least=0)
+    """maximum difference allowed by `verify`, as a fraction of the largest activation"""
 
     def __post_init__(self):
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"out={self.out}: exists; name a folder that is new or empty")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: must be at least 1 pixel")
+        check_settings(self)
 
     def __call__(self) -> dict[str, float | int]:
-        """Write the folder; returns the numbers of tensors placed and ignored and the differences measured."""
+        """Write the folder; return the numbers of variables converted and ignored, and the measured differences."""
+        require_folder_path(self.out)
+        if self.out.exists() and any(self.out.iterdir()):
+            raise SettingError("out", "a new or empty folder", str(self.out))
         converted = convert(self.checkpoint, self.weights, self.supervised_input, self.image_size)
         differences = self._verified(converted)
         partial = self.out.with_name(f"{self.out.name}.partial")
@@ -63,25 +68,21 @@ class Convert:
         if self.verify is None:
             return {}
         expected = _load(self.verify)
-        found = activations(converted, images_of(expected, self.verify))
+        actual = activations(converted, images_of(expected, self.verify))
         differences = {}
         for name in ("final_avg_pool", "proj_head_output", "logits_sup"):
             if name not in expected:
                 continue
-            if name not in found:
-                raise ValueError(f"verify={self.verify}: has {name}, but the checkpoint holds nothing that gives it")
+            if name not in actual:
+                raise DataError(self.verify, f"has {name}, which the networks of this checkpoint do not compute")
             target = torch.from_numpy(expected[name])
-            if target.shape != found[name].shape:
-                raise ValueError(
-                    f"verify={self.verify}: {name} is {tuple(target.shape)}, the network gives "
-                    f"{tuple(found[name].shape)}"
-                )
-            difference = float((found[name] - target).abs().max() / target.abs().max().clamp_min(1e-12))
+            if target.shape != actual[name].shape:
+                problem = f"{name} is {tuple(target.shape)}, but the network computes {tuple(actual[name].shape)}"
+                raise DataError(self.verify, problem)
+            difference = float((actual[name] - target).abs().max() / target.abs().max().clamp_min(1e-12))
             if not difference <= self.tolerance:
-                raise ValueError(
-                    f"verify={self.verify}: {name} differs by {difference:.2g} of its largest value, "
-                    f"allowed is {self.tolerance:.2g}; nothing was written"
-                )
+                problem = f"{name} differs by {difference:.2g} of its maximum, more than {self.tolerance:.2g}"
+                raise DataError(self.verify, problem, "Nothing was written")
             differences[name] = difference
         return differences
 
@@ -89,50 +90,50 @@ class Convert:
         options = " ".join(f"{name}={value}" for name, value in converted.card.encoder["options"].items())
         parts = ", ".join(f"{what} {count}" for what, count in converted.placed.items())
         print(f"{converted.card.encoder['name']} {options}")
-        print(f"placed all {sum(converted.placed.values())} variables: {parts}")
-        print(f"ignored {len(converted.ignored)} of the training state: {_grouped(converted.ignored)}")
+        print(f"converted {sum(converted.placed.values())} variables: {parts}")
+        print(f"ignored {len(converted.ignored)} variables of the training state: {_grouped(converted.ignored)}")
         for name, difference in differences.items():
-            print(f"{name}: largest difference {difference:.2g} of the largest value")
+            print(f"{name}: maximum difference {difference:.2g} of the maximum value")
         print(f"wrote {self.out}")
 
 
 def images_of(arrays: Mapping[str, np.ndarray], where: Path) -> Tensor:
-    """The images of a verification file as the network takes them, (N, 3, H, W) in [0, 1]."""
+    """Return the images of a verification file as the network needs them, (N, 3, H, W) in [0, 1]."""
     if "images" not in arrays or "final_avg_pool" not in arrays:
-        raise ValueError(f"verify={where}: must hold `images` and `final_avg_pool`")
+        raise DataError(where, "must have `images` and `final_avg_pool`")
     images = arrays["images"]
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype not in (np.uint8, np.float32, np.float64):
-        raise ValueError(f"verify={where}: images are {images.shape} {images.dtype}, not (N, H, W, 3) float32 or uint8")
+        raise DataError(where, f"images are {images.shape} {images.dtype}, not (N, H, W, 3) float32 or uint8")
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     return tensor / 255 if images.dtype == np.uint8 else tensor
 
 
 @torch.inference_mode()
 def activations(converted: Converted, images: Tensor) -> dict[str, Tensor]:
-    """What the official model returns in inference, as far as the checkpoint holds the networks for it."""
+    """Return what the official model computes in inference, as far as the checkpoint has the networks."""
     h = converted.encoder(images)
     hiddens = [h] if converted.head is None else converted.head.activations(h)
-    found = {"final_avg_pool": h}
+    computed = {"final_avg_pool": h}
     if converted.head is not None:
-        found["proj_head_output"] = hiddens[-1]
+        computed["proj_head_output"] = hiddens[-1]
     if converted.supervised is not None:
-        found["logits_sup"] = converted.supervised(hiddens[converted.card.supervised["input"]])
-    return found
+        computed["logits_sup"] = converted.supervised(hiddens[converted.card.supervised["input"]])
+    return computed
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"verify={path}: not an npz of arrays: {error}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(path, f"is not an npz of arrays: {error}") from None
 
 
 def _grouped(keys: list[str]) -> str:
-    """The ignored keys in few words: slots are counted by their name, all else is listed."""
+    """Return the ignored keys as text: slots are counted, others are listed."""
     slots = [key for key in keys if ".OPTIMIZER_SLOT" in key or key.endswith(("/Momentum", "/Adam", "/Adam_1"))]
     copies = [key for key in keys if key not in slots and key.startswith(("base_model/", "head_", "ema_model/"))]
     rest = sorted(key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") for key in keys if key not in {*slots, *copies})
-    counted = [f"{len(found)} {what}" for found, what in ((slots, "optimizer slots"),
-               (copies, "variables of the other copy")) if found]  # fmt: skip
+    groups = ((slots, "optimizer slots"), (copies, "variables of the other copy"))
+    counted = [f"{len(keys)} {what}" for keys, what in groups if keys]
     return ", ".join([*counted, *rest]) or "nothing"

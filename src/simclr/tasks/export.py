@@ -1,4 +1,4 @@
-"""A run's encoder as a file that other programs load."""
+"""Export of an encoder to a file that other programs load."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,57 +11,65 @@ from simclr.models.layers import read_layer
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import write_tensors
 from simclr.runs.files import require_new_file
+from simclr.runs.results import run_folder
+from simclr.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the encoder of a run for use without this package.
+    """Export the encoder of a run for use without this package.
 
-    pt2 is a whole program: `torch.export.load(FILE).module()` gives it in any PyTorch; onnx is one for other runtimes.
-    Both take images (B, 3, S, S) in [0, 1] as the card says, which they hold. timm and torchvision are weights under
-    the names of that library, refused with the reason where it has no such network.
+    pt2 is a program that `torch.export.load(FILE).module()` loads in any PyTorch; onnx is a program for other runtimes.
+    Both take images (B, 3, S, S) in [0, 1] as the card says, which they contain. timm and torchvision are weights with
+    the names of that library; an encoder that the library does not have is refused.
     """
 
     command: ClassVar[str] = "export"
 
     run: Path
-    """run folder of the encoder"""
+    """run folder of the encoder, or a weights file in it"""
     to: Literal["pt2", "onnx", "timm", "torchvision"] = "pt2"
-    """what is written"""
+    """format of the file"""
     layer: str = "h"
-    """pt2 and onnx: what the program gives: h, z, head.1 and on, block_group1 to 4, or scores, a fine-tuned run's
-    classifier"""
+    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
     out: Path | None = None
-    """file to write, which must not exist; RUN/LAYER.pt2 or .onnx, or RUN/LIBRARY-NAME.safetensors if not given"""
+    """file to write; RUN/LAYER.pt2 or .onnx, or RUN/LIBRARY-NAME.safetensors, if not given. With pt2 and onnx, the
+    layer may also be scores, the classifier of a fine-tuned run"""
+    overwrite: bool = False
+    """replace an existing file"""
     allow_pad_difference: bool = False
-    """torchvision and timm: accept that the stem's max-pool pads otherwise, which changes the features of even sides"""
+    """torchvision and timm: accept that the padding of the stem's max-pool differs, which changes features of even
+    sides"""
     allow_small_stem: bool = False
-    """torchvision and timm: accept that the small-image stem needs the library's first layers exchanged"""
+    """torchvision and timm: accept that the small-image stem requires replacing the library's first layers"""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
         encoder = load(self.run)
         return self.program(encoder) if self.to in ("pt2", "onnx") else self.weights(encoder)
 
     def program(self, encoder: Encoder) -> dict[str, Any]:
-        """The network up to `layer`, checked against itself before it is kept."""
+        """Write the network up to `layer` as a program, after comparing its output with that of the network."""
         network = self.network(encoder)
-        path = require_new_file(self.out or self.run / f"{self.layer}.{self.to}")
+        path = require_new_file(self.out or run_folder(self.run) / f"{self.layer}.{self.to}", self.overwrite)
         size = encoder.card.image_size
         difference = {"pt2": save_pt2, "onnx": save_onnx}[self.to](network, size, path, encoder.card.to_json())
-        print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; differs by {difference:.1e} at most")
+        print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; maximum difference {difference:.1e}")
         print(f"wrote {path}")
         return {"layer": self.layer, "difference": difference, "out": str(path)}
 
     def network(self, encoder: Encoder) -> nn.Module:
-        """What the program computes."""
+        """Return the network of the program."""
         if self.layer == "scores":
             return load_classifier(self.run)
         return read_layer(encoder.network, encoder.head, self.layer).eval()
 
     def weights(self, encoder: Encoder) -> dict[str, Any]:
-        """The encoder's tensors under another library's names."""
+        """Write the tensors of the encoder with another library's names."""
         name = encoder.card.encoder["name"]
-        if self.to == "timm" and not name.startswith("simclr_"):  # it came from there
+        if self.to == "timm" and not name.startswith("simclr_"):  # a model of timm
             state = encoder.network.state_dict()
         else:
             convert = {"torchvision": to_torchvision, "timm": to_timm}[self.to]
@@ -70,7 +78,8 @@ class Export:
                 allow_pad_difference=self.allow_pad_difference,
                 allow_small_stem=self.allow_small_stem,
             )
-        path = require_new_file(self.out or self.run / f"{self.to}-{name}.safetensors")
+        path = require_new_file(self.out or run_folder(self.run) / f"{self.to}-{name}.safetensors", self.overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
         print(f"{len(state)} tensors of {self.to}'s {name}\nwrote {path}")
         return {"name": name, "tensors": len(state), "out": str(path)}

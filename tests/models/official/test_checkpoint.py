@@ -8,6 +8,7 @@ import pytest
 from support import bundle
 from support.official import rule
 
+from simclr.errors import RunError
 from simclr.models.official.checkpoint import OBJECT_GRAPH, Bundle, find_prefix
 from simclr.models.official.crc32c import masked_crc32c
 
@@ -78,13 +79,15 @@ def test_every_damage_is_found(form, shared, tmp_path):
         damaged += [content[:length] for length in (0, 1, 47, 48, size // 2, size - 1)]
         for bad in damaged:
             (tmp_path / name).write_bytes(bad)
-            with pytest.raises(ValueError) as error:  # noqa: PT011 - one line is all that is promised
+            with pytest.raises(RunError) as refused:
                 read_all(tmp_path / prefix.name)
-            assert "\n" not in str(error.value)
+            assert refused.value.path.startswith(str(tmp_path / prefix.name))
+            assert "\n" not in str(refused.value)
         (tmp_path / name).write_bytes(content)
     (tmp_path / data).unlink()
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(RunError) as refused:
         read_all(tmp_path / prefix.name)
+    assert refused.value.path == str(tmp_path / data)
 
 
 def test_checkpoints_are_found_by_folder_prefix_or_index(tmp_path):
@@ -92,17 +95,20 @@ def test_checkpoints_are_found_by_folder_prefix_or_index(tmp_path):
         bundle.write(tmp_path / f"ckpt-{number}", {"a": np.zeros(1)})
     assert find_prefix(tmp_path / "ckpt-1") == tmp_path / "ckpt-1"
     assert find_prefix(tmp_path / "ckpt-1.index") == tmp_path / "ckpt-1"
-    with pytest.raises(ValueError, match="holds 2 checkpoints"):
+    with pytest.raises(RunError) as refused:
         find_prefix(tmp_path)
+    assert refused.value.path == str(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/ckpt-2"\n')
     assert find_prefix(tmp_path) == tmp_path / "ckpt-2"
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-3"\n')
-    with pytest.raises(ValueError, match="names ckpt-3"):
+    with pytest.raises(RunError) as refused:
         find_prefix(tmp_path)
+    assert refused.value.path == str(tmp_path / "checkpoint")
     saved = tmp_path / "saved_model" / "variables"
     saved.mkdir(parents=True)
     for suffix in ("index", "data-00000-of-00001"):
         shutil.copy(tmp_path / f"ckpt-1.{suffix}", saved / f"variables.{suffix}")
     assert find_prefix(saved.parent) == find_prefix(saved) == saved / "variables"
-    with pytest.raises(ValueError, match="no checkpoint here"):
+    with pytest.raises(RunError) as refused:
         find_prefix(tmp_path / "nothing")
+    assert refused.value.path == str(tmp_path / "nothing")
