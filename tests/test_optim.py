@@ -1,4 +1,4 @@
-"""LARS, the schedules and the parameter groups against the official trajectories and their formulas."""
+"""LARS, schedules and parameter groups against the official trajectories and their formulas."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from simclr.errors import SettingError
 from simclr.optim import LARS, create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
 
 
@@ -128,7 +129,7 @@ def test_adapted_update_ignores_the_scale_of_the_gradient():
     torch.testing.assert_close(b2, torch.full((3,), -999.0))
 
 
-def test_zero_gradient_moves_nothing():
+def test_a_zero_gradient_changes_nothing():
     w = nn.Parameter(torch.ones(2, 2))
     w.grad = torch.zeros(2, 2)
     LARS([w], lr=1.0).step()
@@ -144,7 +145,7 @@ def test_groups_hold_every_parameter_once_and_decay_exactly_the_matrices():
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_one_step_moves_every_trained_tensor(name):
+def test_one_step_changes_every_trained_tensor(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     before = [p.clone() for p in model.parameters()]
@@ -173,8 +174,9 @@ def test_schedule_rises_from_zero_to_the_peak_and_falls_to_zero():
     assert all(a > b for a, b in zip(factors[10:100], factors[11:], strict=True))
 
 
-def test_scalings_meet_at_the_batch_of_the_paper():
+def test_scaling_rules_agree_at_the_batch_of_the_paper():
     assert peak_lr(0.3, 4096, "linear") == pytest.approx(4.8)
     assert peak_lr(0.075, 4096, "sqrt") == pytest.approx(4.8)
-    with pytest.raises(ValueError, match="scaling must be"):
+    with pytest.raises(SettingError) as error:
         peak_lr(0.3, 256, "cubic")
+    assert error.value.field == "scaling"

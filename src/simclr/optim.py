@@ -1,4 +1,4 @@
-"""LARS as the official code computes it, parameter groups, learning-rate scaling and schedule."""
+"""Optimizers: LARS in the form of the official code, parameter groups, learning-rate scaling and schedule."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,18 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simclr.errors import SettingError
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), in the form of the official `lars_optimizer.py`.
 
     For a weight w with gradient g: g += weight_decay * w; r = eta * |w| / |g|, or 1 where either norm is 0;
-    v = momentum * v + lr * r * g; w -= v. The learning rate stands inside the velocity, so a changing schedule
-    acts as it does in the official code, and the decay is added before the norms are taken.
+    v = momentum * v + lr * r * g; w -= v. The learning rate is inside the velocity, so a changing schedule
+    acts as it does in the official code, and the decay is added before the norms are computed.
 
-    Tensors of fewer than two dimensions (biases, norm gains) are neither adapted nor decayed: they see plain
-    momentum at the full rate. A group with `adapt=False` is momentum SGD throughout, decayed as the group says.
+    Tensors of fewer than two dimensions (biases, norm gains) are neither adapted nor decayed: they receive plain
+    momentum with the whole learning rate. A group with `adapt=False` receives momentum SGD with the group's decay.
 
-    `nesterov` steps by momentum * v + lr * r * g.
+    With `nesterov` the step is momentum * v + lr * r * g.
     """
 
     def __init__(
@@ -33,13 +35,13 @@ class LARS(torch.optim.Optimizer):
     ) -> None:
         for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}.items():
             if not value >= 0:
-                raise ValueError(f"{name} of LARS must be at least 0, got {value}")
+                raise SettingError(name, "at least 0", value)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
         super().__init__(params, {**defaults, "nesterov": nesterov})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One update from the gradients at hand; returns what `closure`, if given, returns."""
+        """Update the parameters from their gradients; return the result of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,7 +56,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict, weight_decay: float, *, adapt: bool) -> None:
-        """The same few operations over all tensors at once: launches, not arithmetic, dominate on a GPU."""
+        """Apply the same few operations to all tensors at once: launches, not arithmetic, dominate on a GPU."""
         if not params:
             return
         lr, momentum = group["lr"], group["momentum"]
@@ -81,14 +83,14 @@ class LARS(torch.optim.Optimizer):
 
 
 def _ratios(params: Sequence[Tensor], grads: Sequence[Tensor], eta: float) -> Float[Tensor, " pairs"]:
-    """eta * |w| / |g| for each pair, 1 where a norm is 0; they never leave the device."""
+    """Return eta * |w| / |g| for each pair, 1 if a norm is 0, without leaving the device."""
     w, g = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(grads))
     return torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for any optimizer: tensors of two or more dimensions, decayed and adapted; biases and norm
-    gains, neither (the official exclusion list `batch_normalization|bias`)."""
+    """Return two groups for any optimizer: tensors of two or more dimensions, decayed and adapted, and biases and norm
+    gains, neither (official exclusion list `batch_normalization|bias`)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
@@ -98,10 +100,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def create_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """`lars` as the papers pretrain; `sgd` with Nesterov momentum as they fine-tune; `adamw` with its betas.
+    """Return an optimizer: `lars` (the papers' pretraining), `sgd` with Nesterov momentum (their fine-tuning) or
+    `adamw` with its default betas.
 
-    `sgd` is the official (Keras) form, with the rate inside the velocity; torch's keeps it outside, which gives
-    another update whenever the rate changes.
+    `sgd` is the official (Keras) form, with the learning rate inside the velocity; torch's has it outside, which gives
+    another update whenever the learning rate changes.
     """
     match name:
         case "lars":
@@ -110,12 +113,12 @@ def create_optimizer(name: str, groups: list[dict], *, lr: float, momentum: floa
             return LARS([{**g, "adapt": False} for g in groups], lr=lr, momentum=momentum, nesterov=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr)
-    raise ValueError(f"optimizer must be lars, sgd or adamw, got {name!r}")
+    raise SettingError("optimizer", "lars, sgd or adamw", name)
 
 
 def peak_lr(base: float | int, batch: int, scaling: str) -> float:
-    """The highest rate of a schedule: `linear` base * batch / 256, `sqrt` base * sqrt(batch) (paper, App. B.1),
-    `none` base itself."""
+    """Return the maximum learning rate of a schedule: base * batch / 256 (`linear`), base * sqrt(batch) (`sqrt`; paper,
+    App. B.1) or base (`none`)."""
     match scaling:
         case "linear":
             return base * batch / 256
@@ -123,12 +126,12 @@ def peak_lr(base: float | int, batch: int, scaling: str) -> float:
             return base * math.sqrt(batch)
         case "none":
             return base
-    raise ValueError(f"scaling must be linear, sqrt or none, got {scaling!r}")
+    raise SettingError("scaling", "linear, sqrt or none", scaling)
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
-    """Share of the peak rate at `step` (counted from 0): linear from exactly 0 over `warmup` steps, then a cosine
-    that reaches 0 at `total` (official `WarmUpAndCosineDecay`)."""
+    """Return the fraction of the maximum learning rate at `step` (counted from 0): linear from exactly 0 over `warmup`
+    steps, then a cosine that reaches 0 at `total` (official `WarmUpAndCosineDecay`)."""
     if step < warmup:
         return step / warmup
     decay = total - warmup
@@ -138,10 +141,11 @@ def lr_factor(step: int, total: int, warmup: int) -> float:
 
 
 def total_steps(images: int, batch: int, epochs: float | int) -> int:
-    """Steps of a run over `epochs` passes, one more than the whole batches in them (official `train_steps`)."""
+    """Return the number of steps in `epochs` epochs, one more than the whole batches in them (official
+    `train_steps`)."""
     return int(images * epochs // batch) + 1
 
 
 def warmup_steps(images: int, batch: int, warmup_epochs: float | int) -> int:
-    """Steps of warm-up; halves of the whole batches round to even, as the official code's `round` does."""
+    """Return the number of warm-up steps; halves round to even, as the official code's `round` does."""
     return round(warmup_epochs * images // batch)

@@ -8,6 +8,7 @@ import torch
 from support.mps import OnMps
 
 from simclr import losses
+from simclr.errors import SettingError
 from simclr.losses import Keys, contrast_statistics, nt_xent, official_contrast_statistics, similarities
 
 
@@ -32,7 +33,7 @@ def pair(n, d, seed=0, noise=None, dtype=torch.float64):
 
 @pytest.mark.parametrize("n", [2, 4, 7, 8, 128])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.02])
-def test_identical_rows_give_chance(n, temperature):
+def test_identical_rows_give_the_chance_level(n, temperature):
     rows = torch.ones(n, 16, dtype=torch.float64)
     assert nt_xent(rows, rows, temperature).item() == pytest.approx(math.log(2 * n - 1), abs=1e-12)
 
@@ -49,7 +50,7 @@ def test_equals_a_double_loop_over_the_equation(n, d, temperature):
     assert nt_xent(a, b, temperature).item() == pytest.approx(paper(a.numpy(), b.numpy(), temperature), rel=1e-10)
 
 
-def test_pairs_are_told_by_their_place_and_nothing_else():
+def test_pairs_are_defined_by_their_rows_alone():
     a, b = pair(16, 32, noise=0.1)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
     loss = nt_xent(a, b, 0.1)
@@ -99,17 +100,17 @@ def test_extreme_rows_stay_finite(dtype, fill):
         assert torch.isfinite(a.grad).all()
 
 
-def test_no_batch_size_is_remembered_and_one_pair_has_no_negatives():
+def test_batch_size_is_not_remembered_and_one_pair_has_no_negatives():
     for n in [8, 7]:
         a, b = pair(n, 4)
         assert nt_xent(a, b).item() == pytest.approx(paper(a.numpy(), b.numpy(), 0.1), rel=1e-10)
     assert nt_xent(*pair(1, 4)).item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_wrong_arguments_are_named():
-    a, b = pair(4, 8)
-    with pytest.raises(ValueError, match="temperature"):
-        nt_xent(a, b, 0.0)
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(SettingError) as error:
+        nt_xent(*pair(4, 8), 0.0)
+    assert error.value.field == "temperature"
 
 
 def value_and_gradients(loss, *tensors):
@@ -121,7 +122,7 @@ def value_and_gradients(loss, *tensors):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02, 0.01])
 @pytest.mark.parametrize(("n", "block"), [(5, 2), (8, 4), (33, 8), (33, 64), (1, 4)])
-def test_blocks_change_nothing(n, block, temperature):
+def test_blocks_do_not_change_the_loss(n, block, temperature):
     a, b = pair(n, 16, noise=0.5)
     whole = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=0), a, b)
     blocks = value_and_gradients(lambda a, b: nt_xent(a, b, temperature, block=block), a, b)
@@ -140,7 +141,7 @@ def test_low_temperatures_need_no_float64_of_the_device(monkeypatch):
     torch.testing.assert_close(nt_xent(a.as_subclass(OnMps), b.as_subclass(OnMps), 0.01, block=8), expected)
 
 
-def test_blocks_change_nothing_in_a_share_of_the_anchors():
+def test_blocks_do_not_change_the_loss_of_one_process():
     a, b = pair(12, 6)
     share = slice(3, 7)
 
@@ -170,7 +171,7 @@ def test_blocks_hold_memory_linear_in_the_number_of_images():
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_shares_of_the_anchors_find_themselves_and_their_positives(world):
+def test_anchors_of_each_process_are_matched_with_their_positives(world):
     a, b = pair(8, 6)
     n = 8 // world
     losses = []

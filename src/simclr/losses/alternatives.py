@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from simclr.errors import SettingError
 from simclr.losses.similarity import Keys, Negatives, split_similarities
 
 
@@ -20,12 +21,12 @@ def dcl(
     """Return the decoupled contrastive loss (Yeh et al. 2022): NT-Xent without the positive in the denominator.
 
     NT-Xent of an anchor is ln(1 + exp(x)) of its decoupled loss x, which has no lower bound and whose gradient does
-    not vanish as the positive becomes distinguishable; its chance level is ln(2m - 2). Raises ValueError for a batch
-    without negatives.
+    not vanish as the positive becomes distinguishable; its chance level is ln(2m - 2). Raises SettingError for a
+    batch without negatives.
     """
     positive, others, count = split_similarities(z_a, z_b, temperature, normalize, negatives, keys)
     if count == 0:
-        raise ValueError("dcl needs at least two images, since a single image has no negatives")
+        raise SettingError("batch", "at least 2 with dcl, since a single image has no negatives", len(z_a))
     return (others.logsumexp(1, keepdim=True) - positive).mean()
 
 
@@ -70,7 +71,7 @@ def margin_triplet(
     2015); an anchor without such a negative within the margin contributes 0. There is no temperature.
     """
     if margin < 0 or (semi_hard and margin == 0):
-        raise ValueError(f"margin must be {'above 0 with semi_hard' if semi_hard else 'at least 0'}, got {margin}")
+        raise SettingError("margin", "above 0 with semi_hard" if semi_hard else "at least 0", margin)
     positive, others, count = split_similarities(z_a, z_b, 1.0, normalize, negatives, keys)
     if semi_hard:
         others, count = _semi_hard_negatives(positive, others), 1

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simclr.errors import SettingError
 from simclr.losses.similarity import full_precision
 
 
@@ -13,7 +14,7 @@ def distillation(
     """Return the cross-entropy of the student's softmax(scores / temperature) and the teacher's, nats, as the mean over
     images (SimCLRv2, equation 3). The teacher receives no gradient; there is no factor of temperature squared."""
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise SettingError("temperature", "above 0", temperature)
     with torch.autocast(student.device.type, enabled=False):
         targets = (full_precision(teacher.detach()) / temperature).softmax(1)
         return -(targets * (full_precision(student) / temperature).log_softmax(1)).sum(1).mean()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from simclr.errors import SettingError
 from simclr.losses.blockwise import blockwise_nt_xent, needs_float64
 from simclr.losses.similarity import (
     Keys,
@@ -39,8 +40,8 @@ def nt_xent(
     candidates = 2 * len(z_a if keys is None else keys.a)
     if block is None:
         block = 0 if whole else _fastest_block(z_a, candidates)
-    if block and whole:  # the exponentials of blocks are scaled by the largest cosine there can be
-        raise ValueError("block needs normalize=True and the negatives of both views")
+    if block and whole:  # the exponentials of blocks are scaled by the maximum of a cosine
+        raise SettingError("block", "0 unless normalize is true and negatives are of both views", block)
     if z_a.device.type == "mps" and needs_float64(temperature):
         block = 0  # MPS has no float64; the whole matrix is exact without
     with torch.autocast(z_a.device.type, enabled=False):

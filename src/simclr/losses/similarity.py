@@ -8,6 +8,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from simclr.errors import SettingError
+
 NORM_FLOOR = 1e-6  # minimum norm that a row is divided by; official objective.py: rsqrt(max(sum x^2, 1e-12))
 
 Negatives = Literal["both", "other"]
@@ -86,11 +88,11 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def check_views(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
-    """Raise ValueError unless both views have one shape and the temperature is positive."""
+    """Raise an error unless both views have one shape and the temperature is positive."""
     if z_a.shape != z_b.shape:
         raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise SettingError("temperature", "above 0", temperature)
 
 
 def split_similarities(
