@@ -190,3 +190,39 @@ def test_impossible_machines_are_refused_by_name(field, value):
     with pytest.raises(SettingError) as refused:
         dataclasses.replace(Machine(), **{field: value})
     assert refused.value.field == f"machine.{field}"
+
+
+SMALL = ["environment.json", "data.json", "result.json", "recipe.yaml", "metrics.jsonl", "bad_files.csv"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1, 2", b"null\n"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_damaged_small_file_stops_no_run(tmp_path, name, content):
+    run = Run.start(tmp_path, Task(), data={"images": 3, "fingerprint": "a"})
+    run.log(step=1)
+    run.record_unreadable({"a.jpg": "empty"})
+    run.save({"step": 1})
+    run.release()
+    (tmp_path / name).write_bytes(content)
+    run = Run.start(tmp_path, Task(), data={"images": 3, "fingerprint": "a"})
+    assert run.restore()["step"] == 1
+    assert run.result is None
+    run.truncate_log(1)
+    run.log(step=2)
+    run.record_unreadable({"b.jpg": "empty"})
+    assert [line["step"] for line in run.metrics()][-1] == 2
+    assert "b.jpg" in run.bad
+    if name.endswith((".json", ".yaml")):
+        assert (tmp_path / f"{name}.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"other weights", None])
+def test_a_run_whose_weights_are_not_what_it_wrote_is_not_finished(tmp_path, content):
+    run = Run.start(tmp_path, Task())
+    run.save({"step": 1})
+    weights = tmp_path / "encoder.safetensors"
+    weights.write_bytes(b"weights")
+    run.finish({"top1": 0.5})
+    assert Run(tmp_path).result == {"top1": 0.5}
+    weights.unlink() if content is None else weights.write_bytes(content)
+    assert Run(tmp_path).result is None

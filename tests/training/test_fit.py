@@ -64,7 +64,10 @@ def toy(tmp_path, schedule, delay=0.0, lost_at=None, broken_at=None, processes=N
     batches = Batches(delay, lost_at)
     batches.storage = storage
     parts = Parts(model, wrapped, batches, backward, processes)
-    return model, run, fit(run, fabric, parts, schedule, **hooks)
+    try:
+        return model, run, fit(run, fabric, parts, schedule, **hooks)
+    finally:
+        run.release()
 
 
 def test_follows_the_schedule_to_the_letter(tmp_path):

@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, path: Path, *, writes: bool = False) -> None:
         self.path, self.writes = Path(path), writes
-        self._fresh = False
+        self._fresh = self._begun = False
         self._recipe: dict[str, Any] = {}
         self._defaults: dict[str, Any] = {}
         self._data: dict[str, Any] = {}
@@ -88,10 +88,11 @@ class Run:
         return run
 
     def begin(self) -> None:
-        """Take the lock of the folder, put the run that `fresh` replaces out of the way, and write the settings."""
+        """Take the lock of the folder, put the run that `fresh` replaces out of the way, and write the settings; once."""
         fresh, self._fresh = self._fresh, False
-        if not (self.writes and self._recipe):
+        if self._begun or not (self.writes and self._recipe):
             return
+        self._begun = True
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:

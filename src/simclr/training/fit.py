@@ -1,8 +1,6 @@
 """Training loop: the only one of the package."""
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +10,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from simclr.errors import DivergedError, Interrupted, RunError, SettingError
+from simclr.errors import DivergedError, RunError, SettingError
 from simclr.randomness import bits
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_same_on_all_ranks
 from simclr.training.progress import Progress
+from simclr.training.stopping import StopRequested, StopRequests
 
 Backward = Callable[[Any], tuple[Tensor, Any]]
 """Forward and backward pass of one step: leaves gradients, returns the loss and what `describe` reads."""
@@ -83,33 +82,45 @@ def fit(
     network is not finite.
     """
     run.begin()
-    fabric.barrier()  # the other processes read the folder as the first one leaves it
-    start = _restore(run, fabric, parts)
-    if start > schedule.steps:
-        raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
-    steps = range(start, schedule.steps)
-    with Progress(schedule.steps, start, shown=run.writes) as progress, _stop_requests() as stop:
-        recorder = _Recorder(run, fabric, progress, describe, evaluate)
-        for step, batch in zip(steps, recorder.clock.waits(parts.batches(steps)), strict=True):
-            loss, outputs = _train_step(fabric, parts, schedule, step, batch)
-            done = step + 1
-            last = done == schedule.steps
-            logging = last or done % schedule.log_every == 0
-            if logging:
-                recorder.log(done, schedule.lr(step), loss, outputs)
-            if schedule.evaluate_every and done % schedule.evaluate_every == 0 and not last:
-                recorder.evaluate(done)
-            stopping = (fabric.world_size == 1 or logging) and _any_rank_stops(fabric, stop)
-            if last or stopping or done % schedule.save_every == 0:
-                recorder.save(parts, done)
-            progress.advance()
-            if stopping and not last:
-                fabric.barrier()  # no process leaves before the checkpoint is written: its parent would be ended too
-                raise Interrupted(
-                    f"interrupted at step {done} of {schedule.steps}; checkpoint saved. "
-                    "Run the same command again to resume"
-                )
+    try:
+        fabric.barrier()  # the other processes read the folder as the first one leaves it
+        start = _restore(run, fabric, parts)
+        if start > schedule.steps:
+            raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
+        with Progress(schedule.steps, start, shown=run.writes) as progress, StopRequests(fabric) as stop:
+            recorder = _Recorder(run, fabric, progress, describe, evaluate)
+            _train(fabric, parts, schedule, start, recorder, stop)
+    except BaseException:
+        run.release()
+        raise
     return recorder.facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
+
+
+def _train(
+    fabric: Fabric, parts: Parts, schedule: Schedule, start: int, recorder: "_Recorder", stop: StopRequests
+) -> None:
+    steps = range(start, schedule.steps)
+    batches = iter(parts.batches(steps))
+    for step in steps:
+        try:
+            with stop.waiting():
+                batch = recorder.clock.next(batches)
+        except StopRequested:
+            recorder.save(parts, step)
+            stop.leave(step, schedule.steps)
+        loss, outputs = _train_step(fabric, parts, schedule, step, batch)
+        done = step + 1
+        last = done == schedule.steps
+        if last or done % schedule.log_every == 0:
+            recorder.log(done, schedule.lr(step), loss, outputs)
+        if schedule.evaluate_every and done % schedule.evaluate_every == 0 and not last:
+            recorder.evaluate(done)
+        stopping = stop.on_any_rank() and not last
+        if last or stopping or done % schedule.save_every == 0:
+            recorder.save(parts, done)
+        recorder.progress.advance()
+        if stopping:
+            stop.leave(done, schedule.steps)
 
 
 def _train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:
@@ -194,34 +205,6 @@ def _restore(run: Run, fabric: Fabric, parts: Parts) -> int:
     return state["step"]
 
 
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM set an event instead of ending the process; a second SIGINT ends it at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def request(number: int, frame: object) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
-
-
-def _any_rank_stops(fabric: Fabric, stop: threading.Event) -> bool:
-    """Return True on every process as soon as one was asked to stop, so that none waits for another for ever."""
-    if fabric.world_size == 1:
-        return stop.is_set()
-    return bool(fabric.all_reduce(torch.tensor(float(stop.is_set()), device=fabric.device), reduce_op="sum").item())
-
-
 class _Clock:
     """Stopwatch of the loop: time, time spent waiting for data, and images since the last reading."""
 
@@ -231,17 +214,13 @@ class _Clock:
         self.waited = 0.0
         self.images = 0
 
-    def waits(self, batches: Iterable) -> Iterator:
-        """Yield the batches and count the time spent waiting for them."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
-                return
-            self.images += self.world * len(batch.indices)
-            yield batch
+    def next(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch and count the time spent waiting for it."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - before
+        self.images += self.world * len(batch.indices)
+        return batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
