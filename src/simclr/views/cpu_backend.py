@@ -63,14 +63,9 @@ def render(
     else:
         source = _rows(images) if same_size else [_rows(image[None]) for image in images]
     crops, flips = _owned(p.crop, np.int64), _owned(p.flip, np.bool_)
-    rows = cpu_colour.ColourDecisions(
-        jitter=_owned(p.jitter, np.bool_),
-        order=_owned(p.order, np.uint8),
-        factors=_owned(p.factors, np.float32),
-        grey=_owned(p.grey, np.bool_),
-        blur=_owned(p.blur, np.bool_),
-        sigma=_owned(p.sigma, np.float32),
-    )
+    jittered, order, factors = _owned(p.jitter, np.bool_), _owned(p.order, np.uint8), _owned(p.factors, np.float32)
+    grey, blurred, sigma = _owned(p.grey, np.bool_), _owned(p.blur, np.bool_), _owned(p.sigma, np.float32)
+    rows = (jittered, order, factors, grey, blurred, sigma)
     step = max(CACHE // (12 * style.size * style.size), 1)
 
     def work(part: slice) -> None:
@@ -86,7 +81,7 @@ def render(
                 for i in range(s.start, s.stop):
                     k = slice(i, i + 1)
                     cpu_geometry.resample_views(source[i], crops[k], flips[k], style.torchvision, x[i - start :][:1])
-            cpu_colour.colour_views(x, rows, style, start)
+            cpu_colour.colour_views(x, rows, tuple(style[1:]), start)
             cpu_geometry.store_views(x, out[s])
 
     spread(work, len(images))
