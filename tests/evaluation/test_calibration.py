@@ -28,3 +28,19 @@ def test_the_temperature_of_scaled_scores_is_found(temperature):
     scores = 2 * torch.randn(20_000, 5, generator=generator)
     labels = torch.multinomial(scores.softmax(1), 1, generator=generator)[:, 0]
     assert fit_temperature(scores * temperature, labels) == pytest.approx(temperature, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_temperature_is_a_minimum_within_a_millionth(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (300,), generator=generator)
+    scores[torch.arange(300), labels] += 1.0
+    temperature = fit_temperature(scores, labels)
+
+    def slope(t):
+        divisor = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        torch.nn.functional.cross_entropy(scores / divisor, labels).backward()
+        return divisor.grad.item()
+
+    assert slope(temperature * (1 - 1e-6)) < 0 < slope(temperature * (1 + 1e-6))

@@ -1,8 +1,5 @@
 """Evaluation sees every readable image, in order, whatever the workers."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -41,14 +38,3 @@ def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
     bad = [i for i in range(37) if folder.path(i) in ("05.png", "11.png", "23.png")]
     batches = eval_batches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
     assert [index.tolist() for index, _ in batches] == [[3]]
-
-
-MANY = """
-from simclr.data.loading import cores
-from simclr.data.workers import loader
-loader(range(4), range(4), workers=4 * cores(), prefetch=1, item_bytes=1)
-"""
-
-
-def test_more_workers_than_cores_are_no_cause_for_warnings():
-    assert subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True).stderr == ""

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from simclr.data import open_source
-from simclr.data.splits import split_off
+from simclr.errors import DataError
 from simclr.evaluation.health import HealthCheck, health
 from simclr.models import ProjectionHead, create_encoder
 from simclr.views import Views
@@ -57,11 +58,15 @@ def test_a_check_repeats_and_leaves_networks_as_they_were():
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
-def test_images_split_off_are_told_by_their_names():
-    source = open_source("sample", "train")
-    kept, aside = split_off(source, 50)
-    assert (len(kept), len(aside)) == (len(source) - 50, 50)
-    names = [{part.path(i) for i in range(len(part))} for part in (kept, aside)]
-    assert not names[0] & names[1]
-    with pytest.raises(ValueError, match="held_out is"):
-        split_off(source, len(source))
+def test_workers_decode_the_same_views():
+    source, views = open_source("sample", "test").select(np.arange(24), "test"), Views(size=16)
+    alone, together = (HealthCheck.of(source, views, 0.2, workers=workers) for workers in (0, 1))
+    assert torch.equal(alone.views, together.views)
+
+
+def test_a_source_without_readable_images_is_refused(tmp_path):
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refused:
+        HealthCheck.of(open_source(str(tmp_path), "all"), Views(size=16), 0.2)
+    assert refused.value.path == tmp_path.name

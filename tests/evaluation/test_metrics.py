@@ -5,6 +5,7 @@ import pytest
 import torch
 from support.mps import OnMps
 
+from simclr.evaluation import metrics
 from simclr.evaluation.intervals import bootstrap_interval
 from simclr.evaluation.metrics import (
     accuracy,
@@ -16,7 +17,7 @@ from simclr.evaluation.metrics import (
     rankme,
     uniformity,
 )
-from simclr.evaluation.neighbours import knn_votes, neighbours
+from simclr.evaluation.neighbours import knn_votes, nearest, neighbours
 
 
 def blobs(n, d, classes, spread, seed=0):
@@ -137,3 +138,22 @@ def test_health_needs_no_float64_of_the_device(measure):
 def test_accuracies_need_no_float64_of_the_device(metric):
     scores, labels = blobs(40, 3, 3, 1.0)
     assert metric(scores.as_subclass(OnMps), labels.as_subclass(OnMps)) == metric(scores, labels)
+
+
+def test_uniformity_is_that_of_all_pairs_in_any_blocks(monkeypatch):
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(x.double())
+    expected = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
+    for rows in (7, 100, 512):
+        monkeypatch.setattr(metrics, "ROWS", rows)
+        assert uniformity(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_excluded_row_is_never_among_the_neighbours():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    exclude = torch.tensor([3, -1])
+    cosine, rows = nearest(x, x[[3, 5]], 20, exclude=exclude, block=6)
+    assert cosine[0, -1] == -torch.inf
+    assert rows[0, -1] == 3
+    assert rows[1, 0] == 5
+    assert (neighbours(x, x, 19, exclude=torch.arange(20)) != torch.arange(20)[:, None]).all()

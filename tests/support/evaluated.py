@@ -1,9 +1,10 @@
-"""A small encoder and small labelled images for the tests of measurements."""
+"""A small encoder and small labelled images for the tests of evaluation."""
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -32,7 +33,7 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
 
 
 def squares(n: int, seed: int, *, random_labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """n images whose colour tells their class; with `random_labels` nothing tells it."""
+    """n images whose colour shows their class; with `random_labels` nothing shows it."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=n)
     images = rng.integers(0, 120, (n, SIZE, SIZE, 3))
@@ -42,7 +43,7 @@ def squares(n: int, seed: int, *, random_labels: bool = False) -> tuple[np.ndarr
 
 
 def write_arrays(path: Path, train: int = 120, test: int = 60, *, random_labels: bool = False) -> Path:
-    """Training and test part as one npz."""
+    """Training and test split as one npz."""
     parts = {}
     for seed, (part, n) in enumerate((("train", train), ("test", test))):
         images, labels = squares(n, seed, random_labels=random_labels)
@@ -67,3 +68,15 @@ def fingerprint(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The run folder of a small encoder."""
+    return write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small labelled images."""
+    return write_arrays(tmp_path_factory.mktemp("data") / "squares.npz", train=300)

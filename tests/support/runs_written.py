@@ -36,9 +36,10 @@ def row(name: str = "pretrained encoder", value: float = 0.6, **changes: Any) ->
     """A figure as a result file holds it."""
     return {
         "name": name, "role": "model" if name in ("pretrained encoder", "student", "from scratch") else "baseline",
-        "unit": "fraction", "evaluated_on": "test", "seen_in_pretraining": False, "target": "", "protocol": "kNN, k=20", "metric": "top1", "value": value,
-        "interval": [value - 0.02, value + 0.02], "n": 400, "interval_of": "bootstrap over the test images",
-        "frozen": "the whole encoder", "layer": "h", "transform": "whole image, bicubic, 32 px",
+        "unit": "fraction", "evaluated_on": "test", "seen_in_pretraining": False, "target": "",
+        "protocol": "kNN, k=20", "metric": "top1", "value": value, "interval": [value - 0.02, value + 0.02], "n": 400,
+        "interval_of": "bootstrap over the test images", "frozen": "the whole encoder", "layer": "h",
+        "transform": "whole image, bicubic, 32 px",
         "split": "fitted on train, chosen on held-out train, read once on test", "detail": {}, "code": "c0de",
         **changes,
     }  # fmt: skip
@@ -46,7 +47,8 @@ def row(name: str = "pretrained encoder", value: float = 0.6, **changes: Any) ->
 
 def measured(command: str, *rows: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """The content of a result file."""
-    return {"command": command, "task": command, "settings": {"data": "labelled", "seed": 0, **settings}, "results": list(rows),
+    settings = {"data": "labelled", "seed": 0, **settings}
+    return {"command": command, "task": command, "settings": settings, "results": list(rows),
             "environment": {"command": f"simclr {command} RUN labelled"}}  # fmt: skip
 
 

@@ -1,14 +1,20 @@
 """Embeddings as files, and the images found through them."""
 
+import os
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from support.evaluated import write_encoder, write_folder
 
 import simclr
-from simclr import Embed, Machine, Neighbours
+from simclr import Embed, Neighbours
+from simclr.errors import DataError, SettingError
+from simclr.runs.machine import Device
 
-MACHINE = Machine(accelerator="cpu", workers=0)
+MACHINE = Device(accelerator="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +38,86 @@ def test_a_file_holds_the_embedding_of_each_readable_image(run, photographs, tmp
         np.testing.assert_allclose(file["features"], expected, rtol=1e-4, atol=1e-6)
         assert [path.parent.name for path in files] == file["classes"][file["labels"]].tolist()
         assert str(file["layer"]) == "z"
-    with pytest.raises(ValueError, match="exists already"):
-        Embed(run=run, data=str(photographs), out=tmp_path / "z.npz", machine=MACHINE)()
+    task = Embed(run=run, data=str(photographs), out=tmp_path / "z.npz", machine=MACHINE)
+    with pytest.raises(SettingError) as refused:
+        task()
+    assert refused.value.field == "out"
+    assert replace(task, overwrite=True)()["images"] == 45
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_an_image_finds_itself_and_then_what_brute_force_finds(run, photographs, tmp_path, kept):
+def test_neighbours_are_those_of_brute_force_without_the_query_itself(run, photographs, tmp_path, kept, capsys):
     among = str(photographs)
     if kept:
         Embed(run=run, data=among, out=tmp_path / "h.npz", machine=MACHINE)()
         among = str(tmp_path / "h.npz")
     images = sorted(photographs.rglob("*.png"))
-    queries = [images[3], images[30]]
-    found = Neighbours(run=run, images=queries, among=among, k=4, out=tmp_path / "rows.png", machine=MACHINE)()
+    copy = tmp_path / "copy.png"
+    shutil.copy(images[30], copy)
+    queries = [images[3], copy]
+    task = Neighbours(run=run, images=queries, among=among, k=4, out=tmp_path / "rows.png", machine=MACHINE)
+    results = task()["neighbours"]
     h = simclr.load(run).embed(images)
     unit = h / np.linalg.norm(h, axis=1, keepdims=True)
-    for query in queries:
-        cosine = unit @ unit[images.index(query)]
-        paths, values = zip(*found["neighbours"][str(query)], strict=True)
-        assert photographs / paths[0] == query
-        np.testing.assert_allclose(values, np.sort(cosine)[::-1][:4], rtol=1e-4)
+    output = capsys.readouterr().out
+    for query, index in zip(queries, (3, 30), strict=True):
+        cosine = unit @ unit[index]
+        paths, values = zip(*results[str(query)], strict=True)
+        assert (images[index] in [photographs / path for path in paths]) == (query == copy)
+        expected = np.sort(np.delete(cosine, index) if query != copy else cosine)[::-1][:4]
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
         np.testing.assert_allclose(values, [cosine[images.index(photographs / path)] for path in paths], rtol=1e-4)
+        for rank, (path, value) in enumerate(results[str(query)], 1):
+            assert any(line.split() == [str(rank), f"{value:.3f}", path] for line in output.splitlines())
     with Image.open(tmp_path / "rows.png") as picture:
-        assert picture.size == (5 * 68 + 12, 2 * 68 + 4)
+        assert picture.width > picture.height > 0
+    with pytest.raises(SettingError) as refused:
+        replace(task)
+    assert refused.value.field == "out"
+    replace(task, overwrite=True)
 
 
 def test_embeddings_of_another_encoder_or_of_changed_images_are_refused(run, photographs, tmp_path):
-    Embed(run=run, data=str(photographs), out=tmp_path / "h.npz", machine=MACHINE)()
+    file = tmp_path / "h.npz"
+    Embed(run=run, data=str(photographs), out=file, machine=MACHINE)()
     query = next(photographs.rglob("*.png"))
     other = write_encoder(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match="other weights than those of"):
-        Neighbours(run=other, images=[query], among=str(tmp_path / "h.npz"), machine=MACHINE)()
-    query.rename(query.with_name("renamed.png"))
-    with pytest.raises(ValueError, match="have changed since"):
-        Neighbours(run=run, images=[query.with_name("renamed.png")], among=str(tmp_path / "h.npz"), machine=MACHINE)()
+    renamed = query.with_name("renamed.png")
+    for encoder, image in ((other, query), (run, renamed)):
+        if image == renamed:
+            query.rename(renamed)
+        with pytest.raises(DataError) as refused:
+            Neighbours(run=encoder, images=[image], among=str(file), machine=MACHINE)()
+        assert refused.value.path == str(file)
+    file.write_bytes(b"no npz")
+    with pytest.raises(DataError) as refused:
+        Neighbours(run=run, images=[renamed], among=str(file), machine=MACHINE)()
+    assert refused.value.path == str(file)
+
+
+def test_the_split_of_each_image_is_recorded(run, photographs, tmp_path):
+    for part in ("all", "test"):
+        Embed(run=run, data=str(photographs), part=part, out=tmp_path / f"{part}.npz", machine=MACHINE)()
+        with np.load(tmp_path / f"{part}.npz") as file:
+            names = [part if part != "all" else path.partition("/")[0] for path in file["paths"]]
+            assert file["split"].tolist() == names
+            assert set(names) == ({"train", "test"} if part == "all" else {"test"})
+
+
+def test_names_that_are_not_text_are_printed(run, photographs, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    source = next(photographs.rglob("*.png"))
+    shutil.copy(source, photographs / "train" / "class0" / name)
+    (photographs / "train" / "class0" / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no image")
+    Embed(run=run, data=str(photographs), out=tmp_path / "h.npz", machine=MACHINE)()
+    Neighbours(run=run, images=[source], among=str(tmp_path / "h.npz"), k=60, machine=MACHINE)()
+    output = capsys.readouterr().out
+    output.encode()
+    assert "caf" in output
+    assert "bad" in output
+
+
+def test_a_weights_file_stands_for_its_run(photographs, tmp_path):
+    run = write_encoder(tmp_path / "run")
+    Embed(run=run / "encoder.safetensors", data=str(photographs), machine=MACHINE)()
+    assert (run / "embeddings-photographs.npz").is_file()
