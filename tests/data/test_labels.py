@@ -12,7 +12,11 @@ from PIL import Image
 from simclr.data import open_source
 from simclr.data.labels import annotation_of, encode_labels, join_columns, sort_classes
 from simclr.data.multilabel import class_names, targets
+from simclr.data.specs import open_for_pretraining
 from simclr.errors import DataError
+from simclr.training.batches import Loading, open_batches
+from simclr.training.sampler import BatchSampler
+from simclr.views import Views
 
 PICTURES = [Image.fromarray(np.full((6, 5, 3), k, np.uint8)) for k in range(40)]
 
@@ -112,3 +116,17 @@ def test_labels_of_items_are_read_once_for_all_selections():
     assert few.labels.tolist() == [int(few.path(0)) % 3, int(few.path(1)) % 3]
     assert (train.labels >= 0).all() and (test.labels >= 0).all()
     assert items.reads - before <= len(items) + 1
+
+
+@pytest.mark.parametrize("storage", ["auto", "streamed"])
+def test_a_damaged_item_is_replaced_in_training(storage):
+    source = open_for_pretraining(Items(lambda i: i % 3, damaged=(7,)))
+    assert "7" in all_names(source)
+    loading = Loading(storage=storage, workers=0, max_bad=0.5)
+    batches = open_batches(source, (Views(size=8),), BatchSampler(len(source), 16, 0), loading, "cpu")
+    assert len(list(batches(range(4)))) == 4
+    assert list(batches.bad) == ["7"]
+
+
+def all_names(source):
+    return [source.path(i) for i in range(len(source))]
