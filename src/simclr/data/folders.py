@@ -37,7 +37,12 @@ def open_folder(root: Path, split: str, levels: Levels) -> Source:
         listing = list_images(root, parts, visited)
         names = listing.names
         if not names:
-            raise _NoImages(root, "it contains no image files (such as .jpg, .png, .webp, .tif) and no tar files")
+            others = ", ".join(
+                f"{count} {kind or 'without extension'}" for kind, count in listing.ignored.most_common(5)
+            )
+            problem = "it contains no image files (such as .jpg, .png, .webp, .tif) and no tar files"
+            remedy = "Install the extra heic to read HEIC files" if listing.ignored[".heic"] else ""
+            raise _NoImages(root, problem + (f", but these: {others}" if others else ""), remedy)
         is_test = np.array([name.startswith(os.fsencode(parts[1]) + b"/") for name in names]) if folders else None
         metadata = [
             (file, f"{part}/" if part else "")
