@@ -88,7 +88,7 @@ class Run:
         return run
 
     def begin(self) -> None:
-        """Take the lock of the folder, put the run that `fresh` replaces out of the way, and write the settings; once."""
+        """Take the lock of the folder, move the run that `fresh` replaces, and write the settings; once."""
         fresh, self._fresh = self._fresh, False
         if self._begun or not (self.writes and self._recipe):
             return

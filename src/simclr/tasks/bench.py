@@ -41,7 +41,7 @@ class Bench:
     out: Path | None = None
     """JSON file to write (default: none)"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
     stage: Literal["all", "views", "loss", "step", "loader"] = "all"
     """part to measure; all measures every part"""
     seconds: float = setting(5.0, above=0)

@@ -30,7 +30,7 @@ class Demo:
     seed: int = 0
     """seed of all random draws"""
     fresh: bool = False
-    """start over: delete the run that `out` holds"""
+    """new start: the run in `out` is deleted once the new one has a checkpoint"""
 
     def __call__(self) -> dict[str, Any]:
         """Run the demonstration and return the results of both evaluations."""

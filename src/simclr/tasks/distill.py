@@ -57,7 +57,7 @@ class Distill(Training):
     """encoder of the student: simclr_resnet18/34/50/101/152/200, or the name of any timm model (default: the
     teacher's)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
-    """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model"""
+    """options of the student's encoder, such as width"""
     start: Path | None = None
     """run folder of an encoder that the student starts from (default: random weights)"""
     temperature: float = setting(1.0, above=0)
@@ -68,7 +68,7 @@ class Distill(Training):
     fraction: float = setting(1.0, above=0, at_most=1)
     """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
-    """minimum and maximum area of a training crop, fractions of the image"""
+    """minimum and maximum area of a training crop, as fractions of the image"""
     test: str | None = None
     """labelled images to evaluate student and teacher on (default: `data`, if it is labelled)"""
 

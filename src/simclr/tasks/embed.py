@@ -41,7 +41,7 @@ class Embed:
     out: Path | None = None
     """file to write; RUN/embeddings-DATA.npz if not given"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
     machine: Device = Device()
     """device and decoding processes"""
 

@@ -36,7 +36,7 @@ class Export:
     """file to write; RUN/LAYER.pt2 or .onnx, or RUN/LIBRARY-NAME.safetensors, if not given. With pt2 and onnx, the
     layer may also be scores, the classifier of a fine-tuned run"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
     allow_pad_difference: bool = False
     """torchvision and timm: accept that the padding of the stem's max-pool differs, which changes features of even
     sides"""

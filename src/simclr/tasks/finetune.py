@@ -77,7 +77,7 @@ class FineTune(Training):
     zero_logits: bool = True
     """initialisation of the classifier with zeros (SimCLRv2); false: with N(0, 0.01^2)"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
-    """minimum and maximum area of a training crop, fractions of the image"""
+    """minimum and maximum area of a training crop, as fractions of the image"""
     norm_decay: float = setting(0.9, at_least=0, below=1)
     """decay of the moving batch statistics (paper: 0.9; in transfer max(1 - 10 / steps per epoch, 0.9))"""
     measure: Literal["test", "held-out"] = "test"

@@ -47,7 +47,7 @@ class Neighbours:
     out: Path | None = None
     """picture to write, one row for each image (png, jpg or webp)"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
     machine: Device = Device()
     """device and decoding processes"""
 

@@ -48,7 +48,7 @@ class Pack:
     shard_mb: int = setting(500, at_least=1)
     """size of a tar file, MB, at which the next one is started"""
     overwrite: bool = False
-    """replacement of existing tar files in `out`"""
+    """replacement of existing files"""
     workers: int = setting(-1, at_least=-1)
     """number of threads (-1: one per CPU core)"""
 

@@ -31,7 +31,7 @@ class Report:
     """page to write, or its content as .json; RUN/report.html if not given, report.html here for several runs. An
     existing report is replaced"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
 
     def __post_init__(self) -> None:
         check_settings(self)

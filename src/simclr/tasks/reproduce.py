@@ -83,7 +83,7 @@ class Reproduce:
     seeds: int = setting(1, at_least=1)
     """number of runs, each with its own seed; their mean is compared"""
     fresh: bool = False
-    """start over: delete the runs that `out` holds"""
+    """new start: the run in `out` is deleted once the new one has a checkpoint"""
     machine: dict[str, Any] = field(default_factory=dict)
     """settings of the machine that override the recipe's, such as --machine.devices 2"""
 

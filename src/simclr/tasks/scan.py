@@ -34,9 +34,9 @@ class Scan:
     out: Path | None = None
     """folder for the lists bad_files.csv, duplicates.csv and images.csv (default: none are written)"""
     overwrite: bool = False
-    """replacement of existing lists in `out`"""
+    """replacement of existing files"""
     workers: int = setting(-1, at_least=-1)
-    """number of decoding threads (-1: one per CPU core)"""
+    """number of threads (-1: one per CPU core)"""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -43,7 +43,7 @@ class Suggest:
     out: Path | None = None
     """recipe to write, a .yaml file (default: the recipe is only printed)"""
     overwrite: bool = False
-    """replace an existing file"""
+    """replacement of existing files"""
     seconds: float = setting(5.0, above=0)
     """time for each measurement, seconds"""
     machine: Device = Device()

@@ -41,7 +41,7 @@ class Training:
     out: Path | None = None
     """run folder to write or to resume (default: named after the inputs, as described above)"""
     fresh: bool = False
-    """delete what an earlier run left in `out` and start over"""
+    """new start: the run in `out` is deleted once the new one has a checkpoint"""
     optimizer: Literal["lars", "sgd", "adamw"] = "lars"
     """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning) or adamw"""
     lr: float = setting(0.3, above=0)

@@ -81,7 +81,7 @@ class Transfer:
     batch: int = setting(256, at_least=1)
     """number of images in a step, over all processes"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
-    """minimum and maximum area of a training crop, fractions of the image"""
+    """minimum and maximum area of a training crop, as fractions of the image"""
     out: Path | None = None
     """folder for the results and the fine-tuned runs; RUN/transfer if not given. An older result file keeps its content
     under a number"""

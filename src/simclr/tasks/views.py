@@ -34,7 +34,7 @@ class ShowViews:
     seed: int = 0
     """seed of the views"""
     overwrite: bool = False
-    """replacement of an existing picture"""
+    """replacement of existing files"""
 
     def __post_init__(self) -> None:
         check_settings(self)
