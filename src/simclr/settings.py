@@ -73,7 +73,8 @@ def _within(value: Any, bounds: Any) -> bool:
 
 @functools.cache
 def field_docs(task: type) -> dict[str, str]:
-    """Return the docstring of every field of a dataclass, inherited ones included, on one line each."""
+    """Return the first paragraph of the docstring of every field of a dataclass, inherited ones included, on one line
+    each; it is the help text."""
     docs: dict[str, str] = {}
     for owner in reversed(task.__mro__):
         if not dataclasses.is_dataclass(owner):
@@ -81,5 +82,5 @@ def field_docs(task: type) -> dict[str, str]:
         body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body
         for field, text in zip(body, body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                docs[field.target.id] = " ".join(text.value.value.split())
+                docs[field.target.id] = " ".join(text.value.value.split("\n\n")[0].split())
     return docs
