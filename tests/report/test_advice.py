@@ -29,7 +29,7 @@ def value(name, *given, **more):
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_suggestion_is_a_run_that_can_be_made(machine):
     for n, side in itertools.product(NUMBERS, SIDES):
-        advice = {name: one.value for name, one in suggest(facts(n, side, machine)).items()}
+        advice = {name: setting.value for name, setting in suggest(facts(n, side, machine)).items()}
         batch, epochs = advice["batch"], advice["epochs"]
         assert 2 <= batch <= n and batch == power_of_two(batch)
         assert n // batch >= 1
@@ -38,7 +38,7 @@ def test_every_suggestion_is_a_run_that_can_be_made(machine):
         assert 0 < peak_lr(advice["lr"], batch, advice["scaling"]) < 10
         assert feature_map(advice["views.size"], advice["encoder_options.stem"]) >= 4
         assert all(math.isfinite(v) for v in advice.values() if isinstance(v, float | int))
-        assert all(one.why for one in suggest(facts(n, side, machine)).values())
+        assert all(setting.reason for setting in suggest(facts(n, side, machine)).values())
 
 
 @pytest.mark.parametrize(("n", "side", "machine"), TABLE[:: len(TABLE) // 12])
