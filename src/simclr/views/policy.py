@@ -23,27 +23,26 @@ class Views:
 
     The operations and their order are in `simclr.views.operations`. Pixels are in [0, 1]; there is no normalisation.
     Unlike in the official code, the sigma of the blur is drawn for each image, not once for the batch of a replica.
+
+    Official semantics: the aspect ratio of a crop is uniform, its height uniform, its area at least a tenth of the
+    image; only a crop of full extent touches the bottom and right edge; after 100 rejected attempts the whole image.
+    The resize is bicubic (a = -0.5) without antialiasing, and values beyond [0, 1] reach the first colour operation.
+    Contrast scales about the mean of each channel; saturation scales and clips the S of HSV; factors of both may be
+    negative at a strength above 1.25. The blur has zeros beyond the border.
+
+    Torchvision's semantics: the aspect ratio of a crop is log-uniform, its area uniform; after 10 rejected attempts the
+    largest central crop. The resize is bilinear with antialiasing. Contrast scales about the mean of the grey image;
+    saturation blends with the grey image; factors are at least 0. The blur is mirrored at the border.
+
+    Both clip to [0, 1] after each operation, rotate the hue keeping the maximum and minimum channel of each pixel, and
+    weigh grey .2989, .587, .114.
     """
 
     size: int = setting(at_least=1)
     """height and width of a view, pixels"""
 
     semantics: Literal["official", "torchvision"] = "official"
-    """definition of the operations: those of google-research/simclr's data_util.py, or of torchvision's transforms
-
-    official: the aspect ratio of a crop is uniform, its height uniform, its area at least a tenth of the image; only a
-    crop of full extent touches the bottom and right edge; after 100 rejected attempts the whole image. The resize is
-    bicubic (a = -0.5) without antialiasing, and values beyond [0, 1] reach the first colour operation. Contrast scales
-    about the mean of each channel; saturation scales and clips the S of HSV; factors of both may be negative at a
-    strength above 1.25. The blur has zeros beyond the border.
-
-    torchvision: the aspect ratio of a crop is log-uniform, its area uniform; after 10 rejected attempts the largest
-    central crop. The resize is bilinear with antialiasing. Contrast scales about the mean of the grey image; saturation
-    blends with the grey image; factors are at least 0. The blur is mirrored at the border.
-
-    Both clip to [0, 1] after each operation, rotate the hue keeping the maximum and minimum channel of each pixel, and
-    weigh grey .2989, .587, .114.
-    """
+    """definition of the operations: those of google-research/simclr's data_util.py, or of torchvision's transforms"""
 
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
     """minimum and maximum area of a crop, as fractions of the image (paper App. A); official crops have at least 0.1"""
