@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -134,7 +135,7 @@ class Pretrain(Training):
             raise SettingError("epochs", "above 0", None)
         if self.batch < 2:
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
-        self.objective  # noqa: B018  checks the combination of its settings
+        _ = self.objective  # checks the combination of its settings
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -161,7 +162,7 @@ class Pretrain(Training):
 
         last = fit(run, fabric, parts, schedule, describe=self.describe, evaluate=evaluate)
         result = {"task": self.command, "images": len(source), "steps": schedule.steps, **last, **evaluate()}
-        save = lambda: save_encoder(run.path, encoder, head, self.card(encoder, head, source))
+        save = partial(save_encoder, run.path, encoder, head, self.card(encoder, head, source))
         return close_run(fabric, run, {**result, "bad": len(run.bad)}, save)
 
     @property
@@ -234,12 +235,14 @@ class Pretrain(Training):
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
 
+        def scaled_loss(z_a: Tensor, z_b: Tensor, labels: Tensor | None, keys: Keys) -> Tensor:
+            return self.loss_scale * objective(z_a, z_b, labels, keys)
+
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
             labels = None if all_labels is None else all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
             name = (self.seed, batch.step, fabric.global_rank)
             micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
-            scaled = lambda *among: self.loss_scale * objective(*among)
-            loss, outputs = simclr_step(fabric, network, batch.views.to(dtype), scaled, labels, micro)
+            loss, outputs = simclr_step(fabric, network, batch.views.to(dtype), scaled_loss, labels, micro)
             return loss / self.loss_scale, outputs
 
         depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
