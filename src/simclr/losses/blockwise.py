@@ -49,8 +49,8 @@ class _Blockwise(torch.autograd.Function):
             sums[rows] += e.sum(1)
             if symmetric and rows != columns:
                 sums[columns] += e.sum(0)
-        own = k.view(2, m, -1)[:, first : first + n]
-        pairs = zip(a.view(2, n, -1), (own[1], own[0]), strict=True)
+        local = k.view(2, m, -1)[:, first : first + n]
+        pairs = zip(a.view(2, n, -1), (local[1], local[0]), strict=True)
         positive = torch.cat([torch.bmm(x[:, None], y[:, :, None]).flatten() for x, y in pairs]) / temperature
         negatives = sums.log() + 1 / temperature
         ctx.save_for_backward(a, k, positive, negatives)
@@ -68,10 +68,10 @@ class _Blockwise(torch.autograd.Function):
 
         grad_a = torch.zeros_like(a)
         grad_k = grad_a if symmetric else torch.zeros_like(k)
-        own, grad_own = (x.view(2, m, -1)[:, first : first + n] for x in (k, grad_k))
+        local, grad_local = (x.view(2, m, -1)[:, first : first + n] for x in (k, grad_k))
         for v, other, weigh in ((0, 1, fraction[:n, None]), (1, 0, fraction[n:, None])):
-            grad_a.view(2, n, -1)[v].addcmul_(weigh, own[other], value=-1)
-            grad_own[other].addcmul_(weigh, a.view(2, n, -1)[v], value=-1)
+            grad_a.view(2, n, -1)[v].addcmul_(weigh, local[other], value=-1)
+            grad_local[other].addcmul_(weigh, a.view(2, n, -1)[v], value=-1)
         for rows, columns, e in _exponentials(a, k, temperature, block, first, symmetric):
             if symmetric:
                 e *= weight[rows, None] + weight[None, columns]

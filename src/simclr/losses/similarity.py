@@ -46,12 +46,12 @@ def similarities(
         if normalize:
             anchors, candidates = unit_rows(anchors), unit_rows(candidates)
         logits = anchors @ candidates.T / temperature
-    own = torch.arange(keys.offset, keys.offset + n, device=logits.device)
-    own, positives = torch.cat([own, own + m]), torch.cat([own + m, own])
+    rows = torch.arange(keys.offset, keys.offset + n, device=logits.device)
+    anchor_columns, positives = torch.cat([rows, rows + m]), torch.cat([rows + m, rows])
     if negatives == "other":
         view_of_anchor, view_of_key = (torch.arange(2 * k, device=logits.device) // k for k in (n, m))
         logits = logits.masked_fill(view_of_anchor[:, None] == view_of_key, -torch.inf)
-    return logits.scatter(1, own[:, None], -torch.inf), positives
+    return logits.scatter(1, anchor_columns[:, None], -torch.inf), positives
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

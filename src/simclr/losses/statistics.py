@@ -34,14 +34,14 @@ def contrast_statistics(
         z = unit_rows(full_precision(torch.cat([z_a, z_b])))
         top1, entropy, positive, negative = z.new_zeros(4).unbind()
         for rows in torch.arange(2 * n, device=z.device).split(max(1, CELLS // (2 * n))):
-            own, other = rows[:, None], (rows[:, None] + n) % (2 * n)
+            itself, other = rows[:, None], (rows[:, None] + n) % (2 * n)
             logits = z[rows] @ z.T / temperature
             matched = logits.gather(1, other).sum()
             positive += matched
-            negative += logits.scatter_(1, own, 0.0).sum() - matched
-            log_p = logits.scatter_(1, own, -torch.inf).log_softmax(1)
+            negative += logits.scatter_(1, itself, 0.0).sum() - matched
+            log_p = logits.scatter_(1, itself, -torch.inf).log_softmax(1)
             top1 += (logits.argmax(1) == other[:, 0]).sum()
-            entropy -= (log_p.exp() * log_p.scatter_(1, own, 0.0)).sum()
+            entropy -= (log_p.exp() * log_p.scatter_(1, itself, 0.0)).sum()
     return ContrastStatistics(
         top1=top1 / (2 * n),
         entropy=entropy / (2 * n),
@@ -66,5 +66,5 @@ def official_contrast_statistics(
         a, b = unit_rows(a), unit_rows(b)
     logits = a @ b.T / temperature
     p = logits.softmax(1)
-    own = torch.arange(offset, offset + len(a), device=logits.device)
-    return (logits.argmax(1) == own).to(p.dtype).mean(), -(p * (p + 1e-8).log()).sum(1).mean()
+    positives = torch.arange(offset, offset + len(a), device=logits.device)
+    return (logits.argmax(1) == positives).to(p.dtype).mean(), -(p * (p + 1e-8).log()).sum(1).mean()

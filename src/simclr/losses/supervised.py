@@ -27,13 +27,13 @@ def supcon(
     check_views(z_a, z_b, temperature)
     logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys)
     m = logits.shape[1] // 2
-    own = labels.repeat(2)[:, None]
-    alike = (own == (labels if keys is None else keys.labels).repeat(2)) & (own >= 0)
-    alike = alike.scatter(1, positives[:, None], True).scatter(1, (positives[:, None] + m) % (2 * m), False)
-    close = logits.masked_fill(~alike, -torch.inf)
-    others = logits.masked_fill(alike, -torch.inf).logsumexp(1)
+    anchor_labels = labels.repeat(2)[:, None]
+    same_class = (anchor_labels == (labels if keys is None else keys.labels).repeat(2)) & (anchor_labels >= 0)
+    same_class = same_class.scatter(1, positives[:, None], True).scatter(1, (positives[:, None] + m) % (2 * m), False)
+    close = logits.masked_fill(~same_class, -torch.inf)
+    others = logits.masked_fill(same_class, -torch.inf).logsumexp(1)
     # The log-sum over all minus the mean positive, as two terms: one of the positives among themselves, which for a
     # single positive is 0 with a gradient of exactly 0, and one of the negatives, which is small if they are far: see
     # `nt_xent`.
-    unlike = -close.log_softmax(1).masked_fill(~alike, 0).sum(1) / alike.sum(1)
+    unlike = -close.log_softmax(1).masked_fill(~same_class, 0).sum(1) / same_class.sum(1)
     return (unlike - F.logsigmoid(close.logsumexp(1) - others)).mean()
