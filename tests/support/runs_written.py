@@ -58,7 +58,7 @@ KNN = measured("knn", row("raw pixels", 0.3, layer="pixels"), row("untrained enc
 def write_run(path: Path, *, kind: str = "pretrain", settings: dict[str, Any] | None = None,
               log: list[dict[str, Any]] | None = None, finished: bool = True,
               start: dict[str, Any] | None = None, **files: dict[str, Any]) -> Path:  # fmt: skip
-    """A finished run of ten epochs with a measurement by nearest neighbours, but for what is asked for otherwise.
+    """A finished run of ten epochs with a k-NN measurement, unless the arguments say otherwise.
 
     `files` are JSON files by their name without its ending; None leaves one out.
     """

@@ -59,8 +59,8 @@ def suggest(facts: Facts) -> dict[str, Advice]:
     steps = total_steps(n, batch, epochs)
     warmup = 10 if epochs >= 100 else epochs / 10
 
-    limits = {largest_useful: "that helps (arXiv 2011.02803)",
-              fits: "that fits" + (", as tested" if facts.fits else " by estimate; simclr doctor measures it")}  # fmt: skip
+    fitting_text = "that fits" + (", as tested" if facts.fits else " by estimate; simclr doctor measures it")
+    limits = {largest_useful: "that helps (arXiv 2011.02803)", fits: fitting_text}
     limit = min(limits)
     because = limits[limit] if power_of_two(limit) == batch else f"with {n // batch} steps per epoch"
     advice = {

@@ -229,8 +229,10 @@ def _short(value: float) -> str:
 
 
 def svg_line(kind: str, x1: Coordinate, y1: Coordinate, x2: Coordinate, y2: Coordinate) -> str:
+    """Return a line with the style class `kind`."""
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
 def svg_text(anchor: str, x: Coordinate, y: Coordinate, below: int, content: str) -> str:
+    """Return text whose `anchor` (start, middle or end) is `below` pixels below a point."""
     return f'<text text-anchor="{anchor}" x="{x}" y="{y}" dy="{below}">{escape(content)}</text>'
