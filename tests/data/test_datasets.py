@@ -45,6 +45,14 @@ def test_the_zips_hold_the_official_arrays(zips, split):
     assert source.path(7) == f"{split}/7"
 
 
+def test_a_zip_that_is_none_is_named(tmp_path):
+    for name in ("cifar10_train_a.zip", "cifar10_train_b.zip", "cifar10_test.zip"):
+        (tmp_path / name).write_bytes(b"PK no zip")
+    with pytest.raises(DataError) as error:
+        open_source(f"cifar10:{tmp_path}", "test")
+    assert error.value.path == str(tmp_path / "cifar10_test.zip")
+
+
 def records(images: np.ndarray, labels: np.ndarray) -> bytes:
     return np.hstack([labels.astype(np.uint8)[:, None], images.transpose(0, 3, 1, 2).reshape(-1, 3072)]).tobytes()
 

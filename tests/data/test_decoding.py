@@ -287,6 +287,14 @@ def test_transparency_of_16_bits_is_composited_on_white():
     assert (decoded[:, 10:] == 255).all()
 
 
+def test_an_orientation_beside_the_text_of_a_png_file_is_applied():
+    exif, note = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112] = 6
+    note.add_text("title", "x" * 99, zip=True)
+    content = encoded(Image.fromarray(COLOURS), "PNG", exif=exif, pnginfo=note)
+    assert np.array_equal(decode(content), np.rot90(COLOURS, -1))
+
+
 def test_large_text_and_colour_profiles_of_png_files_are_not_read():
     image, notes = Image.fromarray(COLOURS), [PngImagePlugin.PngInfo() for _ in range(3)]
     notes[0].add_text("workflow", "x" * (2 << 20), zip=True)

@@ -135,6 +135,12 @@ def test_a_hold_out_separates_no_group(tmp_path):
     assert abs(len(test) - 0.2 * 50) <= 4
 
 
+def test_a_class_of_two_large_groups_is_tested_on_one(tmp_path):
+    root = write(tmp_path, *(f"{kind}/clip{clip}/{k}.png" for kind in "ab" for clip in range(2) for k in range(9)))
+    train, test = (open_source(f"{root}?group=2", split) for split in ("train", "test"))
+    assert np.bincount(train.labels).tolist() == np.bincount(test.labels).tolist() == [9, 9]
+
+
 def test_other_files_are_counted_and_images_without_extension_read(tmp_path):
     root = write(tmp_path, "cat/1", "cat/2.png", "dog/3.png")
     for name in ("cat/a.txt", "cat/b.TXT", "dog/c.pdf", "dog/README"):

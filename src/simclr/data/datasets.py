@@ -57,12 +57,15 @@ def sample(split: str) -> Arrays:
 
 def strips(file: Path) -> Part:
     """Read a zip of `*.webp`, each 32 x 32 images stacked vertically, and their `labels.npy`."""
-    with zipfile.ZipFile(file) as archive:
-        contents = [archive.read(name) for name in sorted(archive.namelist()) if name.endswith(".webp")]
-        labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
-    with ThreadPoolExecutor() as pool:
-        images = np.concatenate(list(pool.map(decode, contents)))
-    return images.reshape(-1, 32, 32, 3), labels.astype(np.int64)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            contents = [archive.read(name) for name in sorted(archive.namelist()) if name.endswith(".webp")]
+            labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
+        with ThreadPoolExecutor() as pool:
+            images = np.concatenate(list(pool.map(decode, contents)))
+        return images.reshape(-1, 32, 32, 3), labels.astype(np.int64)
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise DataError(file, f"it is not a zip of CIFAR-10 ({error})") from None
 
 
 def _joined(files: list[Path], read: Any) -> Part:

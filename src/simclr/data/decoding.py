@@ -10,7 +10,7 @@ The rules are the same for every format:
   0..255. Pillow would clip every grey value above 255 to white, and drop the lower byte of colours, so that the images
   of a 12-bit camera would be nearly black;
 - a truncated file is an error: Pillow can fill the missing part with grey, and a network would learn that;
-- the text and the colour profile of a PNG file are not read.
+- large text and colour profiles of PNG files, which Pillow rejects, are ignored.
 
 Pillow reads every format. Usual JPEG files are decoded by the same libjpeg-turbo directly (see `jpeg`), which yields
 the same pixels without Pillow's copies: in 0.8 of the time at 500 x 375 pixels, a quarter at 4000 x 3000.

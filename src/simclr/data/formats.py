@@ -6,9 +6,11 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -26,17 +28,20 @@ if "SIMCLR_MAX_PIXELS" in os.environ:  # a limit above Pillow's; the environment
         raise SettingError("SIMCLR_MAX_PIXELS", "a number of pixels", os.environ["SIMCLR_MAX_PIXELS"])
     Image.MAX_IMAGE_PIXELS = -(-int(os.environ["SIMCLR_MAX_PIXELS"]) // 2)  # Pillow refuses twice that
 _ORIENTATION_TAG = 0x0112
+T = TypeVar("T")
 TRANSPOSED, UPSIDE_DOWN, MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def file_form(file: bytes | Path) -> str:
     """Return format, colour mode and bits per channel of an image file, such as "JPEG RGB 8 bit"."""
+
+    def describe(image: Image.Image) -> str:
+        is_deep = image.mode.startswith("I;16") or _deep_rawmodes(image)
+        bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if is_deep else 8)
+        return f"{image.format} {image.mode} {bits} bit"
+
     with named_errors("<bytes>" if isinstance(file, bytes) else str(file)):
-        content = file if isinstance(file, bytes) else file.read_bytes()
-        with opened(content) as image:
-            is_deep = image.mode.startswith("I;16") or _deep_rawmodes(image)
-            bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if is_deep else 8)
-            return f"{image.format} {image.mode} {bits} bit"
+        return with_pillow(file if isinstance(file, bytes) else file.read_bytes(), describe)
 
 
 def stretch(values: Shaped[np.ndarray, "h w ..."]) -> UInt8[np.ndarray, "h w ..."]:
@@ -56,39 +61,46 @@ def stretch(values: Shaped[np.ndarray, "h w ..."]) -> UInt8[np.ndarray, "h w ...
     return np.rint(np.clip(grey / ((high - low) or 1.0), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-@contextmanager
-def opened(content: bytes) -> Iterator[Image.Image]:
-    """Open an image file with Pillow; a PNG file without its text and colour profile.
+def with_pillow(content: bytes, function: Callable[[Image.Image], T]) -> T:
+    """Open an image file with Pillow and return `function` of the image.
 
-    Pillow rejects PNG files with more than 1 MiB of either, which have no bearing on the pixels.
+    Pillow rejects PNG files with more than 1 MiB of text or colour profile, which have no bearing on the pixels: they
+    are opened again without them.
     """
-    with muted(), Image.open(io.BytesIO(_without_text(content))) as image:
-        yield image
+    try:
+        with muted(), Image.open(io.BytesIO(content)) as image:
+            return function(image)
+    except ValueError:
+        stripped = _without_text(content)
+        if stripped is content:
+            raise
+    with muted(), Image.open(io.BytesIO(stripped)) as image:
+        return function(image)
 
 
 def _without_text(content: bytes) -> bytes:
-    """Return a file without the chunks zTXt, tEXt, iTXt and iCCP, except for XMP, if it is a PNG file that has them."""
+    """Return a file without the chunks zTXt, tEXt, iTXt and iCCP, if it is a PNG file that has them."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
-    kept, at, dropped = [content[:8]], 8, False
+    kept, at, is_dropped = [content[:8]], 8, False
     while at + 12 <= len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
-        kind, start = content[at + 4 : at + 8], content[at + 8 : at + 8 + 20]
-        is_xmp = start == b"XML:com.adobe.xmp\0\0\0" and end - at < 1 << 20  # which may contain the orientation
-        if kind in (b"zTXt", b"tEXt", b"iTXt", b"iCCP") and not is_xmp and end <= len(content):
-            dropped = True
+        if content[at + 4 : at + 8] in (b"zTXt", b"tEXt", b"iTXt", b"iCCP") and end <= len(content):
+            is_dropped = True
         else:
             kept.append(content[at:end])
         at = end
-    return b"".join([*kept, content[at:]]) if dropped else content
+    return b"".join([*kept, content[at:]]) if is_dropped else content
 
 
 def read_image(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image file to uint8 (H, W, 3)."""
-    with opened(content) as image:
-        if rawmodes := _deep_rawmodes(image):
-            return _deep_colour(content, rawmodes)
-        return to_rgb(image)
+
+    def decode(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        rawmodes = _deep_rawmodes(image)
+        return _deep_colour(content, rawmodes) if rawmodes else to_rgb(image)
+
+    return with_pillow(content, decode)
 
 
 def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
@@ -96,6 +108,8 @@ def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
     tile = image.tile[0] if getattr(image, "tile", None) else None
     rawmode = tile and (tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else None)
     if image.mode not in ("RGB", "RGBA") or not isinstance(rawmode, str) or ";16" not in rawmode:
+        return None
+    if "transparency" in image.info:  # one colour is transparent, which Pillow compares with the high bytes
         return None
     colours, _, order = rawmode.partition(";16")
     if order == "N":
@@ -106,19 +120,20 @@ def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
 
 def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image with 16 bits per colour: both bytes by Pillow, which itself keeps the high one only."""
-    halves = []
-    for rawmode in rawmodes:
-        with opened(content) as image:
-            image.tile = [
-                tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:]))
-                for tile in image.tile
-            ]
-            image.load()
-            halves.append(np.asarray(image).astype(np.uint16))
-            mode, orientation = image.mode, orientation_of(image)
-    values = (halves[0] << 8) | halves[1]
+
+    def read_byte(rawmode: str, image: Image.Image) -> tuple[np.ndarray, int]:
+        tiles = []
+        for tile in image.tile:
+            args = rawmode if isinstance(tile[3], str) else (rawmode, *tile[3][1:])
+            tiles.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
+        image.tile = tiles
+        image.load()
+        return np.asarray(image).astype(np.uint16), orientation_of(image)
+
+    (high, orientation), (low, _) = (with_pillow(content, partial(read_byte, rawmode)) for rawmode in rawmodes)
+    values = (high << 8) | low
     pixels = stretch(values[..., :3])
-    if mode == "RGBA":
+    if values.shape[2] == 4:
         alpha = values[..., 3:].astype(np.float64) / 65535
         pixels = np.rint(pixels * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return turn_upright(pixels, orientation)

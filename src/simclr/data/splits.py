@@ -111,6 +111,7 @@ def holdout_mask(source: Source, size: float | int = HELD_OUT, seed: int | None 
         reached = np.cumsum(images[units])
         # the prefix whose number of images is nearest to the quota; without groups it is the quota
         stop = int(np.argmin(np.abs(np.concatenate([[0], reached[:-1]]) - quota)))
+        stop = max(stop, 1) if quota and len(units) > 1 else stop  # one large group rather than none
         chosen[units[:stop]] = True
     return chosen[unit]
 
