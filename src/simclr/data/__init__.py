@@ -1,4 +1,4 @@
-"""Where images come from: sources, decoding, batches."""
+"""Data sets: sources of images with labels and splits, and their decoding."""
 
 from simclr.data.decoding import decode
 from simclr.data.source import Source

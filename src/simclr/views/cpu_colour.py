@@ -14,14 +14,14 @@ CHUNK = 2048  # values of the blur processed together, so that its passes stay i
 
 @fast
 def affine(x, factor, offset):
-    """x -> clip(factor x + offset), any shape of one axis."""
+    """Compute clip(factor x + offset) in place, for x of one axis."""
     for i in range(x.size):
         x[i] = min(max(factor * x[i] + offset, ZERO), ONE)
 
 
 @fast
 def mean(x):
-    """Return the mean of any shape of one axis."""
+    """Return the mean of x of one axis."""
     total = ZERO
     for i in range(x.size):
         total += x[i]
@@ -30,7 +30,7 @@ def mean(x):
 
 @fast
 def contrast(planes, factor, grey_pivot):
-    """x -> clip((x - mean) factor + mean), mean of each channel or of the grey image."""
+    """Compute clip((x - mean) factor + mean) in place, with the mean of each channel or of the grey image."""
     r, g, b = mean(planes[0]), mean(planes[1]), mean(planes[2])
     if grey_pivot:
         r = g = b = RED * r + GREEN * g + BLUE * b
@@ -54,7 +54,7 @@ def saturate(planes, factor):
 
 @fast
 def blend_with_grey(planes, factor):
-    """x -> clip(factor x + (1 - factor) grey)."""
+    """Compute clip(factor x + (1 - factor) grey) in place."""
     r, g, b = planes[0], planes[1], planes[2]
     for i in range(r.size):
         grey = (ONE - factor) * (RED * r[i] + GREEN * g[i] + BLUE * b[i])
@@ -106,7 +106,7 @@ def greyscale(planes):
 
 @fast
 def jitter(planes, order, factors, additive, torchvision):
-    """Brightness, contrast, saturation and hue in the given order, each followed by a clip to [0, 1]."""
+    """Apply brightness, contrast, saturation and hue in the given order, each followed by a clip to [0, 1]."""
     for op in order:
         if op == 0:
             factor, offset = (ONE, factors[0]) if additive else (factors[0], ZERO)
@@ -145,7 +145,7 @@ def convolve(x, start, stop, step, kernel, reach, out):
 
 @fast
 def pad(plane, reach, reflect, stride, padded):
-    """plane (S, S) -> flat padded (S + 2 reach)^2: zeros, or the image mirrored about its edge pixels."""
+    """Pad a plane (S, S) to a flat (S + 2 reach)^2: by zeros, or by the image mirrored about its edge pixels."""
     size = len(plane)
     for i in range(size):
         row, start = plane[i], (reach + i) * stride

@@ -116,7 +116,7 @@ def combine_block(typing, lanes, pixels, weights, add, planes, i, j):
 
 @exact
 def cubic_taps(start, length, source, weight):
-    """Keys' bicubic (a = -0.5), half-pixel centres, taps outside the crop dropped; as TF2's resize.
+    """Compute the taps of Keys' bicubic (a = -0.5) with half-pixel centres, without those outside the crop; as TF2.
 
     In float32 and with the offset quantised to 1/1024, as there: the tables then agree to rounding.
     source (4, S) int32, weight (4, S) float32.
@@ -144,7 +144,7 @@ def cubic_taps(start, length, source, weight):
 
 @exact
 def triangle_taps(start, length, source, weight):
-    """Antialiased bilinear with half-pixel centres, as torchvision's resize; unused taps weigh 0."""
+    """Compute the taps of antialiased bilinear with half-pixel centres, as torchvision; unused taps weigh 0."""
     size = source.shape[1]
     scale = length / size
     support = max(scale, 1.0)
@@ -231,7 +231,7 @@ def combine_columns(lanes, count, filters, flip, first, planes):
 
 @fast
 def resample(image, crop, flip, antialias, buffers, planes):
-    """image (H, 3W) uint8 -> planes (3, S, S) in [0, 1] and a little beyond; buffers: those of `resample_views`.
+    """Resample image (H, 3W) uint8 to planes (3, S, S) in [0, 1] and a little beyond, in buffers of `resample_views`.
 
     Rows are combined first. LANES of the results are then transposed, so that the horizontal taps, which start at any
     pixel, are long vectors along y; the planes keep that layout, on which the colour operations do not depend.
@@ -255,7 +255,7 @@ def resample(image, crop, flip, antialias, buffers, planes):
 
 @exact
 def resample_views(images, crop, flip, antialias, planes):
-    """images (B, H, 3W) uint8 -> planes (B, 3, S, S): crop, resize, flip."""
+    """Crop, resize and flip images (B, H, 3W) uint8 to planes (B, 3, S, S)."""
     size, width, longest = planes.shape[2], images.shape[2], max(images.shape[1], images.shape[2] // 3)
     taps = taps_of(longest, size) if antialias else 4
     source, weight = np.empty((2, taps, size), np.int32), np.empty((2, taps, size), np.float32)
@@ -266,7 +266,7 @@ def resample_views(images, crop, flip, antialias, planes):
 
 @fast
 def load_views(crops, planes):
-    """crops (B, S, S, 3) uint8 -> planes (B, 3, S, S)."""
+    """Copy crops (B, S, S, 3) uint8 to planes (B, 3, S, S)."""
     size = planes.shape[2]
     for i in range(len(crops)):
         for x in range(size):
@@ -277,7 +277,7 @@ def load_views(crops, planes):
 
 @fast
 def store_views(planes, out):
-    """planes (B, 3, S, S) -> out (B, S, S, 3) float32, clipped to [0, 1]."""
+    """Copy planes (B, 3, S, S) to out (B, S, S, 3) float32, clipped to [0, 1]."""
     size = planes.shape[2]
     whole = size // BLOCK * BLOCK
     for i in range(len(planes)):
@@ -293,7 +293,7 @@ def store_views(planes, out):
 
 @fast
 def store_bytes(planes, out):
-    """planes (B, 3, S, S) -> out (B, S, 3S) uint8, clipped and rounded."""
+    """Copy planes (B, 3, S, S) to out (B, S, 3S) uint8, clipped and rounded."""
     size = planes.shape[2]
     rows, rounded = np.empty((3, BLOCK, size), np.float32), np.empty((3, BLOCK, size), np.uint8)
     values, flat = rows.reshape(rows.size), rounded.reshape(rows.size)

@@ -155,7 +155,7 @@ def jitter(
     additive: bool,
     torchvision: bool,
 ) -> None:
-    """Brightness, contrast, saturation and hue in each image's order, each followed by a clip to [0, 1]; in place.
+    """Apply brightness, contrast, saturation and hue in each image's order, each with a clip to [0, 1]; in place.
 
     In each of four rounds an operation gathers the images whose turn it is, so no image is computed in vain.
     """
