@@ -159,7 +159,7 @@ def answer(record: RunRecord) -> str:
             if m.older or m.command != task or model is None or (m.file == "result.json") != is_own:
                 continue
             unit, same = unit_label(model["unit"]), ("metric", "protocol")
-            beside = [f"{number(row['value'], unit)} of {row['name']}" for row in rows
+            beside = [f"{row['name']} ({number(row['value'], unit)})" for row in rows
                       if row["role"] != "model" and all(row.get(k) == model.get(k) for k in same)]  # fmt: skip
             figure = f"{number(model['value'], unit)} {term(model['metric']).label}"
             sentences.append(f"{model.get('protocol', task)}: {figure} {interval(model.get('interval'), unit)} on "

@@ -48,7 +48,8 @@ class Report:
         out = require_report_path(require_file_path(self.out or folder / "report.html"), self.overwrite)
         shown = write_page([read_run(path) for path in paths], out)
         for run in shown["runs"]:
-            print(printable(f"{run['name']}: {run['head']}\n  {run['answer']}"))
+            print(printable(f"{run['name']}: {run['head']}"))
+            print(printable(f"  {run['answer']}"))
             for finding in run["findings"]:
                 print(printable(f"  {finding['level']}: {finding['text']}"))
         for finding in (shown["comparison"] or {}).get("findings", ()):
