@@ -189,7 +189,11 @@ class Pretrain(Training):
         of `simclr suggest` if there are fewer images than the defaults are made for.
         """
         is_run = isinstance(self.data, str) and (Path(self.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
-        if is_run or any(name not in NEUTRAL and not name.startswith("machine.") for name in given):
+        if (
+            self.data is None
+            or is_run
+            or any(name not in NEUTRAL and not name.startswith("machine.") for name in given)
+        ):
             return {}
         recipe = self.folder / "recipe.yaml"
         if recipe.is_file() and not self.fresh:
