@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -168,14 +168,7 @@ class Pretrain(Training):
     @property
     def objective(self) -> Objective:
         """The contrastive loss of these settings."""
-        return Objective(
-            loss=self.loss,
-            temperature=self.temperature,
-            margin=self.margin,
-            semi_hard=self.semi_hard,
-            normalize=self.normalize,
-            negatives=self.negatives,
-        )
+        return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
 
     @property
     def folder(self) -> Path:
@@ -189,11 +182,8 @@ class Pretrain(Training):
         of `simclr suggest` if there are fewer images than the defaults are made for.
         """
         is_run = isinstance(self.data, str) and (Path(self.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
-        if (
-            self.data is None
-            or is_run
-            or any(name not in NEUTRAL and not name.startswith("machine.") for name in given)
-        ):
+        of_method = {name for name in given - NEUTRAL if not name.startswith("machine.")}
+        if self.data is None or is_run or of_method:
             return {}
         recipe = self.folder / "recipe.yaml"
         if recipe.is_file() and not self.fresh:
