@@ -1,10 +1,10 @@
-"""A stand-in for a tensor on MPS, which has no float64."""
+"""Substitute for a tensor on MPS, which has no float64."""
 
 import torch
 
 
 class OnMps(torch.Tensor):
-    """Says that it is on MPS, refuses to become float64, and is an ordinary tensor after `.cpu()`."""
+    """Tensor whose device is MPS: it cannot become float64, and is an ordinary tensor after `.cpu()`."""
 
     @property
     def device(self) -> torch.device:
@@ -14,7 +14,7 @@ class OnMps(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function is torch.Tensor.cpu:
             return args[0].as_subclass(torch.Tensor)
-        found = super().__torch_function__(function, types, args, kwargs or {})
-        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
-        return found
+        return result

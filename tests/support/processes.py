@@ -1,4 +1,4 @@
-"""Runs a function in two processes connected by gloo, and the program with compiling made cheap."""
+"""Functions in several processes connected by gloo, and the program with a compiler that compiles nothing."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ def _entry(rank: int, world: int, port: int, folder: str, function: Callable, ar
 
 
 def in_processes(function: Callable, *arguments, world: int = 2) -> list:
-    """[function(rank, world, *arguments) for every rank], each in a process of its own."""
+    """Return [function(rank, world, *arguments) for every rank], each computed in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
