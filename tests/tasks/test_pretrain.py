@@ -266,15 +266,15 @@ def test_the_warm_up_follows_the_epochs_unless_it_is_given():
     assert Pretrain(data="x", epochs=3).schedule(40_960).steps == 31
 
 
-def test_the_default_folder_does_not_lie_among_the_images(folder, monkeypatch, tmp_path):
-    monkeypatch.chdir(folder)
-    for data in (".", str(folder), folder.parent):
-        with pytest.raises(SettingError) as error:
-            _ = Pretrain(data=data).folder
-        assert error.value.field == "out"
-    monkeypatch.chdir(tmp_path)
-    assert Pretrain(data=str(folder)).folder == Path("runs") / f"pretrain-{folder.name}"
-    assert Pretrain(data=".", out=tmp_path / "run").folder == tmp_path / "run"
+def test_a_run_in_the_folder_of_the_images_is_no_part_of_them(folder, monkeypatch, tmp_path):
+    images = tmp_path / "photographs"
+    shutil.copytree(folder, images)
+    monkeypatch.chdir(images)
+    before = open_source(".").fingerprint
+    result = small(data=".", batch=8, epochs=1, out=None)()
+    assert (images / "runs" / "pretrain-photographs" / "encoder.safetensors").is_file()
+    assert open_source(".").fingerprint == before
+    assert small(data=".", batch=8, epochs=1, out=None)() == result  # it finds its run
 
 
 @pytest.mark.parametrize(

@@ -153,15 +153,12 @@ def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[
 
 
 def run_folder_for(command: str, data: Any) -> Path:
-    """Return runs/COMMAND-DATA, the default folder of a run on `data`; it must not lie among the images."""
+    """Return runs/COMMAND-DATA, the default folder of a run on `data`; below the images it is not read as data."""
     if not isinstance(data, str | Path):
         return Path("runs") / f"{command}-{type(data).__name__}"
     path = Path(str(data).rsplit(":", 1)[-1])
     name = path.name if path.name not in ("", "..") else path.resolve().name
-    folder = Path("runs") / f"{command}-{name or 'images'}"
-    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
-        raise SettingError("out", f"given, since the default {folder} lies inside the images in {data}")
-    return folder
+    return Path("runs") / f"{command}-{name or 'images'}"
 
 
 @dataclass(frozen=True)
