@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
 from simclr.errors import DataError, SettingError, UsageError
+from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import flatten, plain, recipe_path
 
 OUTSIDE = ("expected",)  # blocks of a recipe that are not settings; read by `simclr reproduce`
@@ -95,10 +96,7 @@ def split_words(words: list[str], command: str, known: dict[str, Flag]) -> Words
 
 def read_recipe(path: Path, command: str, known: dict[str, Flag]) -> Iterator[tuple[str, str]]:
     """Yield the settings of a recipe file as names and words."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(path, f"not valid YAML ({' '.join(str(error).split())})") from None
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise DataError(path, "not a recipe, which is a mapping of settings to values")
     settings = {name: value for name, value in content.items() if name not in OUTSIDE}

@@ -4,6 +4,7 @@ import io
 import pickle
 import sys
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,16 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.utils.data import ConcatDataset
 
+from simclr.data.arrays import check_archive
 from simclr.data.decoding import decode
 from simclr.data.labels import annotation_of
 from simclr.data.paths import Paths
 from simclr.data.source import Arrays, ItemLabels, Objects, Source
 from simclr.data.splits import Part, assemble, official_splits, select_split
 from simclr.errors import DataError
+from simclr.runs.reading import open_regular, read_bytes
 
+MAX_BATCH_BYTES = 1 << 30  # of a file of CIFAR-10; the official ones have 31 MB
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _BATCHES = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
 _ZIPS = {"train": ["cifar10_train_a.zip", "cifar10_train_b.zip"], "test": ["cifar10_test.zip"]}
@@ -58,13 +62,16 @@ def sample(split: str) -> Arrays:
 def strips(file: Path) -> Part:
     """Read a zip of `*.webp`, each 32 x 32 images stacked vertically, and their `labels.npy`."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
+            check_archive(archive, file)
             contents = [archive.read(name) for name in sorted(archive.namelist()) if name.endswith(".webp")]
             labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
         with ThreadPoolExecutor() as pool:
             images = np.concatenate(list(pool.map(decode, contents)))
         return images.reshape(-1, 32, 32, 3), labels.astype(np.int64)
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise DataError(file, f"it is not a zip of CIFAR-10 ({error})") from None
 
 
@@ -74,7 +81,7 @@ def _joined(files: list[Path], read: Any) -> Part:
 
 
 def _binary(file: Path) -> Part:
-    content = np.fromfile(file, np.uint8)
+    content = np.frombuffer(read_bytes(file, MAX_BATCH_BYTES), np.uint8)
     if not content.size or content.size % 3073:
         raise DataError(file, f"its {content.size} bytes are not a multiple of the 3,073 of a record")
     records = content.reshape(-1, 3073)
@@ -82,11 +89,20 @@ def _binary(file: Path) -> Part:
 
 
 def _pickled(file: Path) -> Part:
-    with open(file, "rb") as stream:
+    with io.BytesIO(read_bytes(file, MAX_BATCH_BYTES)) as stream:
         try:
             batch = _ArraysOnly(stream, encoding="latin1").load()
             return _from_planes(batch["data"]), np.asarray(batch["labels"], np.int64)
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (
+            pickle.UnpicklingError,
+            EOFError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            MemoryError,
+        ) as error:
             raise DataError(file, f"it is not a batch of CIFAR-10 ({error})") from None
 
 

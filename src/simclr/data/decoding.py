@@ -28,6 +28,7 @@ from PIL import Image
 
 from simclr.data import jpeg
 from simclr.data.formats import (
+    MAX_FILE_BYTES,
     MIRRORED,
     TRANSPOSED,
     UPSIDE_DOWN,
@@ -42,6 +43,7 @@ from simclr.data.formats import (
     turn_upright,
 )
 from simclr.errors import UnreadableImage
+from simclr.runs.reading import read_bytes
 
 __all__ = ["DecodedRegion", "LazyImage", "as_rgb", "decode", "file_form", "stretch"]
 
@@ -84,7 +86,7 @@ class LazyImage:
         """Open an image file, given by its content or its path; see `decode`."""
         name = path or ("<bytes>" if isinstance(file, bytes) else str(file))
         with named_errors(name):
-            content = file if isinstance(file, bytes) else Path(file).read_bytes()
+            content = file if isinstance(file, bytes) else read_bytes(file, MAX_FILE_BYTES, UnreadableImage)
             if not content:
                 raise UnreadableImage(name, "empty file")
             size = jpeg.header(content)
@@ -135,7 +137,8 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
     """Decode an image file, given by its content or its path, to uint8 (H, W, 3).
 
     Raises UnreadableImage, in which the image is called `path` (default: the path of the file). Images of more than
-    about 179 million pixels are rejected, as by Pillow, or of more than the environment's SIMCLR_MAX_PIXELS.
+    about 179 million pixels are rejected, as by Pillow, or of more than the environment's SIMCLR_MAX_PIXELS; at 16 bits
+    a colour or 32 bits, of more than half of that. Decoding one takes at most about 2 GB.
     """
     return LazyImage.open(file, path).read().pixels
 

@@ -17,6 +17,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from simclr.errors import SettingError, UnreadableImage
+from simclr.runs.reading import read_bytes
 
 with contextlib.suppress(ImportError):  # the extra `heic`
     import pillow_heif
@@ -27,6 +28,7 @@ if "SIMCLR_MAX_PIXELS" in os.environ:  # a limit above Pillow's; the environment
     if not os.environ["SIMCLR_MAX_PIXELS"].isdecimal():
         raise SettingError("SIMCLR_MAX_PIXELS", "a number of pixels", os.environ["SIMCLR_MAX_PIXELS"])
     Image.MAX_IMAGE_PIXELS = -(-int(os.environ["SIMCLR_MAX_PIXELS"]) // 2)  # Pillow refuses twice that
+MAX_FILE_BYTES = 2 << 30  # of one image; uncompressed, the largest that is decoded has 1.4 GB
 _ORIENTATION_TAG = 0x0112
 T = TypeVar("T")
 TRANSPOSED, UPSIDE_DOWN, MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
@@ -41,24 +43,65 @@ def file_form(file: bytes | Path) -> str:
         return f"{image.format} {image.mode} {bits} bit"
 
     with named_errors("<bytes>" if isinstance(file, bytes) else str(file)):
-        return with_pillow(file if isinstance(file, bytes) else file.read_bytes(), describe)
+        return with_pillow(
+            file if isinstance(file, bytes) else read_bytes(file, MAX_FILE_BYTES, UnreadableImage), describe
+        )
 
 
 def stretch(values: Shaped[np.ndarray, "h w ..."]) -> UInt8[np.ndarray, "h w ..."]:
     """Map values of any depth to uint8: the 0.1st to 99.9th percentile becomes 0..255, a constant becomes 0.
 
     Percentiles are used since one hot pixel of a sensor would leave the image black; if they coincide, the whole range.
-    Values that are not finite count as the lowest value.
+    Values that are not finite count as the lowest value. Large images are computed in strips, since float64 would take
+    eight bytes for each value.
     """
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint8)
-    numbers = values[finite].astype(np.float64)
-    low, high = np.percentile(numbers, (0.1, 99.9))
-    if low == high:
-        low, high = numbers.min(), numbers.max()
-    grey = np.where(finite, values, low).astype(np.float64) - low
-    return np.rint(np.clip(grey / ((high - low) or 1.0), 0.0, 1.0) * 255.0).astype(np.uint8)
+    out = np.zeros(values.shape, np.uint8)
+    bounds = _bounds(values)
+    if bounds is None:
+        return out
+    low, high = bounds
+    for rows in _strips(values.shape):
+        part = values[rows]
+        grey = np.where(np.isfinite(part), part, low).astype(np.float64) - low
+        out[rows] = np.rint(np.clip(grey / ((high - low) or 1.0), 0.0, 1.0) * 255.0)
+    return out
+
+
+def _bounds(values: Shaped[np.ndarray, "h w ..."]) -> tuple[np.float64, np.float64] | None:
+    """Return the 0.1st and 99.9th percentile of the finite values, or their extremes if these are equal."""
+    if values.dtype == np.uint16:  # counted, so that nothing is sorted
+        counts = np.zeros(1 << 16, np.int64)
+        for rows in _strips(values.shape):
+            counts += np.bincount(values[rows].reshape(-1), minlength=1 << 16)
+        total = np.cumsum(counts)
+        n, ordered = int(total[-1]), None
+    else:
+        ordered = values[np.isfinite(values)]
+        n = len(ordered)
+    if not n:
+        return None
+    places = [(n - 1) * (percent / 100) for percent in (0.1, 99.9)]
+    ranks = sorted({0, n - 1, *(min(int(place) + more, n - 1) for place in places for more in (0, 1))})
+    if ordered is None:
+        levels = np.searchsorted(total, ranks, side="right").astype(np.float64)
+    else:
+        ordered.partition(ranks)
+        levels = ordered[ranks].astype(np.float64)
+    level = dict(zip(ranks, levels, strict=True))
+    low, high = (_between(level[int(p)], level[min(int(p) + 1, n - 1)], p - int(p)) for p in places)
+    return (low, high) if low != high else (level[0], level[n - 1])
+
+
+def _between(low: np.float64, high: np.float64, weight: float) -> np.float64:
+    """Interpolate as numpy.percentile does, to the last bit."""
+    return high - (high - low) * (1 - weight) if weight >= 0.5 else low + (high - low) * weight
+
+
+def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of rows of about a million values."""
+    rows = max(1, (1 << 20) // max(1, int(np.prod(shape[1:]))))
+    for start in range(0, shape[0], rows):
+        yield slice(start, start + rows)
 
 
 def with_pillow(content: bytes, function: Callable[[Image.Image], T]) -> T:
@@ -98,6 +141,7 @@ def read_image(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
     def decode(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         rawmodes = _deep_rawmodes(image)
+        _check_pixels(image, rawmodes is not None)
         return _deep_colour(content, rawmodes) if rawmodes else to_rgb(image)
 
     return with_pillow(content, decode)
@@ -130,26 +174,43 @@ def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray,
         image.load()
         return np.asarray(image).astype(np.uint16), orientation_of(image)
 
-    (high, orientation), (low, _) = (with_pillow(content, partial(read_byte, rawmode)) for rawmode in rawmodes)
-    values = (high << 8) | low
+    values, orientation = with_pillow(content, partial(read_byte, rawmodes[0]))
+    values <<= 8
+    values |= with_pillow(content, partial(read_byte, rawmodes[1]))[0]
     pixels = stretch(values[..., :3])
-    if values.shape[2] == 4:
-        alpha = values[..., 3:].astype(np.float64) / 65535
-        pixels = np.rint(pixels * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    for rows in _strips(values.shape) if values.shape[2] == 4 else ():
+        alpha = values[rows, :, 3:].astype(np.float64) / 65535
+        pixels[rows] = np.rint(pixels[rows] * alpha + 255 * (1 - alpha))
     return turn_upright(pixels, orientation)
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """Convert an image of any mode to upright uint8 (H, W, 3)."""
+    _check_pixels(image, image.mode in ("I", "F"))
     image.load()
     orientation = orientation_of(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return turn_upright(np.repeat(stretch(np.asarray(image))[:, :, None], 3, axis=2), orientation)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        return turn_upright(_on_white(image), orientation)
     return turn_upright(np.array(image if image.mode == "RGB" else image.convert("RGB")), orientation)
+
+
+def _on_white(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Composite an image on white, in strips: whole copies as RGBA would take 16 bytes for each pixel."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(pixels.shape):
+        part = image.crop((0, rows.start, width, min(rows.stop, height))).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        pixels[rows] = np.array(Image.alpha_composite(white, part).convert("RGB"))
+    return pixels
+
+
+def _check_pixels(image: Image.Image, is_deep: bool) -> None:
+    """Raise the error of an image that is too large, before its pixels take memory; Pillow has checked others."""
+    if is_deep and Image.MAX_IMAGE_PIXELS and image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def turn_upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -176,8 +237,10 @@ def named_errors(name: str) -> Iterator[None]:
     """Raise every exception inside as an UnreadableImage that names the image."""
     try:
         yield
-    except (UnreadableImage, MemoryError):
+    except UnreadableImage:
         raise
+    except MemoryError:
+        raise MemoryError(f"{name}: there is not enough memory to decode the image") from None
     except UnidentifiedImageError:
         raise UnreadableImage(name, "not an image in a format that Pillow reads") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
@@ -189,9 +252,9 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; set SIMCLR_MAX_PIXELS in the environment to allow more"
-        )
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        limit = f"more than {most:,} pixels, or {most // 2:,} of 16 bits a colour or of 32 bits"
+        return f"{limit}; set SIMCLR_MAX_PIXELS in the environment to allow more"
     return " ".join(str(error).split()) or type(error).__name__
 
 

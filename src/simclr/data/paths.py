@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Float64, Int, Int64, UInt8
 
 from simclr.errors import DataError
+from simclr.runs.reading import read_bytes
 
+MAX_TEXT_BYTES = 4 << 30  # of a list or table; one of a hundred million paths
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
 EXTENSIONS = frozenset(
     b"jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm jp2 avif tga".split()
@@ -86,7 +88,7 @@ class Paths:
 def read_lines(file: Path) -> list[bytes]:
     """Return the lines of a list of file names, without blanks at their ends; empty lines and lines that begin with #
     are left out."""
-    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = read_bytes(file, MAX_TEXT_BYTES).removeprefix(codecs.BOM_UTF8)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(file, "it is UTF-16 text", "Save it as UTF-8")
     lines = (line.strip() for line in content.splitlines())

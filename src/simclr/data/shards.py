@@ -21,6 +21,10 @@ from jaxtyping import Int, Int64
 from simclr.data.paths import is_image
 from simclr.data.source import Source
 from simclr.errors import DataError, UnreadableImage
+from simclr.runs.reading import open_regular
+
+MAX_DIGITS = 9  # of a number in the name of a tar file
+MAX_CLASS_BYTES = 64 << 10  # of the class of an image
 
 Places = Int64[np.ndarray, "n 3"]
 """shard, first byte and length of each image"""
@@ -55,13 +59,17 @@ def shard_files(text: str) -> list[Path]:
         names = [text]
     else:
         before, first, last, after = match.groups()
-        names = [f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1)]
-        if not names:
+        if max(len(first), len(last)) > MAX_DIGITS:
+            raise DataError(text, f"a number of its range has more than {MAX_DIGITS} digits")
+        names = (f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1))
+        if int(first) > int(last):
             raise DataError(text, f"the range {first}..{last} is empty", "Write the smaller number first")
-    files = [Path(name).expanduser() for name in names]
-    for file in files:
+    files = []
+    for file in (Path(name).expanduser() for name in names):  # until the first that does not exist
         if not file.is_file():
-            raise DataError(file, "it does not exist" + (f" but is in the range of {text}" if match else ""))
+            problem = "it is not a regular file" if file.exists() else "it does not exist"
+            raise DataError(file, problem + (f" but is in the range of {text}" if match else ""))
+        files.append(file)
     return files
 
 
@@ -88,6 +96,8 @@ def find_members(files: list[Path]) -> Members:
                 names.append(name)
                 places.extend((k, start, length))
             elif extension == b"cls":
+                if length > MAX_CLASS_BYTES:
+                    raise DataError(file, f"{os.fsdecode(name)} has {length:,} bytes, which is not the name of a class")
                 classes[k, stem] = _read(file, start, length).decode(errors="replace").strip()
     where = np.array(places, np.int64).reshape(-1, 3)
     shards = where[:, 0].tolist()
@@ -109,23 +119,28 @@ def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> st
 
 def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
     try:
-        with tarfile.open(file, "r:") as archive:
+        with open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            end = os.fstat(stream.fileno()).st_size
             for member in archive:
+                if member.size < 0 or (member.isreg() and member.offset_data + member.size > end):
+                    raise DataError(file, f"{member.name} is outside the file, which is truncated or damaged")
                 name = member.name.removeprefix("./")
                 encoded = name.encode(errors="surrogateescape")
                 if not any(part.startswith(".") for part in name.split("/")):
                     if (member.islnk() or member.issym()) and is_image(encoded):
                         remedy = "Write the file with tar --dereference --hard-dereference"
                         raise DataError(file, f"{name} is a link", remedy)
-                    if member.isreg():
+                    if member.isreg() and not member.issparse():
                         yield encoded, member.offset_data, member.size
                 archive.members = []  # otherwise all of them would be kept in memory
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, IndexError, KeyError) as error:
         raise DataError(file, f"it is not a complete, uncompressed tar file ({error})") from None
 
 
 def _read(file: Path, start: int, length: int) -> bytes:
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         stream.seek(start)
         return stream.read(length)
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import unicodedata
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from simclr.data.arrays import read_arrays
 from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns
-from simclr.data.paths import Paths, read_lines
+from simclr.data.paths import MAX_TEXT_BYTES, Paths, read_lines
 from simclr.data.source import Arrays, Files, Source
 from simclr.data.splits import SPLIT_NAMES, Part, assemble, select_split
 from simclr.errors import DataError
+from simclr.runs.reading import read_bytes
 
 COLUMNS = {"path": ("path", "file_name"), "label": ("label", "labels"), "split": ("split",), "group": ("group",)}
 """names of the columns of a table, in any case, unless others are given"""
@@ -96,7 +97,7 @@ def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(path, f"line {number} is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(path, f"line {number} is not a JSON object")
@@ -108,7 +109,7 @@ def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
 
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, with or without byte order mark; other bytes are kept as surrogates."""
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = read_bytes(path, MAX_TEXT_BYTES).removeprefix(codecs.BOM_UTF8)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(path, "it is UTF-16 text", "Save it as UTF-8")
     return content.decode("utf-8", "surrogateescape")
@@ -161,11 +162,7 @@ def _named_files(
 
 def open_arrays(path: Path, split: str) -> Source:
     """Open the images of an .npz file."""
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(path, f"it is not an .npz file of plain arrays ({error})") from None
+    arrays = read_arrays(path)
     if "images" in arrays:
         labels = arrays.get("labels")
         annotation = (None, None) if labels is None else encode_labels(join_columns(labels, str(path)))

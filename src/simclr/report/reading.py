@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simclr.cli.commands import COMMANDS
-from simclr.errors import RunError
+from simclr.errors import DataError, RunError
 from simclr.report.record import Measurement, RunRecord, is_number
 from simclr.runs.files import PICTURES
+from simclr.runs.reading import read_yaml
 from simclr.runs.results import completed, run_folder
 
 SIGNS = ("recipe.yaml", "card.json", "metrics.jsonl", "result.json")  # each of them marks a run folder
@@ -48,10 +47,9 @@ def is_run(path: Path) -> bool:
 def read_run(path: Path) -> RunRecord:
     """Return the content of a run folder, without the pixels of its pictures."""
     unreadable: list[str] = []
-    text = _text(path / "recipe.yaml", unreadable)
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
+        recipe = read_yaml(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
+    except (DataError, OSError):
         recipe = None
         unreadable.append("recipe.yaml")
     recipe = recipe if isinstance(recipe, dict) else {}

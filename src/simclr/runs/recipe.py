@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simclr.errors import RunError, SettingError
+from simclr.runs.reading import read_yaml
 
 
 def recipe_path(name: str) -> str:
@@ -66,8 +65,5 @@ def saved_recipe(run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
     if not path.is_file():
         return {}
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise RunError(path, "is not a YAML file") from None
+    settings = read_yaml(path, RunError)
     return settings if isinstance(settings, dict) else {}

@@ -96,7 +96,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """Return the content of a result file with the fields that older versions did not write."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RunError(path, "is not a JSON file", "Measure again") from None
     if not isinstance(content, dict) or not isinstance(content.get("results"), list):
         raise RunError(path, "is not a result file (it has no list of results)")

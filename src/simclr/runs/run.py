@@ -27,6 +27,7 @@ from simclr.runs.environment import environment
 from simclr.runs.files import require_folder_path, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
+from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import default_settings, flatten, plain
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
@@ -173,10 +174,10 @@ class Run:
     def _saved_recipe(self) -> dict[str, Any]:
         path = self.path / "recipe.yaml"
         try:
-            saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            saved = read_yaml(path, RunError) if path.is_file() else {}
             if isinstance(saved, dict):
                 return saved
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except RunError:
             pass
         self._set_damaged_aside(path)
         return {}
@@ -190,7 +191,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(content, kind):
                 return content
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         self._set_damaged_aside(path)
         return None

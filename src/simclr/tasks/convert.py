@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simclr.data.arrays import read_arrays
 from simclr.errors import DataError, SettingError
 from simclr.models.official.convert import Converted, convert
 from simclr.models.weights import save_encoder
@@ -67,7 +67,7 @@ class Convert:
     def _verified(self, converted: Converted) -> dict[str, float]:
         if self.verify is None:
             return {}
-        expected = _load(self.verify)
+        expected = read_arrays(self.verify)
         actual = activations(converted, images_of(expected, self.verify))
         differences = {}
         for name in ("final_avg_pool", "proj_head_output", "logits_sup"):
@@ -119,14 +119,6 @@ def activations(converted: Converted, images: Tensor) -> dict[str, Tensor]:
     if converted.supervised is not None:
         computed["logits_sup"] = converted.supervised(hiddens[converted.card.supervised["input"]])
     return computed
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(path, f"is not an npz of arrays: {error}") from None
 
 
 def _grouped(keys: list[str]) -> str:

@@ -1,7 +1,6 @@
 """Images of a data set that are most similar to given ones."""
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from simclr.data import Source, decode, open_source
+from simclr.data.arrays import read_arrays
 from simclr.errors import DataError, SettingError
 from simclr.evaluation.neighbours import nearest
 from simclr.models.layers import read_layer
@@ -91,12 +91,8 @@ class Neighbours:
         embeddings."""
         path = Path(self.among)
         if path.suffix == ".npz" and path.is_file():
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    content = dict(file) if "features" in file else None
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-                raise DataError(path, "is not an npz of arrays", REMEDY) from None
-            if content is not None:
+            content = read_arrays(path)
+            if "features" in content:
                 return self._from_file(path, content)
         computed = embed_source(self.run, self.among, "all", self.layer, self.machine)
         return computed.features, computed.indices.numpy(), open_source(self.among, "all"), self.layer

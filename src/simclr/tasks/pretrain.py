@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import yaml
 from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
-from simclr.runs.recipe import plain
+from simclr.runs.recipe import plain, saved_recipe
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, describe_data, run_folder_for
 from simclr.training.batches import Batch
@@ -187,7 +186,7 @@ class Pretrain(Training):
             return {}
         recipe = self.folder / "recipe.yaml"
         if recipe.is_file() and not self.fresh:
-            settings, origin = yaml.safe_load(recipe.read_text(encoding="utf-8")), f"the run in {self.folder}"
+            settings, origin = saved_recipe(self.folder), f"the run in {self.folder}"
             settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
         elif len(open_for_pretraining(self.data)) < FEW:
             from simclr.tasks.suggest import settings_without_trial  # which imports this module

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch.distributed as dist
-import yaml
 
 from simclr.cli.parsing import parse
 from simclr.data.specs import open_for_pretraining
@@ -16,6 +15,7 @@ from simclr.evaluation.protocol import open_labelled
 from simclr.runs.environment import environment
 from simclr.runs.files import number_existing, require_folder_path, write_atomically
 from simclr.runs.machine import Device
+from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import recipe_path
 from simclr.settings import check_settings, setting
 from simclr.tasks.knn import Knn
@@ -53,10 +53,10 @@ class Expected:
     def read(cls, recipe: Path) -> "Expected":
         """Return the block of a recipe file; raise DataError if it is not valid."""
         try:
-            block = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("expected") or {}
+            block = (read_yaml(recipe) or {}).get("expected") or {}
             figures = {name: Figure(**values) for name, values in block.get("figures", {}).items()}
             expected = cls(**{**block, "figures": figures})
-        except (yaml.YAMLError, AttributeError, TypeError, Error) as error:
+        except (AttributeError, TypeError, Error) as error:
             raise DataError(recipe, f"block `expected` is not valid ({' '.join(str(error).split())})") from None
         if unknown := tuple(set(figures) - set(MEASURES)):
             problem = f"expected.figures has {', '.join(unknown)}; allowed are {', '.join(MEASURES)}"
