@@ -7,13 +7,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from simclr.errors import RunError
 from simclr.models.encoder import create_encoder
 from simclr.models.head import ProjectionHead
+from simclr.runs.reading import read_bytes
 
 FORMAT = 1
+MAX_CARD_BYTES = 1 << 20  # cards have 1 kB
+MAX_SIDE = 8192  # pixels of an image
+MAX_WIDTH = 1 << 20  # of a layer: features, hidden units, classes, and numbers among the options of an encoder
+MAX_LAYERS = 1000  # of a head, and of an encoder's options that count layers; building them takes about 5 ms each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ class Card:
         """Return the card in the content of a file, `where`; raise RunError unless this version can read it."""
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(where, f"is not JSON: {error}") from None
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
             raise RunError(where, "is not the card of an encoder (it has no format number)")
@@ -65,8 +71,9 @@ class Card:
         if required or unknown:
             missing, other = (", ".join(sorted(names)) or "none" for names in (required, unknown))
             raise RunError(where, f"has missing fields ({missing}) or unknown fields ({other})")
-        if not isinstance(content["encoder"], dict) or "name" not in content["encoder"]:
+        if not isinstance(content["encoder"], dict) or not isinstance(content["encoder"].get("name"), str):
             raise RunError(where, "must have an encoder with a name and options")
+        _check_values(content, where)
         return cls(**content)
 
     @classmethod
@@ -75,15 +82,23 @@ class Card:
         path = Path(folder) / "card.json"
         if not path.is_file():
             raise RunError(folder, "contains no card.json", "Name the folder of a finished run")
-        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), path)
+        return cls.from_json(read_bytes(path, MAX_CARD_BYTES, RunError).decode(errors="replace"), path)
 
     def build_encoder(self) -> nn.Module:
         """Return the network that this card describes, with random weights."""
-        encoder = create_encoder(self.encoder["name"], self.image_size, self.encoder.get("options", {}))
+        return self._create(self.features)
+
+    def plan_encoder(self) -> nn.Module:
+        """Return the network without memory for its weights, on the meta device."""
+        with torch.device("meta"):
+            encoder = self._create(None)
         if encoder.num_features != self.features:
             problem = f"says {self.features} features, but {self.encoder['name']} has {encoder.num_features}"
             raise RunError("card.json", problem)
         return encoder
+
+    def _create(self, features: int | None) -> nn.Module:
+        return create_encoder(self.encoder["name"], self.image_size, self.encoder.get("options") or {}, features)
 
     def build_head(self) -> ProjectionHead | None:
         """Return the projection head with random weights, None if there is none."""
@@ -98,3 +113,41 @@ class Card:
         if read > 0:
             inputs = self.build_head().first(read).out_features
         return nn.Linear(inputs, self.supervised["classes"])
+
+
+def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
+    """Raise RunError unless the values of a card are of the right kind and of a plausible size."""
+
+    def require(name: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise RunError(where, f"{name} must be {allowed}", names=(name,))
+
+    def is_number(value: Any, most: int, kinds: type | tuple = int, least: int = 0) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+    require("features", is_number(content["features"], MAX_WIDTH, least=1), f"an integer of 1 to {MAX_WIDTH:,}")
+    require("image_size", is_number(content["image_size"], MAX_SIDE, least=1), f"an integer of 1 to {MAX_SIDE:,}")
+    options = content["encoder"].get("options") or {}
+    require("encoder.options", isinstance(options, dict), "a mapping")
+    for name, value in options.items():
+        most = MAX_LAYERS if "depth" in name or "layers" in name or "blocks" in name else MAX_WIDTH
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float):
+                valid = isinstance(number, bool) or -most <= number <= most
+                require(f"encoder.options.{name}", valid, f"of at most {most:,}")
+    preprocess = content["preprocess"]
+    require("preprocess", isinstance(preprocess, dict), "a mapping")
+    size, crop = preprocess.get("size"), preprocess.get("crop")
+    require("preprocess.size", is_number(size, MAX_SIDE, least=1), f"an integer of 1 to {MAX_SIDE:,}")
+    require("preprocess.crop", is_number(crop, 1, (int, float)) and crop > 0, "above 0 and at most 1")
+    for part, names in (("head", ("layers", "out_features", "hidden", "kept")), ("supervised", ("classes", "input"))):
+        values = content.get(part)
+        require(part, values is None or (isinstance(values, dict) and set(values) <= set(names)), f"of {names}")
+        for name, number in (values or {}).items():
+            least, most = (0, MAX_LAYERS) if name in ("layers", "kept", "input") else (1, MAX_WIDTH)
+            require(f"{part}.{name}", is_number(number, most, least=least), f"an integer of {least} to {most:,}")
+    supervised = content.get("supervised")
+    require("supervised", supervised is None or "classes" in supervised, "with classes")
+    if supervised and supervised.get("input", 0):
+        kept = (content.get("head") or {}).get("kept", (content.get("head") or {}).get("layers", 0))
+        require("supervised.input", supervised["input"] <= kept, f"at most {kept}, the number of layers of the head")

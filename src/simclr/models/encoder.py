@@ -14,12 +14,15 @@ from simclr.errors import SettingError
 from simclr.models.resnet import DEPTHS, resnet
 
 
-def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:
+def create_encoder(
+    name: str, image_size: int = 224, options: Mapping[str, Any] | None = None, features: int | None = None
+) -> nn.Module:
     """Return an encoder with random weights, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
 
     name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), or a name of `timm.list_models()`
         (options: those of `timm.create_model`). Nothing is downloaded.
     image_size: side of the images, pixels; decides the stem of our ResNets and the grid of transformers.
+    features: D; by default it is measured with an image.
     Raises SettingError for an unknown name or option and for a model that does not pool to (B, D).
     """
     options = dict(options or {})
@@ -39,7 +42,7 @@ def create_encoder(name: str, image_size: int = 224, options: Mapping[str, Any] 
     except Exception as error:  # timm and its models reject options with exceptions of many types
         raise SettingError("encoder_options", f"options of {name}", options, _refusal(str(error), own)) from error
     if not own:
-        encoder.num_features = _measured_features(name, encoder, image_size)
+        encoder.num_features = features or _measured_features(name, encoder, image_size)
     return encoder
 
 

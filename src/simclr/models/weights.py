@@ -1,18 +1,19 @@
 """Weights files of encoders, heads and classifiers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from simclr.errors import RunError
+from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
 from simclr.runs.files import write_atomically
+from simclr.runs.reading import open_regular
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")  # of DDP, torch.compile and Fabric
 
@@ -49,23 +50,46 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:
     """Return encoder and head of a folder, on the CPU in evaluation mode, and the card."""
+    folder = Path(folder)
     card = Card.read(folder)
-    encoder = card.build_encoder()
-    load_strictly(encoder, Path(folder) / "encoder.safetensors")
-    head = card.build_head()
-    if head is not None:
-        load_strictly(head, Path(folder) / "head.safetensors")
-        head.eval()
-    return encoder.eval(), head, card
+    encoder = _built(card.plan_encoder, card.build_encoder, folder / "encoder.safetensors")
+    head = None if card.head is None else _built(card.build_head, card.build_head, folder / "head.safetensors")
+    return encoder.eval(), head if head is None else head.eval(), card
 
 
 def load_supervised(folder: str | Path) -> nn.Linear | None:
     """Return the classifier beside an encoder, on entry `card.supervised["input"]` of the head's activations, or
     None."""
-    layer = Card.read(folder).build_supervised()
-    if layer is not None:
-        load_strictly(layer, Path(folder) / "supervised.safetensors")
-    return layer
+    card = Card.read(folder)
+    if card.supervised is None:
+        return None
+    return _built(card.build_supervised, card.build_supervised, Path(folder) / "supervised.safetensors")
+
+
+def _built(plan: Callable[[], nn.Module], build: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """Return a network of a card with the weights in a file, whose tensors are compared with the plan of the network
+    before any memory is taken: a few digits in a card can stand for any size."""
+    try:
+        with torch.device("meta"):
+            planned = plan().state_dict()
+        check_match(planned, _shapes(path), path)
+        module = build()
+    except (SettingError, RuntimeError, OverflowError, TypeError) as error:  # of values that are not of an architecture
+        problem = f"does not describe a network ({' '.join(str(error).split())})"
+        raise RunError(path.with_name("card.json"), problem) from None
+    load_strictly(module, path)
+    return module
+
+
+def _shapes(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file without their values, on the meta device."""
+    try:
+        open_regular(path, RunError).close()
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunError(path, f"cannot be read: {' '.join(str(error).split())}") from None
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:

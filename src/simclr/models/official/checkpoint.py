@@ -7,8 +7,10 @@ Formats: tensorflow/core/util/tensor_bundle, tensorflow/core/lib/io/format.cc, t
 """
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from simclr.errors import RunError
 from simclr.models.official.crc32c import masked_crc32c
+from simclr.runs.reading import open_regular, read_bytes
 
 _FOOTER = 48
 _MAGIC = 0xDB4775248B80FB57
@@ -25,6 +28,9 @@ _DTYPES = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64, 10: np.bool_,
     17: np.uint16, 19: np.float16, 22: np.uint32, 23: np.uint64,
 }  # fmt: skip
+MAX_INDEX_BYTES = 4 << 20  # of an index; that of the largest official network has 0.2 MB
+MAX_KEY_BYTES = 4096  # of the name of a value; official ones have 200
+MAX_TEXT_BYTES = 16 << 20  # of a string, such as the object graph, which has 1 MB
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -54,7 +60,8 @@ class Bundle:
     def __init__(self, prefix: Path):
         self.prefix = prefix
         index = Path(f"{prefix}.index")
-        table = _parse(index, lambda: dict(_read_table(index.read_bytes())))
+        content = read_bytes(index, MAX_INDEX_BYTES, RunError)
+        table = _parse(index, lambda: dict(_read_table(content)))
         if b"" not in table:
             raise RunError(index, "is not the index of a checkpoint (it has no header)")
         header = _parse(index, lambda: _fields(table.pop(b"")))
@@ -64,6 +71,8 @@ class Bundle:
         self.entries = _parse(index, lambda: {key.decode(): _entry(value) for key, value in table.items()})
         self._verified: set[str] = set()
         self._data = [_map(Path(f"{prefix}.data-{i:05d}-of-{shards:05d}")) for i in range(shards)]
+        for key, entry in self.entries.items():  # before a network of these shapes is built
+            self._check_size(key, entry)
 
     def read(self, key: str) -> np.ndarray:
         """Return the value of a numeric tensor, read-only."""
@@ -72,8 +81,6 @@ class Bundle:
             raise RunError(self.prefix, f"{key} has TensorFlow's data type {entry.dtype}, which is not supported")
         dtype = np.dtype(_DTYPES[entry.dtype])
         raw = self._checked(key, entry)
-        if len(raw) != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
-            raise RunError(self.prefix, f"{key} has {len(raw)} bytes, which do not match its shape {entry.shape}")
         return raw.view(dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(entry.shape)
 
     def verify(self) -> None:
@@ -88,6 +95,14 @@ class Bundle:
             return []
         raw = self._string(OBJECT_GRAPH, self.entries[OBJECT_GRAPH])
         return _parse(self.prefix, lambda: [_node(node) for node in _fields(raw).get(1, [])])
+
+    def _check_size(self, key: str, entry: Entry) -> None:
+        """Raise RunError unless a value is in the data files and has the size of its shape."""
+        self._raw(key, entry)
+        if entry.dtype == _STRING and entry.size > MAX_TEXT_BYTES:
+            raise RunError(self.prefix, f"{key} has {entry.size:,} bytes; at most {MAX_TEXT_BYTES:,} are read")
+        if entry.dtype in _DTYPES and entry.size != np.dtype(_DTYPES[entry.dtype]).itemsize * prod(entry.shape):
+            raise RunError(self.prefix, f"{key} has {entry.size} bytes, which do not match its shape {entry.shape}")
 
     def _raw(self, key: str, entry: Entry) -> np.ndarray:
         if not 0 <= entry.shard < len(self._data) or entry.offset + entry.size > len(self._data[entry.shard]):
@@ -136,7 +151,7 @@ def find_prefix(path: str | Path) -> Path:
             return candidate
     state = path / "checkpoint"
     if state.is_file():
-        for line in state.read_text(errors="replace").splitlines():
+        for line in read_bytes(state, MAX_INDEX_BYTES, RunError).decode(errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name == "model_checkpoint_path":
                 latest = path / Path(value.strip().strip('"')).name
@@ -159,8 +174,8 @@ def _parse(path: Path, parse):
 
 def _map(path: Path) -> np.ndarray:
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
+        with open_regular(path, RunError) as file:
+            if os.fstat(file.fileno()).st_size == 0:
                 return np.empty(0, np.uint8)
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
@@ -224,6 +239,8 @@ def _read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         fresh, at = _varint(block, at)
         length, at = _varint(block, at)
         key = key[:shared] + block[at : at + fresh]
+        if len(key) > MAX_KEY_BYTES:
+            raise ValueError(f"a key has {len(key):,} bytes")
         at += fresh
         yield key, block[at : at + length]
         at += length

@@ -21,6 +21,8 @@ from simclr.models.official.names import Layer, encoder_layers, head_layers, off
 from simclr.models.resnet import DEPTHS, ResNet, resnet
 from simclr.models.weights import check_match
 
+MAX_PATHS = 100_000  # through the objects of a checkpoint; the largest official network has 5,000
+MAX_HEAD_LAYERS = 100
 SK_RATIO = 0.0625  # the official value; below 512 channels other ratios give the same network
 # variables of the training state, which are not converted
 _TRAINING_STATE = re.compile(
@@ -65,11 +67,17 @@ def convert(
     head_names, head_config = _head_of(stored, bundle, form)
     head = supervised = None
     if head_config is not None:
+        with torch.device("meta"):
+            planned = ProjectionHead(encoder.num_features, **head_config).state_dict()
+        if any(bundle.entries[stored[n]].shape != _official_shape(planned[ours]) for ours, n in head_names.items()):
+            raise RunError(prefix, "its projection head does not fit the encoder", names=("head",))
         head = ProjectionHead(encoder.num_features, **head_config)
         names["head"] = head_names
     classifier = official_names(supervised_layers(), form)
     if all(name in stored for name in classifier.values()):
         shape = bundle.entries[stored[classifier["weight"]]].shape
+        if len(shape) != 2 or min(shape) < 1:
+            raise RunError(prefix, f"its classifier has weights of shape {shape}", names=("supervised",))
         supervised = nn.Linear(*shape)
         names["supervised"] = classifier
     modules = {"encoder": encoder, "head": head, "supervised": supervised}
@@ -125,12 +133,15 @@ def _paths(bundle: Bundle, nodes: list) -> dict[str, str]:
 
     SavedModels store values under names such as `trainable_variables_list/7`; only the graph says what they belong to.
     """
-    paths = {}
+    paths, visited = {}, 0
     for network in ("resnet_model", "_projection_head", "supervised_head"):
         start = _descend(nodes, ["model", network])
         waiting = [] if start is None else [(f"model/{network}", start, frozenset())]
         while waiting:
             path, number, above = waiting.pop()
+            visited += 1
+            if visited > MAX_PATHS:
+                raise RunError(bundle.prefix, f"its objects can be reached by more than {MAX_PATHS:,} paths")
             node = nodes[number]
             if node.variable is not None:
                 paths[path] = node.variable
@@ -199,9 +210,12 @@ def _encoder_of(bundle: Bundle, stored: dict[str, str], form: Literal["tf2", "tf
         if not stored.keys() >= set(names.values()) or {stored[name] for name in names.values()} != present:
             continue
         shapes = {ours: bundle.entries[stored[name]].shape for ours, name in names.items()}
-        architecture = _Architecture(depth, *_sizes(shapes, sk, se), small, layers)
-        with torch.device("meta"):
-            expected = architecture.build().state_dict()
+        try:
+            architecture = _Architecture(depth, *_sizes(shapes, sk, se), small, layers)
+            with torch.device("meta"):
+                expected = architecture.build().state_dict()
+        except (ValueError, IndexError, ZeroDivisionError, OverflowError, RuntimeError):  # of shapes that are none
+            continue
         if all(shapes[ours] == _official_shape(expected[ours]) for ours in names):
             return architecture
     raise RunError(prefix, f"its {len(present)} encoder variables are not those of an official ResNet")
@@ -232,12 +246,16 @@ def _head_of(
     count = 0
     while official_names(head_layers(count + 1), form)[f"layers.{count}.dense.weight"] in stored:
         count += 1
+        if count > MAX_HEAD_LAYERS:
+            raise RunError(bundle.prefix, f"its projection head has more than {MAX_HEAD_LAYERS} layers")
     if count == 0:
         return {}, None
     whole = official_names(head_layers(count), form)
     longer = official_names(head_layers(count + 1, kept=count), form)
     cut = longer[f"layers.{count - 1}.norm.bias"] in stored
     first, last = (bundle.entries[stored[whole[f"layers.{j}.dense.weight"]]].shape for j in (0, count - 1))
+    if len(first) != 2 or len(last) != 2:
+        raise RunError(bundle.prefix, f"its projection head has weights of shapes {first} and {last}", names=("head",))
     if cut:
         return longer, {"layers": count + 1, "kept": count, "hidden": first[1]}
     return whole, {"layers": count, "out_features": last[1], "hidden": first[1] if count > 1 else first[0]}
