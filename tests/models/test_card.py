@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import pickle
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +105,7 @@ def test_a_single_tensor_out_of_place_is_refused_and_named(encoder, tmp_path):
 
 
 def test_foreign_and_newer_cards_are_refused_in_a_line(encoder, tmp_path):
+    save_encoder(tmp_path, encoder, None, card_for(encoder))
     good = json.loads(card_for(encoder).to_json())
     assert good["format"] == 1
     without = {k: v for k, v in good.items() if k != "features"}
@@ -132,3 +136,118 @@ def test_a_card_that_does_not_describe_what_is_saved_is_refused(encoder, tmp_pat
         save_encoder(tmp_path, encoder, None, card_for(encoder, supervised={"classes": 2, "input": 0}))
     assert list(tmp_path.iterdir()) == []
     assert dataclasses.replace(card_for(encoder), image_size=64) != card_for(encoder)
+
+
+class Planted:
+    """Pickle that leaves a file behind if anything reads it."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("name", ["simclr_resnet18", "resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "option",
+    ["pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "url", "file", "hf_hub_id",
+     "cache_dir", "features_only", "scriptable", "num_classes"],
+)  # fmt: skip
+def test_a_card_decides_on_the_architecture_only(name, option, encoder, tmp_path, monkeypatch):
+    planted = tmp_path / "weights.pth"
+    planted.write_bytes(pickle.dumps(Planted(tmp_path / "executed")))
+    save_encoder(tmp_path, encoder, None, card_for(encoder))
+    content = json.loads((tmp_path / "card.json").read_text())
+    value = {"file": str(planted), "url": planted.as_uri()} if "cfg" in option else str(planted)
+    content["encoder"] = {"name": name, "options": {option: value if option != "pretrained" else True}}
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    monkeypatch.setattr("timm.create_model", None)
+    monkeypatch.setattr("torch.load", None)
+    with pytest.raises(RunError) as refused:
+        load_encoder(tmp_path)
+    assert refused.value.path == str(tmp_path / "card.json") and refused.value.names == (option,)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "local-dir:/tmp", "hf_hub:timm/resnet18", "../resnet18", ""])
+def test_a_card_cannot_name_another_place(name, encoder, tmp_path):
+    save_encoder(tmp_path, encoder, None, card_for(encoder))
+    content = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(content | {"encoder": {"name": name, "options": {}}}))
+    with pytest.raises(RunError) as refused:
+        load_encoder(tmp_path)
+    assert refused.value.path == str(tmp_path / "card.json")
+
+
+def test_sizes_are_compared_with_the_file_before_memory_is_taken(encoder, tmp_path):
+    head = ProjectionHead(64, 8, 2)
+    save_encoder(tmp_path, encoder, head, card_for(encoder, head))
+    good = json.loads((tmp_path / "card.json").read_text())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = good["encoder"]["name"]
+    for changes in (
+        {"encoder": {"name": own, "options": {"width": 16}}}, {"encoder": {"name": own, "options": {"width": 1e9}}},
+        {"encoder": {"name": own, "options": {"width": float("nan")}}}, {"features": 1 << 62}, {"features": "64"},
+        {"image_size": 10**9}, {"preprocess": {"size": 10**9, "crop": 1}}, {"preprocess": 3}, {"encoder": []},
+        {"encoder": {"name": "vit_tiny_patch16_224", "options": {"embed_dim": 96_000}}},
+        {"encoder": {"name": "vit_tiny_patch16_224", "options": {"depth": 10**12}}},
+        {"head": {"layers": 3, "out_features": 1 << 20, "hidden": 1 << 20}}, {"head": {"layers": 10**9}},
+        {"head": {"width": 3}}, {"supervised": {"classes": 10**12, "input": 0}}, {"channels": 0.5},
+    ):  # fmt: skip
+        (tmp_path / "card.json").write_text(json.dumps(good | changes))
+        with pytest.raises(RunError) as refused:
+            load_encoder(tmp_path), load_supervised(tmp_path)
+        assert Path(refused.value.path).parent == tmp_path
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
+
+
+def test_a_changed_bit_in_any_weights_file_is_noticed(encoder, tmp_path):
+    head = ProjectionHead(64, 8, 2)
+    card = card_for(encoder, head, supervised={"classes": 2, "input": 0})
+    save_encoder(tmp_path, encoder, head, card, nn.Linear(64, 2))
+    for part in ("encoder", "head", "supervised"):
+        path = tmp_path / f"{part}.safetensors"
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[-5] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(RunError) as refused:
+            load_encoder(tmp_path), load_supervised(tmp_path)
+        assert refused.value.path == str(path) and refused.value.names == ("sha256",)
+        path.write_bytes(content)
+    load_encoder(tmp_path), load_supervised(tmp_path)
+
+
+def test_weights_of_another_run_are_refused(encoder, tmp_path):
+    head = ProjectionHead(64, 8, 2)
+    for seed in (1, 2):
+        with torch.no_grad():
+            encoder.conv1.weight.add_(1)
+        save_encoder(tmp_path / str(seed), encoder, head, card_for(encoder, head, source={"task": "x", "seed": seed}))
+    for part, names in (("head", ("run",)), ("encoder", ("run",))):
+        path = tmp_path / "1" / f"{part}.safetensors"
+        content = path.read_bytes()
+        path.write_bytes((tmp_path / "2" / path.name).read_bytes())
+        with pytest.raises(RunError) as refused:
+            load_encoder(tmp_path / "1")
+        assert refused.value.names == names
+        path.write_bytes(content)
+    save_encoder(tmp_path / "3", encoder, head, card_for(encoder, head, source={"task": "x", "seed": 1}))
+    (tmp_path / "1" / "head.safetensors").write_bytes((tmp_path / "3" / "head.safetensors").read_bytes())
+    with pytest.raises(RunError) as refused:
+        load_encoder(tmp_path / "1")
+    assert refused.value.names == ("encoder",)
+
+
+def test_weights_without_metadata_are_read(encoder, tmp_path):
+    save_encoder(tmp_path, encoder, None, card_for(encoder))
+    path = tmp_path / "encoder.safetensors"
+    save_file(load_file(path), path)  # as version 0.1 wrote them
+    load_encoder(tmp_path)
+
+
+def test_weights_files_are_reproducible(encoder, tmp_path):
+    for name in "ab":
+        save_encoder(tmp_path / name, encoder, None, card_for(encoder, source={"task": "x", "seed": 1, "data": "y"}))
+    assert (tmp_path / "a/encoder.safetensors").read_bytes() == (tmp_path / "b/encoder.safetensors").read_bytes()

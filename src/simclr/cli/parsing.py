@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
-from simclr.errors import DataError, SettingError, UsageError
+from simclr.errors import DataError, RunError, SettingError, UsageError
 from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import flatten, plain, recipe_path
 
@@ -43,12 +43,19 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     """
     known = flags(task)
     split = split_words(words, command, known)
-    given = [pair for name in split.recipes for pair in read_recipe(Path(recipe_path(name)), command, known)]
+    recipes = [Path(recipe_path(name)) for name in split.recipes]
+    given = [pair for path in recipes for pair in read_recipe(path, command, known)]
+    in_recipe = {name for name, _ in given} - {name for name, _ in split.given}
     given += [*_positional(split.positional, command, positional), *split.given]
     for flag in known.values():
         if flag.default is dataclasses.MISSING and flag.name not in dict(given):
             raise UsageError(f"{command} needs {flag.name.upper()}: {flag.text}")
-    built = _build(task, known, given)
+    try:
+        built = _build(task, known, given)
+    except SettingError as error:
+        if {error.field, error.field.partition(".")[0]} & in_recipe:
+            raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
+        raise
     part = flat_part(task)
     trained = getattr(built, part.name) if part else built
     if hasattr(trained, "suggested") and (settings := trained.suggested({name for name, _ in given})):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int64
 from simclr.data.index import Index, cached
 from simclr.data.labels import Annotation, encode_labels, sort_classes
 from simclr.data.paths import Listing, Paths, list_images
-from simclr.data.shards import Shards, find_members
+from simclr.data.shards import Shards, find_members, require_complete
 from simclr.data.source import Files, LeftOut, Source
 from simclr.data.splits import SPLIT_NAMES, select_split
 from simclr.data.tables import number_groups, read_metadata
@@ -81,6 +81,8 @@ def open_folder(root: Path, split: str, levels: Levels) -> Source:
 def open_shards(files: list[Path], name: str, split: str) -> Source:
     """Open the images in tar files."""
     root = files[0].parent
+    for folder in {file.parent for file in files}:
+        require_complete(folder)
 
     def build(visited: list[bytes]) -> Index:
         visited += map(os.fsencode, files)

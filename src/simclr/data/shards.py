@@ -8,9 +8,10 @@ files are read: at random positions, in any order, without unpacking.
 import io
 import os
 import re
+import shutil
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +22,13 @@ from jaxtyping import Int, Int64
 from simclr.data.paths import is_image
 from simclr.data.source import Source
 from simclr.errors import DataError, UnreadableImage
+from simclr.runs.files import sync_folder
 from simclr.runs.reading import open_regular
 
 MAX_DIGITS = 9  # of a number in the name of a tar file
 MAX_CLASS_BYTES = 64 << 10  # of the class of an image
 
+STAGE, MARKER = ".packing", ".incomplete"  # in a folder of tar files: those being written, and a set being moved
 Places = Int64[np.ndarray, "n 3"]
 """shard, first byte and length of each image"""
 
@@ -71,6 +74,12 @@ def shard_files(text: str) -> list[Path]:
             raise DataError(file, problem + (f" but is in the range of {text}" if match else ""))
         files.append(file)
     return files
+
+
+def require_complete(folder: Path) -> None:
+    """Raise DataError if the tar files of a folder are a part of a set, or of two."""
+    if (folder / MARKER).exists():
+        raise DataError(folder, "its tar files are incomplete, since simclr pack was interrupted", "Repeat the command")
 
 
 class Members(NamedTuple):
@@ -148,43 +157,68 @@ def _read(file: Path, start: int, length: int) -> bytes:
 class TarWriter:
     """Writer of tar files of about `size` bytes in a folder: 000000.tar and so on.
 
-    They get these names once all of them are complete; after an error, unfinished files are removed.
+    They are written in a hidden folder. Once all of them are complete and on the disk they are moved, while a marker
+    says that the set is incomplete, so no part of a set passes as the whole. After an error nothing is left of them.
     """
 
     def __init__(self, folder: Path, size: int):
-        self.files: list[Path] = []
-        self._folder, self._size = folder, size
+        self.count = 0
+        self.beside: dict[str, Callable[[Path], None]] = {}
+        """other files of the set by name, and what writes them; they are absent if there is nothing to write"""
+        self._folder, self._size, self._stage = folder, size, folder / STAGE
         self._archive: tarfile.TarFile | None = None
 
     def __enter__(self) -> "TarWriter":
+        shutil.rmtree(self._stage, ignore_errors=True)  # of a writer that was killed
+        self._stage.mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        if self._archive is not None:
-            self._archive.close()
-            self._finish()
-        for file in self.files:
+        try:
+            self._close()
             if kind is None:
-                file.rename(file.with_suffix(""))
-            else:
-                file.unlink()
+                self._move()
+        finally:
+            shutil.rmtree(self._stage, ignore_errors=True)
 
     def write(self, members: dict[str, bytes]) -> None:
         """Write files that belong together, given by their names."""
         if self._archive is None:
-            self._archive = tarfile.TarFile(self._partial, "w")
+            self._file = open(self._stage / f"{self.count:06d}.tar", "wb")  # noqa: SIM115
+            self._archive = tarfile.TarFile(fileobj=self._file, mode="w")
+            self.count += 1
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
             self._archive.addfile(member, io.BytesIO(content))
         if self._archive.offset >= self._size:
+            self._close()
+
+    def _close(self) -> None:
+        if self._archive is None:
+            return
+        with self._file:
             self._archive.close()
-            self._finish()
-
-    @property
-    def _partial(self) -> Path:
-        return self._folder / f"{len(self.files):06d}.tar.partial"
-
-    def _finish(self) -> None:
-        self.files.append(self._partial)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._archive = None
+
+    def _move(self) -> None:
+        """Put the set in place of what is there of an earlier one."""
+        for name, write in self.beside.items():
+            write(self._stage / name)
+        sync_folder(self._stage)
+        marker = self._folder / MARKER
+        with open(marker, "wb") as file:
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+        names = sorted(path.name for path in self._stage.iterdir())
+        for path in self._folder.iterdir():
+            is_of_a_set = path.name in self.beside or re.fullmatch(r"\d{6}\.tar(\.partial)?", path.name)
+            if is_of_a_set and path.name not in names:
+                path.unlink()
+        for name in names:
+            os.replace(self._stage / name, self._folder / name)
+        sync_folder(self._folder)
+        marker.unlink()
+        sync_folder(self._folder)

@@ -13,10 +13,11 @@ from torch import nn
 from simclr.errors import RunError
 from simclr.models.encoder import create_encoder
 from simclr.models.head import ProjectionHead
+from simclr.models.options import refused_option
 from simclr.runs.reading import read_bytes
 
 FORMAT = 1
-MAX_CARD_BYTES = 1 << 20  # cards have 1 kB
+MAX_CARD_BYTES = 16 << 20  # cards have 1 kB, with the names of a million classes more
 MAX_SIDE = 8192  # pixels of an image
 MAX_WIDTH = 1 << 20  # of a layer: features, hidden units, classes, and numbers among the options of an encoder
 MAX_LAYERS = 1000  # of a head, and of an encoder's options that count layers; building them takes about 5 ms each
@@ -74,6 +75,8 @@ class Card:
         if not isinstance(content["encoder"], dict) or not isinstance(content["encoder"].get("name"), str):
             raise RunError(where, "must have an encoder with a name and options")
         _check_values(content, where)
+        if refused := refused_option(content["encoder"]["name"], content["encoder"].get("options") or {}):
+            raise RunError(where, f"names an encoder that cannot be built: {refused[1]}", names=(refused[0],))
         return cls(**content)
 
     @classmethod
@@ -135,6 +138,10 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
             if isinstance(number, int | float):
                 valid = isinstance(number, bool) or -most <= number <= most
                 require(f"encoder.options.{name}", valid, f"of at most {most:,}")
+    require("channels", is_number(content.get("channels", 3), MAX_SIDE, least=1), f"an integer of 1 to {MAX_SIDE:,}")
+    for name in ("input", "version"):
+        require(name, isinstance(content.get(name, ""), str), "a text")
+    require("source", isinstance(content.get("source", {}), dict), "a mapping")
     preprocess = content["preprocess"]
     require("preprocess", isinstance(preprocess, dict), "a mapping")
     size, crop = preprocess.get("size"), preprocess.get("crop")
@@ -142,8 +149,11 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
     require("preprocess.crop", is_number(crop, 1, (int, float)) and crop > 0, "above 0 and at most 1")
     for part, names in (("head", ("layers", "out_features", "hidden", "kept")), ("supervised", ("classes", "input"))):
         values = content.get(part)
-        require(part, values is None or (isinstance(values, dict) and set(values) <= set(names)), f"of {names}")
+        extra = {"names"} if part == "supervised" else set()
+        require(part, values is None or (isinstance(values, dict) and set(values) - extra <= set(names)), f"of {names}")
         for name, number in (values or {}).items():
+            if name in extra:
+                continue
             least, most = (0, MAX_LAYERS) if name in ("layers", "kept", "input") else (1, MAX_WIDTH)
             require(f"{part}.{name}", is_number(number, most, least=least), f"an integer of {least} to {most:,}")
     supervised = content.get("supervised")

@@ -1,8 +1,6 @@
 """Encoders by name: SimCLR's own ResNets and every model of timm."""
 
 import difflib
-import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 from simclr.errors import SettingError
-from simclr.models.resnet import DEPTHS, resnet
+from simclr.models.options import check_options, is_own, limited_memory
 
 
 def create_encoder(
@@ -20,39 +18,32 @@ def create_encoder(
     """Return an encoder with random weights, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
 
     name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), or a name of `timm.list_models()`
-        (options: those of `timm.create_model`). Nothing is downloaded.
+        (options: those of its architecture). Nothing is downloaded and no file is read.
     image_size: side of the images, pixels; decides the stem of our ResNets and the grid of transformers.
     features: D; by default it is measured with an image.
     Raises SettingError for an unknown name or option and for a model that does not pool to (B, D).
     """
     options = dict(options or {})
-    own = name.removeprefix("simclr_resnet") in map(str, DEPTHS)
-    if own:
-        options.setdefault("image_size", image_size)
-    elif not timm.is_model(name):
+    own = is_own(name)
+    if not own and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists all of them"
         raise SettingError("encoder", "simclr_resnet18 ... 200 or a model of timm", name, hint)
+    check_options(name, options)
+    if own:
+        options.setdefault("image_size", image_size)
     elif _fixed_size(name):
         options.setdefault("img_size", image_size)
     try:
-        encoder = timm.create_model(name, num_classes=0, **options)
+        with limited_memory():
+            encoder = timm.create_model(name, num_classes=0, **options)
     except SettingError:
         raise
     except Exception as error:  # timm and its models reject options with exceptions of many types
-        raise SettingError("encoder_options", f"options of {name}", options, _refusal(str(error), own)) from error
+        raise SettingError("encoder_options", f"options of {name}", options, str(error)) from error
     if not own:
         encoder.num_features = features or _measured_features(name, encoder, image_size)
     return encoder
-
-
-def _refusal(message: str, own: bool) -> str:
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
-    if not unknown:
-        return message
-    options = [name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels")]
-    allowed = f"; allowed are {', '.join(options)}" if own else ""
-    return f"It has no {unknown[1]}{allowed}; --encoder_options '{{}}' removes the options of a recipe"
 
 
 def _fixed_size(name: str) -> bool:

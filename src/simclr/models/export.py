@@ -6,8 +6,7 @@ network (18, 34) without a projection, and widen only the inside of their blocks
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from simclr.errors import SettingError
 from simclr.models.resnet import ResNet
+from simclr.runs.files import replacing
 
 CHECKED = 3  # number of images on which an exported program is compared; another one than it was traced with
 TORCHVISION = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
@@ -49,12 +49,12 @@ def save_pt2(network: nn.Module, size: int, path: Path, card: str) -> float:
 
     Return the maximum difference of its output from that of the network, which must be below 1e-4.
     """
-    with _beside(path) as partial:
-        program = torch.export.export(
-            network, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: _BATCH},), strict=False
-        )
-        torch.export.save(program, partial, extra_files={"card.json": card})
-        return _difference(network, size, torch.export.load(partial).module())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = torch.export.export(network, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: _BATCH},), strict=False)
+    with replacing(path) as file:
+        torch.export.save(program, file, extra_files={"card.json": card})
+        file.seek(0)
+        return _difference(network, size, torch.export.load(file).module())
 
 
 def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
@@ -68,33 +68,23 @@ def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
         raise SettingError(
             "to", f"another format, since {error.name} is not installed", "onnx", "pip install 'simclr-toolkit[onnx]'"
         ) from None
-    with _beside(path) as partial:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of the exporter about itself
-            program = torch.onnx.export(
-                network, (torch.rand(2, 3, size, size),), dynamo=True, dynamic_shapes=({0: _BATCH},),
-                input_names=["images"], output_names=["features"], verbose=False,
-            )  # fmt: skip
-        model = program.model_proto
-        onnx.helper.set_model_props(model, {"card": card})
-        partial.write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings of the exporter about itself
+        program = torch.onnx.export(
+            network, (torch.rand(2, 3, size, size),), dynamo=True, dynamic_shapes=({0: _BATCH},),
+            input_names=["images"], output_names=["features"], verbose=False,
+        )  # fmt: skip
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"card": card})
+    content = model.SerializeToString()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         return _difference(network, size, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
 
 
 _BATCH = torch.export.Dim("batch")
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Yield a path whose file replaces `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class Encoder:
         self.network, self.head, self.card = network, head, card
         try:
             self.preprocess = Preprocess(**card.preprocess)
-        except TypeError:
+        except (TypeError, SettingError):
             raise RunError("card.json", f"preprocess must have size and crop, got {card.preprocess}") from None
 
     @overload

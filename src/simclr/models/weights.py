@@ -1,20 +1,25 @@
 """Weights files of encoders, heads and classifiers."""
 
-import os
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
-from simclr.runs.files import write_atomically
+from simclr.models.options import TooLarge, limited_memory
+from simclr.runs.checkpoint import content_hash
+from simclr.runs.files import replacing, write_atomically
 from simclr.runs.reading import open_regular
 
+METADATA = "simclr"  # key of what a weights file says of itself; one key, since the order of several is random
+MARGIN = 1 << 28  # bytes that a network may take beyond four times its weights file: tables, masks of attention
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")  # of DDP, torch.compile and Fabric
 
 
@@ -25,35 +30,41 @@ def save_encoder(
     card: Card,
     supervised: nn.Linear | None = None,
 ) -> None:
-    """Write encoder, head, card and classifier to `folder`; each file is replaced as a whole."""
+    """Write encoder, head, card and classifier to `folder`; each file is replaced as a whole.
+
+    Each weights file says the hash of its tensors and the run that it is of, and, beside the encoder, the hash of the
+    encoder it was trained with.
+    """
     folder = Path(folder)
     for module, described, what in ((head, card.head, "head"), (supervised, card.supervised, "supervised")):
         if (module is None) != (described is None):
             raise ValueError(f"card.{what} is {described}, which does not fit the {what} to be saved: {module}")
     folder.mkdir(parents=True, exist_ok=True)
+    tensors = _plain_state(encoder)
+    origin = {"run": json.loads(json.dumps(dict(card.source))), "encoder": _hash(tensors)}
     for name, module in (("encoder", encoder), ("head", head), ("supervised", supervised)):
         path = folder / f"{name}.safetensors"
         if module is None:
             path.unlink(missing_ok=True)
             continue
-        write_tensors(path, _plain_state(module))
+        write_tensors(path, tensors if module is encoder else _plain_state(module), origin)
     write_atomically(folder / "card.json", card.to_json())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], origin: Mapping[str, Any] | None = None) -> None:
     """Replace a safetensors file as a whole, with the permissions of other new files, which the library does not
     give."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(save(tensors))
-    os.replace(partial, path)
+    content = {"sha256": _hash(tensors), **(origin or {})}
+    with replacing(path) as file:
+        file.write(save(tensors, {METADATA: json.dumps(content, sort_keys=True)}))
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:
     """Return encoder and head of a folder, on the CPU in evaluation mode, and the card."""
     folder = Path(folder)
     card = Card.read(folder)
-    encoder = _built(card.plan_encoder, card.build_encoder, folder / "encoder.safetensors")
-    head = None if card.head is None else _built(card.build_head, card.build_head, folder / "head.safetensors")
+    encoder = _built(card, card.plan_encoder, card.build_encoder, folder / "encoder.safetensors")
+    head = None if card.head is None else _built(card, card.build_head, card.build_head, folder / "head.safetensors")
     return encoder.eval(), head if head is None else head.eval(), card
 
 
@@ -63,21 +74,34 @@ def load_supervised(folder: str | Path) -> nn.Linear | None:
     card = Card.read(folder)
     if card.supervised is None:
         return None
-    return _built(card.build_supervised, card.build_supervised, Path(folder) / "supervised.safetensors")
+    return _built(card, card.build_supervised, card.build_supervised, Path(folder) / "supervised.safetensors")
 
 
-def _built(plan: Callable[[], nn.Module], build: Callable[[], nn.Module], path: Path) -> nn.Module:
+def _built(card: Card, plan: Callable[[], nn.Module], build: Callable[[], nn.Module], path: Path) -> nn.Module:
     """Return a network of a card with the weights in a file, whose tensors are compared with the plan of the network
     before any memory is taken: a few digits in a card can stand for any size."""
+    shapes = _shapes(path)
     try:
-        with torch.device("meta"):
-            planned = plan().state_dict()
-        check_match(planned, _shapes(path), path)
-        module = build()
-    except (SettingError, RuntimeError, OverflowError, TypeError) as error:  # of values that are not of an architecture
+        with limited_memory(MARGIN + 4 * path.stat().st_size):
+            try:
+                with torch.device("meta"):
+                    planned = plan().state_dict()
+            except (SettingError, RuntimeError):  # of a network that no plan can be made of, or of none
+                planned = None
+            if planned is not None:
+                check_match(planned, shapes, path)
+            module = build()
+    except RunError as error:
+        raise RunError(path if error.path == str(path) else path.with_name("card.json"), error.problem) from None
+    except (SettingError, TooLarge, RuntimeError, OverflowError, TypeError) as error:  # of no architecture
         problem = f"does not describe a network ({' '.join(str(error).split())})"
         raise RunError(path.with_name("card.json"), problem) from None
-    load_strictly(module, path)
+    origin = load_strictly(module, path)
+    if origin.get("run", card.source) != card.source:
+        raise RunError(path, "belongs to another run than card.json", names=("run",))
+    expected = _read_origin(path.with_name("encoder.safetensors")).get("encoder")
+    if expected != origin.get("encoder", expected):
+        raise RunError(path, "belongs to another encoder than encoder.safetensors", names=("encoder",))
     return module
 
 
@@ -92,14 +116,38 @@ def _shapes(path: Path) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def load_strictly(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `module`; raise RunError, with the names, unless all tensors match."""
+def load_strictly(module: nn.Module, path: Path) -> dict[str, Any]:
+    """Load a safetensors file into `module`; raise RunError, with the names, unless all tensors match and are those
+    that were written. Return what the file says of itself; files of version 0.1 say nothing."""
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, "pt") as file:
+            origin, tensors = _origin_in(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise RunError(path, f"cannot be read: {' '.join(str(error).split())}") from None
     check_match(module.state_dict(), tensors, path)
+    if origin and origin.get("sha256") != _hash(tensors):
+        raise RunError(path, "is damaged: its tensors are not those that were written", names=("sha256",))
     module.load_state_dict(tensors)
+    return origin
+
+
+def _read_origin(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        return _origin_in(file, path)
+
+
+def _origin_in(file: Any, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise RunError(path, "is damaged: what it says of itself cannot be read", names=(METADATA,))
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    return content_hash(dict(sorted(tensors.items())))
 
 
 def check_match(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], where: str | Path) -> None:

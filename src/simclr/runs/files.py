@@ -4,13 +4,19 @@ There are two policies for a path that exists. Runs resume. Every other file is 
 overwrite it; measurements keep history instead, by `number_existing`.
 """
 
+import contextlib
 import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
 
 from simclr.errors import SettingError
 
+BAD = "bad_files.csv"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -65,12 +71,26 @@ def _require_writable(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file as a whole, so that a reader or a crash never meets half of it."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file, open for reading and writing, that replaces `path` once it is complete and on the disk.
+
+    After an error nothing is left of it. A kill leaves `NAME.partial`, which the next attempt replaces.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -85,12 +105,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Replace a picture as a whole, in the format of its suffix."""
+    with replacing(path) as file:
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()])
+
+
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
-    """Write a CSV file with a header; file names that are not valid UTF-8 keep their bytes."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows(rows)
+    """Replace a CSV file with a header; file names that are not valid UTF-8 keep their bytes."""
+    with replacing(path) as file:
+        write_rows(file, columns, rows)
+
+
+def write_rows(file: BinaryIO, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
+    """Write a header and rows to a file as CSV."""
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    table = csv.writer(text)
+    table.writerow(columns)
+    table.writerows(rows)
+    text.flush()
+    text.detach()
 
 
 def write_unreadable(path: Path, reasons: dict[str, str]) -> None:
@@ -106,9 +140,7 @@ def printable(name: str | os.PathLike) -> str:
     )
 
 
-def report_unreadable(folder: Path, reasons: dict[str, str]) -> None:
-    """Write `bad_files.csv` and print its path if there are unreadable images."""
+def print_unreadable(path: Path, reasons: dict[str, str]) -> None:
+    """Print the number of unreadable images, if there are any, and the path of their table."""
     if reasons:
-        path = folder / "bad_files.csv"
-        write_unreadable(path, reasons)
         print(f"{len(reasons)} {'files' if len(reasons) > 1 else 'file'} could not be read: {path}")

@@ -233,9 +233,7 @@ class Run:
         """Add images, path to reason, to bad_files.csv."""
         if not self.writes or not reasons:
             return
-        partial = self.path / "bad_files.csv.partial"
-        write_unreadable(partial, {**self.bad, **reasons})
-        os.replace(partial, self.path / "bad_files.csv")
+        write_unreadable(self.path / "bad_files.csv", {**self.bad, **reasons})
 
     @property
     def bad(self) -> dict[str, str]:

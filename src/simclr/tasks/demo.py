@@ -10,6 +10,7 @@ from simclr.evaluation.features import extract
 from simclr.models.pretrained import load
 from simclr.report import write_run_report
 from simclr.report.pictures import neighbour_sheet
+from simclr.runs.files import save_picture
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
@@ -44,10 +45,11 @@ class Demo:
         pictures = self.out / "pictures"
         pictures.mkdir(exist_ok=True)
         train, test = open_source("sample", "train"), open_source("sample", "test")
-        contact_sheet([train.read(i) for i in range(8)], pretrain.views, self.seed).save(pictures / "views.png")
+        sheet = contact_sheet([train.read(i) for i in range(8)], pretrain.views, self.seed)
+        save_picture(sheet, pictures / "views.png")
         encoder = load(self.out)
         features = extract(encoder.network, test, encoder.preprocess)
-        neighbour_sheet(features, test, seed=self.seed).save(pictures / "neighbours.png")
+        save_picture(neighbour_sheet(features, test, seed=self.seed), pictures / "neighbours.png")
         write_run_report(self.out)
         print(f"\nrun: {self.out}\npictures: {', '.join(str(path) for path in sorted(pictures.glob('*.png')))}")
         print(f"report: {self.out / 'report.html'}")

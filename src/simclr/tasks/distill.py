@@ -22,6 +22,7 @@ from simclr.losses import distillation
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
+from simclr.models.options import check_options
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result
@@ -76,6 +77,8 @@ class Distill(Training):
         super().__post_init__()
         if self.epochs is None:
             raise SettingError("epochs", "above 0", None)
+        if self.encoder is not None:
+            check_options(self.encoder, self.encoder_options)
         if self.start is not None and (self.encoder is not None or self.encoder_options):
             raise SettingError("start", "absent if encoder or encoder_options are given", self.start)
 

@@ -11,7 +11,7 @@ from simclr.errors import Error, SettingError
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
-from simclr.runs.files import printable, require_new_file
+from simclr.runs.files import printable, replacing, require_new_file
 from simclr.runs.machine import Device
 from simclr.runs.results import provenance, run_folder
 from simclr.settings import check_settings
@@ -66,9 +66,8 @@ class Embed:
         if embeddings.labels is not None:
             content |= {"labels": embeddings.labels.numpy(), "classes": np.array(source.classes)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **content)
-        partial.replace(path)
+        with replacing(path) as file:
+            np.savez(file, **content)
         count, width = embeddings.features.shape
         print(printable(f"{count:,} embeddings of {source.name}, {width} values each"))
         for name, reason in sorted(embeddings.bad.items())[:LISTED]:

@@ -15,7 +15,7 @@ from simclr.evaluation.health import HealthCheck
 from simclr.evaluation.protocol import evaluated_images
 from simclr.models.pretrained import Encoder, load, untrained
 from simclr.report.pictures import neighbour_sheet
-from simclr.runs.files import number_existing
+from simclr.runs.files import number_existing, save_picture
 from simclr.runs.machine import Device
 from simclr.runs.recipe import saved_recipe
 from simclr.runs.results import Result, result_path, run_folder, unit_of
@@ -84,7 +84,7 @@ class Health:
             features = extract(encoder.network, shown, encoder.preprocess, device=device, workers=workers)
             sheet = path.with_suffix(".png")
             number_existing(sheet)
-            neighbour_sheet(features, shown, seed=self.seed).save(sheet)
+            save_picture(neighbour_sheet(features, shown, seed=self.seed), sheet)
             print(f"wrote {sheet}")
         return content
 

@@ -15,7 +15,7 @@ from simclr.evaluation.neighbours import nearest
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
 from simclr.report.pictures import rows_of_images
-from simclr.runs.files import printable, require_picture_path
+from simclr.runs.files import printable, require_picture_path, save_picture
 from simclr.runs.machine import Device
 from simclr.settings import check_settings, setting
 from simclr.tasks.embed import embed_source, origin
@@ -82,7 +82,7 @@ class Neighbours:
                 captions.append([image.name, *(f"{Path(name).name}\n{v:.3f}" for name, v in results[str(image)])])
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            rows_of_images(sheet, captions).save(self.out)
+            save_picture(rows_of_images(sheet, captions), self.out)
             print(f"wrote {self.out}")
         return {"neighbours": results}
 

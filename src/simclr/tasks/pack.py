@@ -1,7 +1,6 @@
 """Packing of many image files into a few tar files, with large images reduced."""
 
 import io
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,10 @@ from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.decoding import LazyImage
 from simclr.data.folders import infer_splits_and_labels
 from simclr.data.paths import is_image
-from simclr.data.shards import TarWriter
+from simclr.data.shards import MARKER, TarWriter
 from simclr.errors import DataError, SettingError
 from simclr.runs.environment import cores
-from simclr.runs.files import report_unreadable, require_folder_path, require_new_file
+from simclr.runs.files import BAD, print_unreadable, require_folder_path, require_new_file, write_unreadable
 from simclr.settings import check_settings, setting
 from simclr.training.progress import Progress
 
@@ -60,15 +59,15 @@ class Pack:
     def __call__(self) -> dict[str, Any]:
         """Write the tar files and return counts: images, images that were encoded again (`anew`), and tar files; and
         the images that had to be decoded but are unreadable, which are left out, with the reason."""
-        existing = sorted(require_folder_path(self.out).glob("*.tar*"))
-        if existing and not self.overwrite:
+        replaces = self.overwrite or (self.out / MARKER).exists()  # of this command, which was interrupted
+        existing = list(require_folder_path(self.out).glob("*.tar"))
+        if existing and not replaces:
             raise SettingError(
                 "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
             )
-        require_new_file(self.out / "bad_files.csv", self.overwrite)
+        require_new_file(self.out / BAD, replaces)
         source = open_source(self.data, "all")
         names, classes = plan_names(source, self._is_test(source))
-        self.out.mkdir(parents=True, exist_ok=True)
         written, reduced, bad = 0, 0, {}
         threads = cores() if self.workers < 0 else self.workers
         with (
@@ -93,13 +92,10 @@ class Pack:
                     shards.write(members)
                     written, reduced = written + 1, reduced + (suffix is not None)
                 progress.show({"step": progress.done})
-        count = len(shards.files)
-        for file in existing:  # of an earlier, larger data set
-            if re.fullmatch(r"\d{6}\.tar", file.name) and int(file.stem) >= count:
-                file.unlink()
-        report_unreadable(self.out, bad)
-        print(f"wrote {written} images, of which {reduced} were encoded again, in {count} tar files: {self.out}")
-        return {"images": written, "anew": reduced, "shards": count, "bad": bad}
+            shards.beside[BAD] = lambda path: write_unreadable(path, bad) if bad else None
+        print_unreadable(self.out / BAD, bad)
+        print(f"wrote {written} images, of which {reduced} were encoded again, in {shards.count} tar files: {self.out}")
+        return {"images": written, "anew": reduced, "shards": shards.count, "bad": bad}
 
     def _is_test(self, source: Source) -> np.ndarray | None:
         if not source.has_own_split:

@@ -25,6 +25,7 @@ from simclr.losses.objective import Loss
 from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
+from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
 from simclr.runs.recipe import plain, saved_recipe
@@ -134,6 +135,7 @@ class Pretrain(Training):
             raise SettingError("epochs", "above 0", None)
         if self.batch < 2:
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
+        check_options(self.encoder, self.encoder_options)
         _ = self.objective  # checks the combination of its settings
 
     def __call__(self) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from simclr.data.specs import why_unlabelled
 from simclr.data.splits import unseen_classes
 from simclr.data.survey import Appearance, survey
 from simclr.errors import DataError, SettingError
-from simclr.runs.files import printable, require_folder_path, require_new_file, write_table, write_unreadable
+from simclr.runs.files import (
+    printable,
+    replacing,
+    require_folder_path,
+    require_new_file,
+    write_rows,
+    write_table,
+    write_unreadable,
+)
 from simclr.settings import check_settings, setting
 
 LISTS = ("bad_files.csv", "duplicates.csv", "images.csv")
@@ -46,8 +54,9 @@ class Scan:
     def __call__(self) -> dict[str, Any]:
         """Print the report and return it: sizes in pixels, duplicates as lists of paths with the same pixels."""
         if self.out is not None:
+            unfinished = (self.out / f"{LISTS[-1]}.partial").exists()  # of this command, which was interrupted
             for name in LISTS:
-                require_new_file(require_folder_path(self.out) / name, self.overwrite)
+                require_new_file(require_folder_path(self.out) / name, self.overwrite or unfinished)
         source = open_source(self.data, "all")
         images, errors = survey(source, range(len(source)), threads=self.workers, form=True)
         report = {
@@ -75,11 +84,12 @@ class Scan:
     def _write(self, images: list[Appearance], report: dict[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         bad, duplicates, table = (self.out / name for name in LISTS)
-        write_unreadable(bad, report["bad"])
-        same = [(group, path) for group, paths in enumerate(report["duplicates"]) for path in paths]
-        write_table(duplicates, ("group", "path"), same)
         columns = ("path", "height", "width", "form")
-        write_table(table, columns, [tuple(getattr(image, name) for name in columns) for image in images])
+        with replacing(table) as file:  # last, and its partial file first: it says that the others are unfinished
+            write_unreadable(bad, report["bad"])
+            same = [(group, path) for group, paths in enumerate(report["duplicates"]) for path in paths]
+            write_table(duplicates, ("group", "path"), same)
+            write_rows(file, columns, [tuple(getattr(image, name) for name in columns) for image in images])
 
 
 def _spread(values: list[int]) -> dict[str, int | float] | None:

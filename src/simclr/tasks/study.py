@@ -1,5 +1,6 @@
 """Ablation studies of the papers on a user's own data: each member is an ordinary run, evaluated on held-out labels."""
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ from lightning_fabric import Fabric
 
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
-from simclr.errors import DivergedError, Error, SettingError
+from simclr.errors import DivergedError, Error, RunError, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
-from simclr.runs.results import provenance
+from simclr.runs.results import provenance, read_results
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
@@ -224,10 +225,10 @@ def list_studies() -> dict[str, Any]:
 
 def measure_once(task: Linear | Knn) -> dict[str, Any]:
     """Return the result of an evaluation, from its file if these weights have been evaluated with these settings."""
-    if task.out.is_file():
-        content = json.loads(task.out.read_text(encoding="utf-8"))
-        row, settings = content["results"][0], plain(task)
-        is_same = all(content["settings"].get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
+    with contextlib.suppress(RunError, OSError):  # there is none, or it is damaged
+        content, settings = read_results(task.out), plain(task)
+        row, before = next(iter(content["results"]), {}), content.get("settings", {})
+        is_same = all(before.get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
         if is_same and row.get("weights") == provenance(task.run)["weights"]:
             return row
     return task()["results"][0]

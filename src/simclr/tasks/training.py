@@ -15,7 +15,7 @@ from simclr.data import Source
 from simclr.errors import SettingError
 from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
 from simclr.report import write_run_report
-from simclr.runs.files import report_unreadable
+from simclr.runs.files import BAD, print_unreadable
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.settings import check_settings, setting
@@ -145,7 +145,7 @@ def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[
     if fabric.is_global_zero:
         save()
         run.finish(result)
-        report_unreadable(run.path, run.bad)
+        print_unreadable(run.path / BAD, run.bad)
         write_run_report(run.path)
         print(f"wrote {run.path}")
     fabric.barrier()

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from simclr.data import open_source
 from simclr.data.survey import spread_images
-from simclr.runs.files import printable, require_picture_path
+from simclr.runs.files import printable, require_picture_path, save_picture
 from simclr.settings import check_settings, setting
 from simclr.views import Views
 from simclr.views.sheet import contact_sheet
@@ -48,7 +48,7 @@ class ShowViews:
             print(f"unreadable, replaced by the next image: {printable(str(error))}")
         sheet = contact_sheet(images, self.views, self.seed, indices=rows, pairs=self.pairs)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.out)
+        save_picture(sheet, self.out)
         print(f"{len(images)} images of {printable(source.name)}, {self.pairs} pairs of views each")
         print(f"wrote {self.out}")
         return {"out": str(self.out), "images": len(images), "pairs": self.pairs}

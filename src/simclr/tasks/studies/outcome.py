@@ -98,8 +98,9 @@ def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> Non
     text = json.dumps(content, indent=2) + "\n"
     whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "svg"))
     if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
-        for path in (whole, sheet, picture):
-            number_existing(path)
+        if whole.is_file():  # without it, the others are what an interrupted command left
+            for path in (sheet, picture, whole):
+                number_existing(path)
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
         write_atomically(sheet, lines.getvalue())
