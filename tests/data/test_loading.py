@@ -1,10 +1,16 @@
 """Items come in order, failures come through, and the thread ends with its reader."""
 
+import os
 import threading
+import time
 
 import pytest
+import torch
 
-from simclr.data.loading import prefetch
+from simclr.data.loading import loader, prefetch
+from simclr.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
 
 
 def test_order_is_kept():
@@ -52,3 +58,60 @@ def test_the_thread_ends_when_its_reader_gives_up():
     assert threading.active_count() == before + 1
     items.close()
     assert threading.active_count() == before
+
+
+class Tensors:
+    """Item k is k and a tensor of k, in shared memory or not."""
+
+    def __getitem__(self, k):
+        return k, [torch.full((1000,), k)]
+
+
+def is_shared(items):
+    return [tensors[0].is_shared() for _, tensors in items]
+
+
+def tensors_of(**options):
+    keys = list(range(12))
+    items = list(loader(Tensors(), keys, workers=2, prefetch=4, held=12, item_bytes=8000, **options))
+    assert [k for k, _ in items] == keys
+    assert all(torch.equal(tensors[0], torch.full((1000,), k)) for k, tensors in items)
+    return items
+
+
+def test_tensors_are_sent_through_pipes_if_there_is_too_little_shared_memory(monkeypatch):
+    assert all(is_shared(tensors_of()))
+    monkeypatch.setattr("simclr.data.loading._free_shared", lambda: 100_000.0)
+    assert not any(is_shared(tensors_of()))
+
+
+def test_a_tensor_is_sent_through_a_pipe_if_the_shared_memory_is_full_by_then(monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    assert not any(is_shared(tensors_of()))
+
+
+class Silent:
+    """Items of a storage that never answers."""
+
+    def __getitem__(self, k):
+        time.sleep(100)
+
+
+class Fatal:
+    """Items that end the process that reads them, as the kernel does if memory is short."""
+
+    def __getitem__(self, k):
+        os._exit(9)
+
+
+@pytest.mark.parametrize("data", [Silent(), Fatal()])
+def test_silent_and_dead_workers_are_noticed(data, monkeypatch):
+    monkeypatch.setattr("simclr.data.loading.SILENCE", 2.0)
+    start = time.monotonic()
+    with pytest.raises(DataError) as error:
+        list(loader(data, range(4), workers=2, prefetch=4, held=1, item_bytes=8))
+    assert error.value.path == "workers"
+    assert time.monotonic() - start < 20

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from simclr.data import decoding, open_source
-from simclr.data.loading import load_images, loader
+from simclr.data.loading import load_images
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.files import write_unreadable
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
@@ -141,14 +141,6 @@ def test_crops_and_their_data_set_can_be_pickled(folder):
     mine, theirs = CropDataset(folder, PAIR, BatchSampler(37, 20, 7))[3, np.arange(8)], copy[3, np.arange(8)]
     assert torch.equal(mine.crops, theirs.crops)
     assert pickle.loads(pickle.dumps(mine)).bad[0].reason == mine.bad[0].reason == "empty file"
-
-
-def test_too_little_shared_memory_is_refused_in_advance(monkeypatch):
-    monkeypatch.setattr("simclr.data.loading._free_shared", lambda: 64e6)
-    with pytest.raises(ValueError):  # noqa: PT011
-        loader([], [], workers=16, prefetch=2, item_bytes=10_000_000)
-    assert loader([], [], workers=4, prefetch=100, item_bytes=4_000_000).prefetch_factor == 3
-    assert loader([], [], workers=4, prefetch=100, item_bytes=1000).prefetch_factor == 25
 
 
 def test_a_large_batch_is_streamed_within_the_usual_limit_of_open_files():

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,14 +18,16 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from simclr.data.source import Source
-from simclr.errors import SettingError, UnreadableImage
+from simclr.errors import DataError, UnreadableImage
 from simclr.runs.environment import cores
 
 # the user may choose more workers than cores; torch would warn of it twice
 warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 CHUNK = 8  # images a worker decodes at a time, so that eight large photographs at most are held by each
+SILENCE = 300.0  # seconds without an item from any worker, after which they count as dead
 _SHARED = "/dev/shm"
+_LEAVE = 1.0  # seconds to wait for the thread of an abandoned iteration, which may itself wait for a stalled source
 
 T = TypeVar("T")
 
@@ -34,7 +36,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """Yield items, of which up to `depth` are computed in advance by a thread.
 
     An exception of the thread is raised here, after the items before it. When the iteration is abandoned, the thread
-    ends with its current item.
+    ends with its current item, which is not waited for longer than a second.
     """
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
@@ -68,7 +70,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             yield value
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LEAVE)
 
 
 MAX_BYTES = 2 << 30  # maximum size of a decoded data set that is kept in memory by default
@@ -132,30 +134,29 @@ def loader(
     *,
     workers: int,
     prefetch: int,
+    held: int,
     item_bytes: int,
     pin: bool = False,
     start_method: str | None = None,
-) -> DataLoader:
-    """Return a loader of `data[key]` for each key, in order, computed by `workers` processes (0: by this process).
+) -> Iterator[Any]:
+    """Yield `data[key]` for each key, in order, computed by `workers` processes (0: by this process).
 
-    About `prefetch` keys are computed in advance, each of which needs at most `item_bytes` of shared memory.
+    About `prefetch` keys are computed in advance; the reader keeps up to `held` items. Each item needs at most
+    `item_bytes` of shared memory. Where there is too little of it, as in a container with Docker's 64 MB, tensors are
+    sent through pipes, which takes longer. Raises DataError if a worker dies, or if none sends anything for SILENCE
+    seconds.
     """
     options: dict[str, Any] = {}
     if workers:
         factor = max(2, -(-prefetch // workers))
         sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
-        fits = int(0.8 * _free_shared() / (item_bytes * workers * sharing))
-        if fits < 1:
-            raise SettingError(
-                "workers",
-                f"lower, since {workers * item_bytes / 1e6:.0f} MB are needed in {_SHARED}, which has "
-                f"{_free_shared() / 1e6:.0f} MB free",
-                workers,
-                "Or increase the shared memory (docker: --shm-size)",
-            )
-        factor = min(factor, fits, max(1, _free_descriptors() // workers))  # one for each item in shared memory
-        options = {"prefetch_factor": factor, "multiprocessing_context": start_method}
-    return DataLoader(
+        # each item in shared memory takes a descriptor
+        items = min(0.8 * _free_shared() / (item_bytes * sharing), _free_descriptors()) - held
+        has_memory = items >= workers
+        factor = min(factor, int(items // workers)) if has_memory else factor
+        data = _Sender(data, has_memory)
+        options = {"prefetch_factor": factor, "multiprocessing_context": start_method, "timeout": SILENCE}
+    loaded = DataLoader(
         data,
         batch_size=None,
         sampler=keys,
@@ -166,6 +167,53 @@ def loader(
         worker_init_fn=_ignore_signals_of_others,
         **options,
     )
+    try:
+        for item in loaded:
+            yield _replace(item, _Sent, lambda sent: torch.from_numpy(sent.array)) if workers else item
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader timed out" in text:
+            problem = f"no images arrived from {workers} worker processes for {SILENCE:.0f} s"
+            raise DataError("workers", problem, "Check the storage of the images") from None
+        if "DataLoader worker" in text:
+            problem = f"a worker process ended unexpectedly ({' '.join(text.split())})"
+            raise DataError("workers", problem, "Often memory is short; try fewer --workers") from None
+        raise
+
+
+class _Sent(NamedTuple):
+    """A tensor on its way through a pipe."""
+
+    array: np.ndarray
+
+
+class _Sender:
+    """Data set whose tensors are put in shared memory, or, if there is too little, sent through the pipe of the worker.
+
+    Left to torch, a tensor that does not fit is lost in a thread of the worker, and its reader waits for ever.
+    """
+
+    def __init__(self, data: Any, has_memory: bool):
+        self.data, self.has_memory = data, has_memory
+
+    def __getitem__(self, key: Any) -> Any:
+        item = self.data[key]
+        if self.has_memory:
+            try:
+                return _replace(item, torch.Tensor, torch.Tensor.share_memory_)
+            except (RuntimeError, OSError):  # others have used the memory meanwhile
+                pass
+        return _replace(item, torch.Tensor, lambda tensor: _Sent(tensor.numpy()))
+
+
+def _replace(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Return an item with `function` of all values of a kind in it and in the tuples and lists inside."""
+    if isinstance(item, kind):
+        return function(item)
+    if isinstance(item, tuple | list):
+        values = [_replace(value, kind, function) for value in item]
+        return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
+    return item
 
 
 def _ignore_signals_of_others(worker: int) -> None:

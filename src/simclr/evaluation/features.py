@@ -75,6 +75,7 @@ class EvalBatches:
                 [key for keys in chunks for key in keys],
                 workers=self.workers,
                 prefetch=2 * len(chunks[0]),
+                held=2 * len(chunks[0]),
                 item_bytes=CHUNK * 12 * self.preprocess.size**2,
             )
         )

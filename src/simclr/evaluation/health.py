@@ -56,7 +56,12 @@ class HealthCheck:
         by `workers` processes; unreadable images are left out."""
         rows = np.sort(np.argsort(source.paths.hashes(), kind="stable")[:most]).tolist()
         decoder = loader(
-            _Pairs(source, views, seed), rows, workers=workers, prefetch=2 * workers, item_bytes=24 * views.size**2
+            _Pairs(source, views, seed),
+            rows,
+            workers=workers,
+            prefetch=2 * workers,
+            held=len(rows),
+            item_bytes=24 * views.size**2,
         )
         pairs = [pair for pair in decoder if pair is not None]
         if len(pairs) < 2:

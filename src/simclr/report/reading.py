@@ -10,9 +10,10 @@ from simclr.cli.commands import COMMANDS
 from simclr.errors import DataError, RunError
 from simclr.report.record import Measurement, RunRecord, is_number
 from simclr.runs.files import PICTURES
-from simclr.runs.reading import read_yaml
+from simclr.runs.reading import read_bytes, read_yaml
 from simclr.runs.results import completed, run_folder
 
+MAX_FILE_BYTES = 1 << 30  # of a log; a million lines have 0.3 GB
 SIGNS = ("recipe.yaml", "card.json", "metrics.jsonl", "result.json")  # each of them marks a run folder
 PICTURE_SUFFIXES = (*PICTURES, ".svg")
 NO_MEASUREMENTS = ("card.json", "data.json", "environment.json", "report.json")
@@ -47,6 +48,7 @@ def is_run(path: Path) -> bool:
 def read_run(path: Path) -> RunRecord:
     """Return the content of a run folder, without the pixels of its pictures."""
     unreadable: list[str] = []
+    text = _text(path / "recipe.yaml", unreadable)
     try:
         recipe = read_yaml(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
     except (DataError, OSError):
@@ -88,8 +90,8 @@ def _kind(text: str, recipe: dict, result: dict | None, card: dict) -> str:
 
 def _text(path: Path, unreadable: list[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError:
+        return read_bytes(path, MAX_FILE_BYTES).decode(errors="replace") if path.is_file() else ""
+    except (DataError, OSError):
         unreadable.append(path.name)
         return ""
 
@@ -100,7 +102,7 @@ def _json(path: Path, kind: type, unreadable: list[str]) -> Any:
         return None
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, kind):
         unreadable.append(path.name)
@@ -114,7 +116,7 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for text in _text(path, []).splitlines():
         try:
             line = json.loads(text) if text.strip() else None
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             line = {}
         if line is None:
             continue

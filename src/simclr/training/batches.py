@@ -136,6 +136,7 @@ class Streamed:
                 self._keys(steps),
                 workers=self.workers,
                 prefetch=2 * per_step,
+                held=2,
                 item_bytes=len(self.policies) * CHUNK * 3 * size**2,
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
