@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import simclr
 from simclr.cli import main
 from simclr.cli.commands import COMMANDS
-from simclr.errors import SettingError
+from simclr.cli.parsing import parse
+from simclr.errors import RunError, SettingError
 from simclr.runs.recipe import recipe_folder
 
 
@@ -238,3 +240,17 @@ def test_an_unrelated_distribution_of_the_same_name_is_reported(monkeypatch, cap
     code, _, err = spoken(capsys, "recipes")
     assert code == 1
     assert "pip uninstall simclr" in err
+
+
+@pytest.mark.parametrize("option", ["pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"])
+@pytest.mark.parametrize("name", ["resnet18", "simclr_resnet18"])
+def test_a_recipe_decides_on_the_architecture_only(name, option, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"encoder": name, "encoder_options": {option: str(tmp_path / "weights.pth")}}))
+    for command in ("pretrain", "distill"):
+        task = getattr(simclr, command.capitalize())
+        words = ["--teacher", "t"] if command == "distill" else []
+        with pytest.raises(RunError) as refused:
+            parse(task, command, ("data",), ["sample", "--config", str(recipe), *words])
+        assert refused.value.path == str(recipe)
+        assert refused.value.names == (f"encoder_options.{option}",)

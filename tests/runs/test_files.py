@@ -2,15 +2,20 @@
 
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from simclr.errors import SettingError
 from simclr.runs.files import (
     number_existing,
+    replacing,
     require_file_path,
     require_folder_path,
     require_new_file,
     require_picture_path,
+    save_picture,
+    write_table,
 )
 
 
@@ -59,3 +64,29 @@ def test_a_picture_has_a_form(tmp_path):
     assert require_picture_path(tmp_path / "a.PNG") == tmp_path / "a.PNG"
     with pytest.raises(SettingError):
         require_picture_path(tmp_path / "sheet")
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"ne", "text"])
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.bin"]
+    (tmp_path / "x.bin.partial").write_bytes(b"what a killed command left")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_tables_and_pictures_are_replaced_as_a_whole(tmp_path):
+    path, picture = tmp_path / "x.csv", tmp_path / "x.JPG"
+    write_table(path, ("a", "b"), [("1", "\udcff")])
+    with pytest.raises(ZeroDivisionError):
+        write_table(path, ("a", "b"), ((1 / 0, k) for k in range(2)))
+    assert path.read_bytes() == b"a,b\r\n1,\xff\r\n"
+    save_picture(Image.fromarray(np.zeros((3, 4, 3), np.uint8)), picture)
+    with Image.open(picture) as image:
+        assert image.format == "JPEG"
+    assert sorted(os.listdir(tmp_path)) == ["x.JPG", "x.csv"]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from simclr.data import datasets as named
-from simclr.data import open_source
+from simclr.data import open_source, shards
 from simclr.errors import DataError, SettingError
 from simclr.tasks.pack import Pack
 
@@ -207,3 +207,35 @@ def test_names_of_one_split_in_two_forms_are_kept_apart(tmp_path):
     Pack(data=str(tmp_path / "data" / "list.txt"), out=tmp_path / "out")()
     packed = open_source(tmp_path / "out", "all")
     assert packed.labels is None and not packed.has_own_split and len(packed) == 3
+
+
+def test_a_part_of_a_set_is_not_the_set_and_the_same_command_completes_it(tmp_path, monkeypatch):
+    large = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
+    (tmp_path / "data").mkdir()
+    for k in range(3):
+        Image.fromarray(large + k).save(tmp_path / "data" / f"{k}.bmp")
+    out = tmp_path / "out"
+    pack = Pack(data=str(tmp_path / "data"), out=out, shard_mb=1)
+    replace = shards.os.replace
+    monkeypatch.setattr(
+        shards.os, "replace", lambda *paths: 1 / 0 if paths[1].name == "000002.tar" else replace(*paths)
+    )
+    with pytest.raises(ZeroDivisionError):
+        pack()
+    monkeypatch.undo()
+    assert len(list(out.glob("*.tar"))) == 2
+    for spec in (out, out / "000000.tar", f"{out}/{{000000..000001}}.tar"):
+        with pytest.raises(DataError) as error:
+            open_source(spec, "all")
+        assert error.value.path == str(out)
+    assert pack()["shards"] == 3 and len(open_source(out, "all")) == 3
+    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "000001.tar", "000002.tar"]
+
+
+def test_what_a_killed_command_left_is_replaced(tmp_path):
+    data, out = folder(tmp_path / "data", ["a.png"]), tmp_path / "out"
+    (out / ".packing").mkdir(parents=True)
+    (out / ".packing" / "000000.tar").write_bytes(b"half")
+    (out / "000000.tar.partial").write_bytes(b"half, of version 0.1")
+    assert Pack(data=str(data), out=out)()["shards"] == 1
+    assert [path.name for path in out.iterdir()] == ["000000.tar"]

@@ -134,3 +134,18 @@ def test_the_number_of_workers_is_checked(workers):
     with pytest.raises(SettingError) as error:
         Scan(data="sample", workers=workers)
     assert error.value.field == "workers"
+
+
+def test_an_interrupted_scan_is_completed_by_the_same_command(folder, tmp_path, monkeypatch):
+    out = tmp_path / "report"
+    monkeypatch.setattr(scan, "write_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *arguments, **options: None)  # a kill removes nothing
+    with pytest.raises(ZeroDivisionError):
+        Scan(data=str(folder), out=out)()
+    monkeypatch.undo()
+    assert sorted(os.listdir(out)) == ["bad_files.csv", "duplicates.csv", "images.csv.partial"]
+    Scan(data=str(folder), out=out)()
+    assert sorted(os.listdir(out)) == ["bad_files.csv", "duplicates.csv", "images.csv"]
+    with pytest.raises(SettingError) as error:
+        Scan(data=str(folder), out=out)()
+    assert error.value.field == "out"

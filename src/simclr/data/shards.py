@@ -219,6 +219,7 @@ class TarWriter:
                 path.unlink()
         for name in names:
             os.replace(self._stage / name, self._folder / name)
+        self._stage.rmdir()
         sync_folder(self._folder)
         marker.unlink()
         sync_folder(self._folder)
