@@ -1,11 +1,12 @@
 # make demo    pretraining and evaluation on bundled images
 # make test    the whole test suite
 # make check   linter, type checker and the fast tests, for daily work
+# make kills   commands killed before every file operation and at random moments; bit flips in what they wrote (30 min)
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint clean kills
 
 demo: $(READY)
 	$(VENV)/bin/simclr demo
@@ -25,6 +26,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
 	touch $(READY)
+
+kills: $(READY)
+	$(VENV)/bin/python benchmarks/reliability/kills.py
+	$(VENV)/bin/python benchmarks/reliability/flips.py
 
 clean:
 	rm -rf $(VENV)
