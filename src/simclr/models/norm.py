@@ -194,8 +194,13 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module) -> nn.Module:
-    """Let every batch norm of `module` use the statistics of all processes, and on a CPU the exact kernels of
-    `norm_cpu`, with one process too.
+    """Let every batch norm of `module` use the statistics of all processes; with one process, change nothing."""
+    return replace_norms(module) if _has_processes() else module
+
+
+def replace_norms(module: nn.Module) -> nn.Module:
+    """Replace every batch norm of `module` by `SyncBatchNorm`, which with one process too has the exact kernels of
+    `norm_cpu`, so that any number of processes computes the same.
 
     Parameters, buffers and their names stay, so optimisers and checkpoints do not change. Returns the module, which is
     new only if it is itself a batch norm.
@@ -203,5 +208,5 @@ def synchronise(module: nn.Module) -> nn.Module:
     if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         return SyncBatchNorm(module)
     for name, child in module.named_children():
-        setattr(module, name, synchronise(child))
+        setattr(module, name, replace_norms(child))
     return module
