@@ -8,8 +8,11 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from simclr.models import norm_cpu
 
 
 class _BiasedBatchNorm(_BatchNorm):
@@ -46,15 +49,64 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+        return _sum_over_processes(x)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
+        return _sum_over_processes(gradient)
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total = x.clone()
+    if _has_processes():
         dist.all_reduce(total)
-        return total
+    return total
+
+
+def _has_processes() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _NormaliseOnCpu(torch.autograd.Function):
+    """Batch normalisation by the kernels of `norm_cpu`, with the statistics of all processes in float64.
+
+    Returns the output, mean, variance and number of positions; gradients flow through the output alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        about = x[0, :, 0, 0].double()
+        local = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        first, second = norm_cpu.moments(x, about)
+        # about zero, which all processes share; float64 has digits to spare for the difference below
+        second = second + 2 * about * first + local * about.square()
+        total = _sum_over_processes(torch.cat([local, first + local * about, second]))
+        n, (first, second) = total[0], total[1:].view(2, -1)
+        mean = first / n
+        variance = (second / n - mean.square()).clamp_min(0)
+        inverse = torch.rsqrt(variance + eps)
+        scale = inverse if weight is None else inverse * weight
+        y = norm_cpu.scale_and_shift(x, mean, scale, torch.zeros_like(mean) if bias is None else bias)
+        ctx.save_for_backward(x, weight, mean, inverse, n)
+        ctx.has_bias = bias is not None
+        ctx.mark_non_differentiable(mean, variance, n)
+        return y, mean, variance, n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, n = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        offset, slope = norm_cpu.gradient_moments(gradient, x, mean)
+        slope = slope + offset * (mean.float().double() - mean)  # the kernel subtracts the rounded mean
+        total = _sum_over_processes(torch.stack([offset, slope]))
+        scale = inverse if weight is None else inverse * weight
+        factors = torch.stack([scale, scale * total[0] / n, scale * inverse.square() * total[1] / n])
+        dx = norm_cpu.input_gradient(gradient, x, mean, factors)
+        dw = None if weight is None else (slope * inverse).to(weight.dtype)
+        return dx, dw, offset.float() if ctx.has_bias else None, None
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -83,10 +135,12 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
         use_batch = self.training or self.running_mean is None
-        if not use_batch or not (dist.is_initialized() and dist.get_world_size() > 1):
+        if not use_batch:
             y = super().forward(x)
         elif x.is_cuda:
             y = self._cuda(x)
+        elif norm_cpu.applies(x):
+            y = self._on_cpu(x)
         else:
             y = self._reduced(x)
         for child in self.children():
@@ -104,6 +158,13 @@ class SyncBatchNorm(_BatchNorm):
             # (1-m)·before + m·unbiased -> (1-m)·before + m·biased; processes hold batches of one size
             n = x.numel() // x.shape[1] * dist.get_world_size()
             self.running_var.mul_(1 - 1 / n).add_(before, alpha=(1 - self.momentum) / n)
+        return y
+
+    @torch.compiler.disable
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        y, mean, variance, n = _NormaliseOnCpu.apply(x, self.weight, self.bias, self.eps)
+        if self.training and self.track_running_stats:
+            self._update(mean, variance, n)
         return y
 
     def _reduced(self, x: Tensor) -> Tensor:
@@ -133,15 +194,19 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module) -> nn.Module:
-    """Let every batch norm of `module` use the statistics of all processes; with one process, change nothing.
+    """Let every batch norm of `module` use the statistics of all processes; with one process, change nothing."""
+    return replace_norms(module) if _has_processes() else module
 
-    Parameters, buffers and their names stay, so optimisers and checkpoints do not notice. Returns the module,
-    which is new only where it is itself a batch norm.
+
+def replace_norms(module: nn.Module) -> nn.Module:
+    """Replace every batch norm of `module` by `SyncBatchNorm`, which with one process too has the exact kernels of
+    `norm_cpu`, so that any number of processes computes the same.
+
+    Parameters, buffers and their names stay, so optimisers and checkpoints do not change. Returns the module, which is
+    new only if it is itself a batch norm.
     """
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return module
     if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         return SyncBatchNorm(module)
     for name, child in module.named_children():
-        setattr(module, name, synchronise(child))
+        setattr(module, name, replace_norms(child))
     return module

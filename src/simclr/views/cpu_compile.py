@@ -6,6 +6,7 @@ Python calls, so `cpu_geometry` and `cpu_colour` each contain all functions that
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -24,7 +25,12 @@ def fast(function: Callable) -> Callable:
     return _compiled(function, fastmath=True)
 
 
-def _compiled(function: Callable, **options: bool) -> Callable:
+def contracted(function: Callable) -> Callable:
+    """Compile with fused multiply-adds; NaN and infinity follow IEEE 754."""
+    return _compiled(function, fastmath={"contract"})
+
+
+def _compiled(function: Callable, **options: Any) -> Callable:
     function = inspect.unwrap(function)  # run-time type checkers wrap each function of the package
     options |= {"nogil": True, "error_model": "numpy"}
     try:
