@@ -77,9 +77,7 @@ def watch(folder: str, events: list[str]) -> None:
     def hook(event: str, arguments: tuple) -> None:
         if event in FORBIDDEN:
             events.append(f"{event} {str(arguments)[:80]}")
-        elif (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ):
+        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             check(arguments[0])
         elif event in WRITES:
             check(arguments[0])
