@@ -130,6 +130,7 @@ def outcome(command: Command, out: Path) -> Any:
             "weights": weights_of(out),
             "logged": steps,
             "step": json.loads((out / "result.json").read_text())["step"],
+            "report": (out / "report.html").exists(),
         }
     if command.name == "h.pt2":
         program = torch.export.load(out / command.name)
