@@ -28,6 +28,7 @@ from simclr.models.card import Card
 from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
+from simclr.runs.files import printable
 from simclr.runs.recipe import plain, saved_recipe
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
@@ -198,7 +199,7 @@ class Pretrain(Training):
         else:
             return {}
         if not int(os.environ.get("LOCAL_RANK") or 0):
-            print(f"no recipe given: settings of {origin}", file=sys.stderr)
+            print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
         return settings
 
     def sources(self) -> tuple[Source, Source]:
