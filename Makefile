@@ -1,12 +1,14 @@
 # make demo    pretraining and evaluation on bundled images
 # make test    the whole test suite
+# make fuzz    damaged and hostile files of every kind, 1,000 mutations of each; minutes
+# make shm     pretraining with 64 MB and 1 MB of shared memory; needs root
 # make check   linter, type checker and the fast tests, for daily work
 # make kills   commands killed before every file operation and at random moments; bit flips in what they wrote (30 min)
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint clean kills
+.PHONY: demo test check lint clean kills fuzz shm
 
 demo: $(READY)
 	$(VENV)/bin/simclr demo
@@ -30,6 +32,12 @@ $(READY): pyproject.toml
 kills: $(READY)
 	$(VENV)/bin/python benchmarks/reliability/kills.py
 	$(VENV)/bin/python benchmarks/reliability/flips.py
+
+fuzz: $(READY)
+	$(VENV)/bin/python benchmarks/reliability/fuzz.py
+
+shm: $(READY)
+	sh benchmarks/reliability/shm.sh $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV)

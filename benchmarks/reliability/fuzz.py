@@ -3,7 +3,7 @@
 Each must give a result or one line that names the file, within 10 s and 2 GB, and must run no code, open no socket and
 write nothing outside its folder. Processes are forked from one that has loaded everything; audit hooks watch them.
 
-    python benchmarks/reliability/fuzz.py [--kinds png card] [--count 1000] [--seed 0] [--out results/reliability/fuzz.json]
+    python benchmarks/reliability/fuzz.py [--kinds png card] [--count 1000] [--seed 0] [--out FILE]
 """
 
 import argparse
@@ -14,7 +14,6 @@ import re
 import resource
 import select
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import fuzz_kinds  # the kinds of files, beside this program
+
 from simclr.errors import Error
 from simclr.runs.environment import code_hash
 
@@ -77,9 +77,9 @@ def watch(folder: str, events: list[str]) -> None:
     def hook(event: str, arguments: tuple) -> None:
         if event in FORBIDDEN:
             events.append(f"{event} {str(arguments)[:80]}")
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            check(arguments[0])
-        elif event in WRITES:
+        elif (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ) or event in WRITES:
             check(arguments[0])
 
     def check(path: Any) -> None:

@@ -90,7 +90,11 @@ class Images(Kind):
             case "jpeg":
                 exif = Image.Exif()
                 exif[0x0112] = 6
-                contents = [encoded("JPEG"), encoded("JPEG", exif=exif, progressive=True), encoded("JPEG", PIXELS[..., 0])]
+                contents = [
+                    encoded("JPEG"),
+                    encoded("JPEG", exif=exif, progressive=True),
+                    encoded("JPEG", PIXELS[..., 0]),
+                ]
             case "png":
                 palette = io.BytesIO()
                 Image.fromarray(PIXELS).quantize(8).save(palette, "PNG", transparency=2)
@@ -124,7 +128,9 @@ def _png16(channels: int) -> bytes:
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     header = struct.pack(">IIBBBBB", 10, 12, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    parts = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -312,7 +318,11 @@ class Checkpoints(Kind):
         for network in networks.values():
             state = network.state_dict()
             keys = official.keys_of(network)
-            layers = official.encoder_layers(18, False, False, True) if network is networks["encoder"] else official.head_layers(2)
+            layers = (
+                official.encoder_layers(18, False, False, True)
+                if network is networks["encoder"]
+                else official.head_layers(2)
+            )
             for ours, key in keys.items():
                 tf2[key] = official.from_torch(state[ours])
             for ours, key in official.official_names(layers, "tf1").items():

@@ -1,6 +1,6 @@
 """Kills of commands before each of their file operations, and at random moments.
 
-    python benchmarks/reliability/kills.py [--commands pretrain,fresh,...] [--limit 60] [--random 15] [--seed 0]
+    python benchmarks/reliability/kills.py [--commands pretrain,fresh,...] [--limit 60] [--random 15] [--seed 0] [--add]
 
 After each kill: no output that is not whole is accepted, a finished run that `--fresh` was replacing is not lost, and
 the same command again ends with the weights and outputs of a command that was not interrupted, bit for bit. The table
@@ -48,7 +48,7 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.study import Study
 from simclr.views import Views
 
-IMAGES, SIDE, STEPS, SAVE_EVERY = 64, 16, 8, 2
+IMAGES, SIDE, EPOCHS, SAVE_EVERY = 64, 16, 2, 2
 COMPUTE = {"accelerator": "cpu", "workers": 0}
 
 
@@ -68,7 +68,7 @@ def make_data(root: Path) -> None:
 def pretrain(data: Path, out: Path, **changes: Any) -> Pretrain:
     settings = {
         "encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}, "views": Views(size=SIDE, blur=0.0),
-        "head_features": 8, "batch": 16, "epochs": STEPS * 16 // IMAGES, "warmup_epochs": 0, "knn_every": 0,
+        "head_features": 8, "batch": 16, "epochs": EPOCHS, "warmup_epochs": 0, "knn_every": 0,
         "log_every": 2, "save_every": SAVE_EVERY, "machine": Machine(**COMPUTE), **changes,
     }  # fmt: skip
     return Pretrain(data=str(data), out=out, **settings)
@@ -130,6 +130,7 @@ def outcome(command: Command, out: Path) -> Any:
             "weights": weights_of(out),
             "logged": steps,
             "step": json.loads((out / "result.json").read_text())["step"],
+            "report": (out / "report.html").exists(),
         }
     if command.name == "h.pt2":
         program = torch.export.load(out / command.name)
@@ -258,7 +259,7 @@ class Attack:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(self.out, copy)
             resumed = children.run(lambda: steps_of(pretrain(self.base / "data.npz", copy)), copy)
-            if resumed.code or resumed.value > STEPS - SAVE_EVERY:
+            if resumed.code or resumed.value > self.expected["step"] - SAVE_EVERY:
                 faults.append(f"the finished run is lost: {resumed.value}")
         return faults
 
@@ -402,6 +403,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--random", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", action="store_true", help="keep the other commands of an existing table")
     parser.add_argument("--out", type=Path, default=children.RESULTS / "kills.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -424,12 +426,14 @@ def main() -> None:
                 table[name] = attack.summary()
             row = table[name]
             print(f"{name}: {row['kills']} kills in {row['starts']} starts, {row['faults']} faults", flush=True)
+    table = {name: {**children.circumstances(options.seed), **row} for name, row in table.items()}
+    if options.add and options.out.is_file():
+        table = json.loads(options.out.read_text())["commands"] | table
     total = Counter()
     for row in table.values():
         total.update({key: row[key] for key in ("starts", "kills", "faults")})
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {**children.circumstances(options.seed), "total": total, "commands": table}
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    options.out.write_text(json.dumps({"total": total, "commands": table}, indent=1) + "\n")
     print(f"{total['kills']} kills, {total['faults']} faults: {options.out}")
     sys.exit(bool(total["faults"]))
 

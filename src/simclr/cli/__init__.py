@@ -1,5 +1,6 @@
 """Command line: one command, one task; the errors of a user as one line, bugs with their traceback in a file."""
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 from simclr.cli.commands import COMMANDS, GROUPS
 
@@ -36,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     if conflict := conflicting_distribution():
         return _report(conflict, FAILED)
     try:
-        return _run(words[0], words[1:], debug)
+        with contextlib.redirect_stdout(PlainText(sys.stdout)) if sys.stdout else contextlib.nullcontext():
+            return _run(words[0], words[1:], debug)
     except KeyboardInterrupt:  # also while torch is loaded, which takes seconds
         if debug:
             raise
@@ -70,6 +73,21 @@ def _run(command: str, words: list[str], debug: bool) -> int:
             return _report(error, FAILED)
         return _report_bug(error)
     return OK
+
+
+class PlainText:
+    """Stream without control characters: a file can have any name, and a terminal obeys what is printed."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        from simclr.runs.files import printable
+
+        return self._stream.write("\n".join(printable(line) for line in text.split("\n")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def overview() -> str:
@@ -126,7 +144,10 @@ def _report(error: BaseException | str, code: int, on_all_ranks: bool = False) -
     rank = _rank()
     if not (on_all_ranks and rank):
         process = f"process {rank}: " if rank else ""
-        print(f"simclr: {process}{' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+        from simclr.runs.files import printable  # which imports much that --help does not need
+
+        line = printable(f"simclr: {process}{' '.join(text.split()) or type(error).__name__}")
+        print(line, file=sys.stderr)
     return code
 
 

@@ -45,7 +45,6 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     split = split_words(words, command, known)
     recipes = [Path(recipe_path(name)) for name in split.recipes]
     given = [pair for path in recipes for pair in read_recipe(path, command, known)]
-    in_recipe = {name for name, _ in given} - {name for name, _ in split.given}
     given += [*_positional(split.positional, command, positional), *split.given]
     for flag in known.values():
         if flag.default is dataclasses.MISSING and flag.name not in dict(given):
@@ -53,7 +52,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     try:
         built = _build(task, known, given)
     except SettingError as error:
-        if {error.field, error.field.partition(".")[0]} & in_recipe:
+        if recipes and not {error.field, error.field.partition(".")[0]} & {name for name, _ in split.given}:
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
     part = flat_part(task)

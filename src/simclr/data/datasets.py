@@ -21,6 +21,7 @@ from simclr.data.paths import Paths
 from simclr.data.source import Arrays, ItemLabels, Objects, Source
 from simclr.data.splits import Part, assemble, official_splits, select_split
 from simclr.errors import DataError
+from simclr.runs.files import printable
 from simclr.runs.reading import open_regular, read_bytes
 
 MAX_BATCH_BYTES = 1 << 30  # of a file of CIFAR-10; the official ones have 31 MB
@@ -171,7 +172,7 @@ def _obtain(name: str, folder: Path, option: dict[str, Any]) -> Any:
     try:
         return data_set(str(folder), **option)
     except RuntimeError:  # raised by torchvision if the files are not there
-        print(f"downloading {name} to {folder}", file=sys.stderr)
+        print(f"downloading {name} to {printable(folder)}", file=sys.stderr)
     try:
         return data_set(str(folder), **option, download=True)
     except (OSError, RuntimeError) as error:

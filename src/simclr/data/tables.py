@@ -19,6 +19,7 @@ from simclr.data.paths import MAX_TEXT_BYTES, Paths, read_lines
 from simclr.data.source import Arrays, Files, Source
 from simclr.data.splits import SPLIT_NAMES, Part, assemble, select_split
 from simclr.errors import DataError
+from simclr.runs.files import unguard_cell
 from simclr.runs.reading import read_bytes
 
 COLUMNS = {"path": ("path", "file_name"), "label": ("label", "labels"), "split": ("split",), "group": ("group",)}
@@ -61,7 +62,8 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
         wanted = [names[column]] if names and column in names else usual
         position = next((header.index(key) for key in map(_key, wanted) if key in header), None)
         if position is not None:
-            columns[column] = [row[position] if position < len(row) else None for row in rows]
+            cells = [row[position] if position < len(row) else None for row in rows]
+            columns[column] = [unguard_cell(c) if column == "path" and c else c for c in cells]
         elif column == "path" or (names and column in names):
             problem = f"there is no column {wanted[0]!r}; the columns are {', '.join(header) or 'none'}"
             raise DataError(path, problem, f"Name the one to use: {path.name}?{column}=COLUMN")

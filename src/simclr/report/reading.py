@@ -9,7 +9,7 @@ from typing import Any
 from simclr.cli.commands import COMMANDS
 from simclr.errors import DataError, RunError
 from simclr.report.record import Measurement, RunRecord, is_number
-from simclr.runs.files import PICTURES
+from simclr.runs.files import PICTURES, unguard_cell
 from simclr.runs.reading import read_bytes, read_yaml
 from simclr.runs.results import completed, run_folder
 
@@ -155,4 +155,4 @@ def _measurements(path: Path, unreadable: list[str], below: bool = True) -> list
 
 def _bad(path: Path) -> list[tuple[str, str]]:
     rows = csv.DictReader(io.StringIO(_text(path, []), newline=""))
-    return [(row.get("path") or "", row.get("reason") or "") for row in rows]
+    return [(unguard_cell(row.get("path") or ""), row.get("reason") or "") for row in rows]

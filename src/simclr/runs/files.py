@@ -8,15 +8,17 @@ import contextlib
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from simclr.errors import SettingError
 
 BAD = "bad_files.csv"
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -118,13 +120,24 @@ def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> 
 
 
 def write_rows(file: BinaryIO, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
-    """Write a header and rows to a file as CSV."""
+    """Write a header and rows to a file as CSV; texts that are formulas to a spreadsheet are guarded."""
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     table = csv.writer(text)
     table.writerow(columns)
-    table.writerows(rows)
+    table.writerows([guard_cell(value) for value in row] for row in rows)
     text.flush()
     text.detach()
+
+
+def guard_cell(value: Any) -> Any:
+    """Return a value of a table with an apostrophe before a text that begins with = + - or @, after apostrophes or not:
+    a spreadsheet would take it for a formula, and formulas can run programs."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def unguard_cell(text: str) -> str:
+    """Return the text that `guard_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def write_unreadable(path: Path, reasons: dict[str, str]) -> None:
@@ -143,4 +156,4 @@ def printable(name: str | os.PathLike) -> str:
 def print_unreadable(path: Path, reasons: dict[str, str]) -> None:
     """Print the number of unreadable images, if there are any, and the path of their table."""
     if reasons:
-        print(f"{len(reasons)} {'files' if len(reasons) > 1 else 'file'} could not be read: {path}")
+        print(f"{len(reasons)} {'files' if len(reasons) > 1 else 'file'} could not be read: {printable(path)}")

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -118,6 +119,13 @@ class Machine(Device):
                 f"the number of processes started by torchrun or SLURM ({started})",
                 f"{devices} x {nodes}",
             )
+        if many and started is None and not _can_start_again():
+            raise SettingError(
+                "machine.devices",
+                "1 in an interactive session or a program without a file, which cannot be started once more",
+                devices,
+                "Use the command line, or a script that torchrun starts",
+            )
         fabric = Fabric(
             accelerator=self.kind,
             devices=devices,
@@ -132,6 +140,17 @@ class Machine(Device):
                 warnings.filterwarnings("ignore", category=FutureWarning)
                 fabric.launch()
         return fabric
+
+
+def _can_start_again() -> bool:
+    """Return whether other processes can run this program: a module, or a script in a file. Lightning runs the command
+    of this process again, which in a notebook or for a program on standard input is another one, and ends this process
+    if one of them fails."""
+    main = sys.modules["__main__"]
+    if hasattr(sys, "ps1") or sys.flags.interactive or "ipykernel" in sys.modules:
+        return False
+    file = getattr(main, "__file__", None)
+    return getattr(main, "__spec__", None) is not None or (file is not None and os.path.isfile(file))
 
 
 def _started() -> int | None:

@@ -24,7 +24,7 @@ from simclr.errors import RunError
 from simclr.runs import replacement
 from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.environment import environment
-from simclr.runs.files import require_folder_path, write_atomically, write_unreadable
+from simclr.runs.files import printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
 from simclr.runs.reading import read_yaml
@@ -199,7 +199,7 @@ class Run:
     def _set_damaged_aside(self, path: Path) -> None:
         """Rename a file that cannot be read: it is evidence, and no reason to stop."""
         if self.writes:
-            print(f"{path} is damaged; kept as {path.name}.damaged", file=sys.stderr)
+            print(f"{printable(path)} is damaged; kept as {path.name}.damaged", file=sys.stderr)
             os.replace(path, path.with_name(f"{path.name}.damaged"))
 
     # metrics
@@ -243,7 +243,7 @@ class Run:
             return {}
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [row for row in csv.DictReader(file) if row.get("path") and row.get("reason")]
-        return {row["path"]: row["reason"] for row in rows}
+        return {unguard_cell(row["path"]): unguard_cell(row["reason"]) for row in rows}
 
     # checkpoints
 
@@ -261,7 +261,7 @@ class Run:
         if self.writes and checkpoint.damaged:
             problems = "; ".join(f"{name} is damaged ({error})" for name, error in checkpoint.damaged.items())
             step = checkpoint.state["step"]
-            print(f"{self.path}: {problems}. Resuming from {checkpoint.name}, step {step}", file=sys.stderr)
+            print(f"{printable(self.path)}: {problems}. Resuming from {checkpoint.name}, step {step}", file=sys.stderr)
         return checkpoint.state
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -287,7 +287,8 @@ class Run:
             return result if not weights.exists() or weights.stat().st_size > 8 else None
         damaged = [n for n, h in files.items() if not (self.path / n).is_file() or _hash(self.path / n) != h]
         if damaged and self.writes:
-            print(f"{self.path}: {', '.join(damaged)} damaged; written again from the checkpoint", file=sys.stderr)
+            text = f"{', '.join(damaged)} damaged; written again from the checkpoint"
+            print(f"{printable(self.path)}: {text}", file=sys.stderr)
         return None if damaged else result
 
 

@@ -27,10 +27,10 @@ from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, default, describe_data
+from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
-from simclr.training.session import classifier_groups, is_finished, open_run, prepare, wrap
+from simclr.training.session import classifier_groups, open_run, prepare, wrap
 from simclr.views import Views
 
 
@@ -92,8 +92,8 @@ class Distill(Training):
         batch = self.largest_batch(len(source), fabric.world_size)
         schedule = self.schedule(len(source), batch)
         run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
-        if is_finished(run, fabric):
-            return run.result
+        if (result := finished_result(fabric, run)) is not None:
+            return result
         torch.manual_seed(self.seed)
         card, encoder = self.student(given.card)
         student = Classifier(encoder, ProjectionHead(card.features, layers=0), len(names))

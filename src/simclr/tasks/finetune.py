@@ -28,10 +28,10 @@ from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
 from simclr.runs.results import Result
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, default, describe_data
+from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
-from simclr.training.session import classifier_groups, is_finished, open_run, prepare, wrap
+from simclr.training.session import classifier_groups, open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 
@@ -98,8 +98,8 @@ class FineTune(Training):
         steps = self.steps or total_steps(len(source), batch, self.passes(fraction))
         schedule = self.schedule(len(source), batch, steps)
         run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
-        if is_finished(run, fabric):
-            return run.result
+        if (result := finished_result(fabric, run)) is not None:
+            return result
         start = load(self.run)
         parts = self.assemble(fabric, source, start, batch)
         fabric.print(

@@ -28,14 +28,15 @@ from simclr.models.card import Card
 from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
+from simclr.runs.files import printable
 from simclr.runs.recipe import plain, saved_recipe
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, describe_data, run_folder_for
+from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
-from simclr.training.session import is_finished, open_run, prepare, wrap
+from simclr.training.session import open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 
@@ -144,8 +145,8 @@ class Pretrain(Training):
         fabric = self.machine.launch()
         data = describe_data(source, self.labels(source), source.classes or ())
         run = open_run(fabric, self.folder, self, data, self.fresh)
-        if is_finished(run, fabric):
-            return run.result
+        if (result := finished_result(fabric, run)) is not None:
+            return result
         parts = self.assemble(fabric, source)
         encoder, head = parts.model["encoder"], parts.model["head"]
         fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
@@ -198,7 +199,7 @@ class Pretrain(Training):
         else:
             return {}
         if not int(os.environ.get("LOCAL_RANK") or 0):
-            print(f"no recipe given: settings of {origin}", file=sys.stderr)
+            print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
         return settings
 
     def sources(self) -> tuple[Source, Source]:

@@ -22,6 +22,7 @@ from simclr.settings import check_settings, setting
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
 from simclr.training.fit import Schedule
 from simclr.training.sampler import BatchSampler
+from simclr.training.session import is_finished
 from simclr.views import Views
 
 
@@ -150,6 +151,15 @@ def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[
         print(f"wrote {run.path}")
     fabric.barrier()
     return result
+
+
+def finished_result(fabric: Fabric, run: Run) -> dict[str, Any] | None:
+    """Return the result of a complete run, None for one to train; write its report if a kill prevented that."""
+    if not is_finished(run, fabric):
+        return None
+    if fabric.is_global_zero and not (run.path / "report.html").exists():
+        write_run_report(run.path)
+    return run.result
 
 
 def run_folder_for(command: str, data: Any) -> Path:

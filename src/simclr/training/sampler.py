@@ -89,6 +89,8 @@ class BadImages:
         self._source = source
         self._limit = limit
         self._seen = np.zeros(len(source), bool)
+        self._tried: set[str] = set()  # unreadable images that were drawn, and those that were to replace others
+        self._replacements: set[str] = set()
 
     def record(self, tried: Int[np.ndarray, " b"], bad: list[UnreadableImage]) -> None:
         """Record that of the images `tried` (indices) those in `bad` are unreadable. Raises TooManyBadImages."""
@@ -96,7 +98,11 @@ class BadImages:
         if not bad:
             return
         self.reasons |= {error.path: error.reason for error in bad}
-        count, seen = len(self.reasons), np.count_nonzero(self._seen)
+        names = {self._source.path(i) for i in tried}
+        for error in bad:
+            (self._tried if error.path in names else self._replacements).add(error.path)
+        seen = np.count_nonzero(self._seen) + len(self._replacements - self._tried)
+        count = len(self.reasons)
         if count >= FEWEST_BAD and count > self._limit * seen:
             raise TooManyBadImages(
                 f"{self._source.name}: {count} of {seen} images are unreadable, more than the fraction "
