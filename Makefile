@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint clean kills fuzz shm
 
@@ -14,10 +15,10 @@ demo: $(READY)
 	$(VENV)/bin/simclr demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 check: lint
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -57,7 +57,7 @@ def bare(channels_last: bool = True, two_passes: bool = False, compiled: bool = 
 
 
 def simclr() -> Work:
-    """The loop runs in a thread of its own, which does a step whenever it is asked for one."""
+    """The loop runs in a thread of its own, which does a step at every request."""
     from simclr import Machine, Pretrain, Views
     from simclr.training.batches import Resident
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see simclr.cli.main
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

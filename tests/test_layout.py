@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import simclr
+from simclr.cli.commands import COMMANDS
 
 ROOT = Path(simclr.__file__).parent
 LEVELS = {
@@ -70,4 +71,5 @@ def test_editors_see_the_same_public_names_as_programs():
     seen = {alias.asname or alias.name for node in block.body for alias in node.names}
     assert seen == set(simclr.__all__)
     assert all(hasattr(simclr, name) for name in simclr.__all__)
+    assert {command.task.partition(":")[2] for command in COMMANDS.values()} <= set(simclr.__all__)
     assert (ROOT / "py.typed").is_file()

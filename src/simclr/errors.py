@@ -10,7 +10,8 @@
     DivergedError             loss or weights are not finite (FloatingPointError); exit code 1
     Interrupted               the run was asked to stop and saved a checkpoint; exit code 1
 
-Everything else that is raised, apart from OSError and MemoryError, is a bug of this package.
+On the command line, every other exception apart from OSError and a lack of memory is reported as a bug. Library functions
+raise ValueError for wrong arguments.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ class Error(ValueError):
 
 
 class SettingError(Error):
-    """A setting has a value that is not allowed: `FIELD must be ALLOWED, got VALUE. REMEDY.`"""
+    """A setting has a value that is not allowed: `FIELD must be ALLOWED, got VALUE. REMEDY`"""
 
     def __init__(self, field: str, allowed: str, got: Any = _UNSET, remedy: str = ""):
         super().__init__(field, allowed, got, remedy)
@@ -55,7 +56,7 @@ class _Located(Error):
 
 
 class DataError(_Located):
-    """Images, labels, a table or an archive are not as required: `PATH: PROBLEM. REMEDY.`"""
+    """Images, labels, a table or an archive are not as required: `PATH: PROBLEM. REMEDY`"""
 
 
 class RunError(_Located):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import operator
 import types
 from typing import Any, Literal, Union, get_args, get_origin
@@ -26,7 +27,7 @@ def flat(*without: str) -> Any:
 
 
 def check_settings(task: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its bounds and its Literal type; raise SettingError for the first that
+    """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for the first that
     is outside of them. Values of None are not checked."""
     for field in dataclasses.fields(task):
         value, name = getattr(task, field.name), prefix + field.name
@@ -66,7 +67,7 @@ def _takes_text(kind: Any) -> bool:
 
 
 def _within(value: Any, bounds: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         return False
     return all(_TESTS[name](value, bound) for name, bound in bounds.items())
 

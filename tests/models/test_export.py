@@ -10,6 +10,8 @@ from simclr.errors import SettingError
 from simclr.models import create_encoder, resnet
 from simclr.models.export import to_timm, to_torchvision
 
+pytestmark = pytest.mark.slow
+
 
 def trained(depth=50, **options):
     """A network whose norms have statistics, gains and offsets to carry over."""

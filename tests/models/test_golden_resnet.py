@@ -14,6 +14,8 @@ from simclr.losses import nt_xent
 from simclr.models import ProjectionHead, resnet
 from simclr.models.official.names import encoder_layers, head_layers, official_names, supervised_layers
 
+pytestmark = pytest.mark.slow
+
 
 def networks(depth, sk, se, stem, head_layers, width=1, classes=10):
     encoder = resnet(depth, width, sk_ratio=sk, se_ratio=se, stem=stem).double()

@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.models.norm import BatchNorm1d, BatchNorm2d, SyncBatchNorm, synchronise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("ours", "torchs", "shape"), [(BatchNorm2d, nn.BatchNorm2d, (5, 4, 3, 2)),
                                                        (BatchNorm1d, nn.BatchNorm1d, (6, 4))])  # fmt: skip

@@ -14,6 +14,8 @@ from simclr.models import ProjectionHead, resnet, synchronise
 from simclr.optim import LARS, lr_factor, peak_lr, total_steps, warmup_steps
 from simclr.training.gathering import gather
 
+pytestmark = pytest.mark.slow
+
 BATCH, IMAGES, EPOCHS, DECAY, TEMPERATURE = 16, 48, 3.0, 1e-4, 0.5
 
 

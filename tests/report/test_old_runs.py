@@ -15,6 +15,8 @@ from simclr.runs.results import Result, completed, read_results, result_of
 from simclr.tasks.export import Export
 from simclr.tasks.knn import Knn
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parents[1] / "fixtures" / "v0.1"
 RESULTS = sorted(p for p in OLD.rglob("*.json") if p.is_file() and "results" in json.loads(p.read_text()))
 NEW_FIELDS = ("role", "evaluated_on", "seen_in_pretraining", "target", "unit")

@@ -14,6 +14,8 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.training import throughput
 from simclr.views import Views
 
+pytestmark = pytest.mark.slow
+
 
 def small(**settings):
     base = Pretrain(

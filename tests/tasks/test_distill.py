@@ -13,6 +13,8 @@ from simclr.errors import DataError, RunError, SettingError
 from simclr.losses import distillation
 from simclr.models import load_supervised
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine(accelerator="cpu", workers=0)
 
 

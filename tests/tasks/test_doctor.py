@@ -17,6 +17,8 @@ from simclr.tasks.pretrain import EncoderWithHead, Pretrain
 from simclr.training.batches import Resident
 from simclr.views import Views
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):

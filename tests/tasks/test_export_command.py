@@ -18,6 +18,8 @@ from simclr.models.layers import read_layer
 from simclr.models.pretrained import load_classifier
 from simclr.tasks.export import Export
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path):

@@ -29,6 +29,8 @@ from simclr.runs.run import Run
 from simclr.tasks.finetune import FineTune
 from simclr.training.session import classifier_groups
 
+pytestmark = pytest.mark.slow
+
 HERE = Machine(workers=0)  # no process but this one, where reads are counted
 ORDER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 

@@ -1,7 +1,11 @@
 """Prediction of transformations from layers."""
 
+import pytest
+
 from simclr.runs.machine import Device
 from simclr.tasks.information import TASKS, Information
+
+pytestmark = pytest.mark.slow
 
 
 def test_transformations_are_predicted(encoder, data, tmp_path):

@@ -12,6 +12,8 @@ from simclr.models.pretrained import load
 from simclr.runs.machine import Device
 from simclr.tasks.linear import Linear
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_layer_is_measured(encoder, data, tmp_path):
     task = Linear(run=encoder, data=str(data), layer="all", baselines=False, out=tmp_path / "all.json",

@@ -20,6 +20,8 @@ from simclr.tasks.linear import Linear
 from simclr.tasks.robustness import Robustness
 from simclr.tasks.transfer import Transfer
 
+pytestmark = pytest.mark.slow
+
 HERE = Device(workers=0)  # no process but this one, in which reads are counted
 
 

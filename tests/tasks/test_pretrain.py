@@ -27,6 +27,8 @@ from simclr.tasks import pretrain
 from simclr.tasks.pretrain import EncoderWithHead, Pretrain
 from simclr.views import Views
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 

@@ -18,6 +18,8 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.training.gathering import gather
 from simclr.views import Views
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "nt_xent": {"negatives": "other"},
     "nt_logistic": {"semi_hard": True},

@@ -18,6 +18,8 @@ from simclr.runs.recipe import plain, recipe_folder
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.reproduce import Expected, Figure, Reproduce, compare
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parents[2] / "results"
 SETTINGS = {
     "encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}, "views": {"size": 16, "blur": 0.0}, "batch": 32,

@@ -10,6 +10,8 @@ from simclr.runs.machine import Device, Machine
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.robustness import Robustness
 
+pytestmark = pytest.mark.slow
+
 HERE = Device(workers=0)
 
 

@@ -14,6 +14,8 @@ from simclr import Embed, Neighbours
 from simclr.errors import DataError, SettingError
 from simclr.runs.machine import Device
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Device(accelerator="cpu", workers=0)
 
 

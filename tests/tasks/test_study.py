@@ -16,6 +16,8 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.study import Study
 from simclr.views import Views
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -12,6 +12,8 @@ from simclr.runs.machine import Device
 from simclr.runs.run import Run
 from simclr.tasks.suggest import Suggest, largest_that_fits, settings_without_trial
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["--seconds", "0.1", "--machine.accelerator", "cpu"]
 
 

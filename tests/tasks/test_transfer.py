@@ -13,6 +13,8 @@ from simclr.evaluation.protocol import open_labelled
 from simclr.runs.machine import Machine
 from simclr.tasks.transfer import Transfer
 
+pytestmark = pytest.mark.slow
+
 HERE = Machine(workers=0)
 
 

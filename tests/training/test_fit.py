@@ -18,6 +18,8 @@ from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.training.fit import Parts, Schedule, fit
 
+pytestmark = pytest.mark.slow
+
 
 class Batch(NamedTuple):
     indices: np.ndarray

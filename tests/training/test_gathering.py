@@ -9,6 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 from simclr.losses import Keys, nt_xent
 from simclr.training.gathering import gather, gather_entries
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 0.2
 
 

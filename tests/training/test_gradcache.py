@@ -17,6 +17,8 @@ from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, cached_backward
 from simclr.training.recompute import recompute_blocks
 
+pytestmark = pytest.mark.slow
+
 IMAGES, NAME = 12, (3, 5, 0)
 
 

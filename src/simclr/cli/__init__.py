@@ -16,7 +16,10 @@ OK, FAILED, WRONG_USAGE, BUG, STOPPED = 0, 1, 2, 70, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 70 bug of simclr, 130 Ctrl-C."""
+    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 70 bug of simclr, 130 Ctrl-C.
+
+    During training Ctrl-C saves a checkpoint, and the code is 1.
+    """
     # Threads that wait by spinning take a shared core from the threads they wait for: measured, 6 times slower and more
     # on a machine with other work, no slower on a free one. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

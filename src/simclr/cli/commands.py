@@ -1,4 +1,4 @@
-"""Table of commands. It imports nothing, so that the overview and the help of a command are printed at once."""
+"""Table of commands. It imports nothing heavy, so that the overview and the help of a command are printed at once."""
 
 from typing import NamedTuple
 

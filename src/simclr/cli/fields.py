@@ -105,8 +105,8 @@ def describe(kind: Any) -> str:
     return " or ".join(words)
 
 
-def placeholder(kind: Any) -> str:
-    """Return the placeholder of a value in a help text, such as `N`; empty for a switch."""
+def placeholder(kind: Any, default: Any = None) -> str:
+    """Return the placeholder of a value in a help text, such as `N`; empty for a switch that is off by default."""
     inner = [part for part in alternatives(kind) if part is not types.NoneType]
     if len(words := options(kind)) > 1:
         return "{" + ",".join(map(str, words)) + "}"
@@ -120,5 +120,5 @@ def placeholder(kind: Any) -> str:
     if is_mapping(kind):
         return "{NAME: VALUE}"
     if bool in inner:
-        return ""
+        return "{true,false}" if default is True else ""
     return "X" if float in inner else "N" if int in inner else "PATH" if Path in inner else "TEXT"

@@ -20,11 +20,11 @@ WIDTH, INDENT = 100, 30
 
 SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Data and output": ("data", "run", "runs", "teacher", "images", "checkpoint", "recipe", "name", "out", "fresh",
-                        "overwrite", "test", "among"),
+                        "overwrite", "test", "among", "fraction", "labelled", "decode", "crop_area"),
     "Network": ("encoder", "encoder_options", "head_layers", "head_features", "start", "layer", "freeze"),
     "Loss": ("loss", "temperature", "margin", "semi_hard", "normalize", "negatives", "loss_scale", "label_weight"),
     "Optimisation": ("optimizer", "lr", "scaling", "momentum", "weight_decay", "batch", "micro_batch", "bn", "epochs",
-                     "warmup_epochs"),
+                     "warmup_epochs", "steps", "norm_decay", "zero_logits"),
     "Checks, logging and checkpoints": ("knn_every", "held_out", "log_every", "save_every", "max_bad", "seed"),
 }  # fmt: skip
 PARTS = {"views": "Augmentation", "machine": "Machine"}
@@ -49,7 +49,7 @@ def compose(command: str, task: type) -> str:
     for title, group in _sections([flag for flag in settings.values() if flag.name not in names]):
         lines += [f"{title}:"]
         for flag in group:
-            lines += _row(f"--{flag.name} {placeholder(flag.kind)}".rstrip(), _text(flag))
+            lines += _row(f"--{flag.name} {placeholder(flag.kind, flag.default)}".rstrip(), _text(flag))
         lines += [""]
     lines += ["Other:", *(line for name, text in ALWAYS.items() for line in _row(name, text))]
     return "\n".join(lines) + "\n"

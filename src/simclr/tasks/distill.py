@@ -55,7 +55,7 @@ class Distill(Training):
     weight_decay: float = default("weight_decay", 1e-4)
     epochs: float | int | None = default("epochs", 400)
     encoder: str | None = None
-    """encoder of the student: simclr_resnet18/34/50/101/152/200, or the name of any timm model (default: the
+    """encoder of the student: simclr_resnet10/18/34/50/101/152/200, or the name of any timm model (default: the
     teacher's)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
     """options of the student's encoder, such as width"""

@@ -37,7 +37,7 @@ class Embed:
     part: Literal["all", "train", "test"] = "all"
     """split to embed"""
     layer: str = "h"
-    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     out: Path | None = None
     """file to write; RUN/embeddings-DATA.npz if not given"""
     overwrite: bool = False

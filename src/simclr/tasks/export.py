@@ -31,7 +31,7 @@ class Export:
     to: Literal["pt2", "onnx", "timm", "torchvision"] = "pt2"
     """format of the file"""
     layer: str = "h"
-    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     out: Path | None = None
     """file to write; RUN/LAYER.pt2 or .onnx, or RUN/LIBRARY-NAME.safetensors, if not given. With pt2 and onnx, the
     layer may also be scores, the classifier of a fine-tuned run"""

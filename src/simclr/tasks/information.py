@@ -50,7 +50,7 @@ class Information:
     data: str
     """images; a source without a test split is divided by a hash of the file names"""
     layers: tuple[str, ...] | Literal["all"] = ("h", "z")
-    """layers of the network: h, z, head.1 and on, or block_group1 to 4; all measures every layer"""
+    """layers of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; all measures every layer"""
     images: int = setting(10_000, at_least=1)
     """maximum number of training images, chosen by a hash of the file name; half as many test images"""
     hidden: int = setting(512, at_least=1)

@@ -39,7 +39,7 @@ class Knn:
     temperature: float = setting(0.07, above=0)
     """temperature of the vote: a neighbour counts exp(cosine / temperature)"""
     layer: str = "h"
-    """layer of the network: h, z, head.1 and on, or block_group1 to 4"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None

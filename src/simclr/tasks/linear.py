@@ -54,7 +54,7 @@ class Linear:
     protocol: Literal["lbfgs", "sgd", "bank"] = "lbfgs"
     """method that fits the classifier"""
     layer: str = "h"
-    """layer of the network: h, z, head.1 and on, or block_group1 to 4; all measures every layer"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; all measures every layer"""
     lr: float = setting(0.1, above=0)
     """learning rate of sgd, per 256 images (official code: 0.1)"""
     batch: int = setting(512, at_least=1)

@@ -81,14 +81,15 @@ def simclr_step(
 class Pretrain(Training):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
-    The defaults are the paper's ImageNet settings. The run folder is runs/pretrain-DATA by default; the same command
-    resumes an interrupted run.
+    On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`; a
+    flag for any setting of the method turns this off. The defaults below, which apply otherwise, are the paper's
+    ImageNet settings. The run folder is runs/pretrain-DATA by default; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "pretrain"
 
     encoder: str = "simclr_resnet50"
-    """encoder: simclr_resnet18/34/50/101/152/200, or the name of any timm model"""
+    """encoder: simclr_resnet10/18/34/50/101/152/200, or the name of any timm model"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
     """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model"""
     views: Views = Views(size=224)

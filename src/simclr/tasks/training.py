@@ -61,7 +61,7 @@ class Training:
     """number of epochs in which the learning rate rises linearly from 0 (default: a tenth of `epochs`, at most 10 in
     pretraining and 20 in distillation; 0 in fine-tuning)"""
     max_bad: float = setting(0.05, at_least=0, at_most=1)
-    """maximum fraction of unreadable images; fewer than 20 never stop a run"""
+    """maximum fraction of unreadable images; a run is never stopped for fewer than 20"""
     log_every: int = setting(20, at_least=1)
     """number of steps between lines of the log"""
     save_every: int = setting(500, at_least=1)

@@ -70,7 +70,7 @@ class Transfer:
     """run folder of another encoder: the linear protocol measures it too, with the p-value of a paired permutation
     test"""
     layer: str = "h"
-    """layer of the network: h, z, head.1 and on, or block_group1 to 4; linear protocol only"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; linear protocol only"""
     lrs: tuple[float, ...] | None = setting(None, above=0)
     """learning rates of the grid, as applied (paper: 7 from 1e-4 to 0.1; from scratch 7 from 1e-3 to 1)"""
     decays: tuple[float, ...] | None = setting(None, at_least=0)

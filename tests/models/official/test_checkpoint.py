@@ -12,6 +12,8 @@ from simclr.errors import RunError
 from simclr.models.official.checkpoint import OBJECT_GRAPH, Bundle, find_prefix
 from simclr.models.official.crc32c import masked_crc32c
 
+pytestmark = pytest.mark.slow
+
 FORMS = ["tf1_ckpt", "tf2_ckpt", "tf2_saved_model_variables"]
 
 
