@@ -397,6 +397,16 @@ def warm(base: Path) -> None:
     views.apply(np.zeros((4, SIDE, SIDE, 3), np.uint8), views.draw(np.arange(4), 0, 0, 0))
 
 
+def write(table: dict[str, Any], path: Path) -> Counter:
+    """Write the table and return its sums."""
+    total = Counter()
+    for row in table.values():
+        total.update({key: row[key] for key in ("starts", "kills", "faults")})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"total": total, "commands": table}, indent=1) + "\n")
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commands", default=",".join([*COMMANDS, "workers", "ranks"]))
@@ -408,6 +418,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng, table = random.Random(options.seed), {}
+    if options.add and options.out.is_file():
+        table = json.loads(options.out.read_text())["commands"]
     with tempfile.TemporaryDirectory() as folder:
         base, work = Path(folder) / "base", Path(folder) / "work"
         base.mkdir()
@@ -424,16 +436,9 @@ def main() -> None:
                 attack.enumerate(10 if name == "export" else options.limit)
                 attack.at_random(4 if name == "export" else options.random, rng)
                 table[name] = attack.summary()
-            row = table[name]
+            row = table[name] = {**children.circumstances(options.seed), **table[name]}
             print(f"{name}: {row['kills']} kills in {row['starts']} starts, {row['faults']} faults", flush=True)
-    table = {name: {**children.circumstances(options.seed), **row} for name, row in table.items()}
-    if options.add and options.out.is_file():
-        table = json.loads(options.out.read_text())["commands"] | table
-    total = Counter()
-    for row in table.values():
-        total.update({key: row[key] for key in ("starts", "kills", "faults")})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"total": total, "commands": table}, indent=1) + "\n")
+            total = write(table, options.out)
     print(f"{total['kills']} kills, {total['faults']} faults: {options.out}")
     sys.exit(bool(total["faults"]))
 
