@@ -5,8 +5,8 @@
 Features (N, 512), 10 classes: `relu`, rectified random projections of 16-pixel CIFAR-10 images (as hard as real
 features of a weak network), and `mixture`, correlated normal features around class centres (as separable as those of
 a good one). Both solvers see the same standardised float32 features and minimise the same sum; scikit-learn runs its
-default solver (lbfgs, tol 1e-4) with enough iterations to converge, and ours runs to an objective that is no higher: at the loosest
-of TOLERANCES that gets there. Timings of the two alternate, so that a busy machine slows both.
+default solver (lbfgs, tol 1e-4) with enough iterations to converge, and ours runs to an objective that is no higher: at
+the loosest of TOLERANCES that gets there. Timings of the two alternate, so that a busy machine slows both.
 """
 
 import argparse

@@ -10,8 +10,8 @@
     DivergedError             loss or weights are not finite (FloatingPointError); exit code 1
     Interrupted               the run was asked to stop and saved a checkpoint; exit code 1
 
-On the command line, every other exception apart from OSError and a lack of memory is reported as a bug. Library functions
-raise ValueError for wrong arguments.
+On the command line, every other exception apart from OSError and a lack of memory is reported as a bug. Library
+functions raise ValueError for wrong arguments.
 """
 
 from typing import Any

@@ -27,8 +27,8 @@ def flat(*without: str) -> Any:
 
 
 def check_settings(task: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for the first that
-    is outside of them. Values of None are not checked."""
+    """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for the
+    first that is outside of them. Values of None are not checked."""
     for field in dataclasses.fields(task):
         value, name = getattr(task, field.name), prefix + field.name
         if value is None:

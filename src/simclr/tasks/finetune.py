@@ -66,8 +66,8 @@ class FineTune(Training):
     fraction: float = setting(1.0, above=0, at_most=1)
     """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
     labelled: Path | None = None
-    """text file with the names of the labelled images to use, one per line, which replaces `fraction`, such as the official
-    lists"""
+    """text file with the names of the labelled images to use, one per line, which replaces `fraction`, such as the
+    official lists"""
     head_layers: int = setting(0, at_least=0)
     """number of layers of the projection head kept below the classifier (official ft_proj_selector; v1 paper 0, v2
     paper 1)"""

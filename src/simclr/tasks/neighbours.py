@@ -43,7 +43,8 @@ class Neighbours:
     k: int = setting(10, at_least=1)
     """number of neighbours"""
     layer: str = "h"
-    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; a file of embeddings has its own"""
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; a file of embeddings has its
+    own"""
     out: Path | None = None
     """picture to write, one row for each image (png, jpg or webp)"""
     overwrite: bool = False
