@@ -4,12 +4,12 @@
 #   sh benchmarks/reliability/shm.sh [PYTHON]
 set -eu
 python=${1:-python3}
-for size in 64m 1m; do
+for size in ${SIZES:-64m 1m}; do
     unshare --mount sh -euc '
         mount -t tmpfs -o size='"$size"' tmpfs /dev/shm
         out=$(mktemp -d)
         timeout 500 '"$python"' -m simclr pretrain sample --out "$out/run" --encoder simclr_resnet18 \
-            --encoder_options "{width: 0.125}" --views.size 224 --batch 256 --epochs 0.15 --warmup_epochs 0 \
+            --encoder_options "{width: 0.125}" --views.size 224 --batch 256 --epochs 0.06 --warmup_epochs 0 \
             --machine.storage streamed --machine.workers 2 --machine.accelerator cpu \
             >"$out/log" 2>&1 || { tail -5 "$out/log"; exit 1; }
         test -f "$out/run/encoder.safetensors"

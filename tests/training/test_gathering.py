@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.processes import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.losses import Keys, nt_xent
-from simclr.training.gathering import gather, gather_entries
+from simclr.training.gathering import gather, gather_entries, is_lost_peer
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +62,18 @@ def test_entries_of_all_processes_are_known_to_each():
     assert entries(0, 1) == {"0.jpg": "broken", "both.jpg": "empty"}
     everything = {"0.jpg": "broken", "1.jpg": "broken", "both.jpg": "empty"}
     assert in_processes(entries) == [everything, everything]
+
+
+def alone(rank, world):
+    if rank:
+        return False  # this process ends
+    try:
+        dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        return is_lost_peer(error)
+    return False
+
+
+def test_a_process_that_ends_is_noticed_as_such_by_the_others():
+    assert in_processes(alone) == [True, False]
+    assert not is_lost_peer(RuntimeError("shapes differ")) and not is_lost_peer(ValueError("gloo"))

@@ -20,10 +20,10 @@ def read_arrays(path: Path, error: Refusal = DataError) -> dict[str, np.ndarray]
         with open_regular(path, error) as stream, zipfile.ZipFile(stream) as archive:
             check_archive(archive, path, error)
             return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in archive.infolist()}
-    except (DataError, OSError, MemoryError):
+    except (DataError, MemoryError):
         raise
     except Exception as reason:  # zip, decompression, header and shape raise errors of many types
-        if type(reason) is error:
+        if type(reason) is error or (isinstance(reason, OSError) and reason.filename):
             raise
         text = " ".join(str(reason).split()) or type(reason).__name__
         raise error(str(path), f"it is not an .npz file of plain arrays ({text})") from None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simclr.errors import DivergedError, RunError, SettingError
 from simclr.randomness import bits
 from simclr.runs.run import Run
-from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_same_on_all_ranks
+from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_lost_peer, is_same_on_all_ranks
 from simclr.training.progress import Progress
 from simclr.training.stopping import StopRequested, StopRequests
 
@@ -90,8 +90,11 @@ def fit(
         with Progress(schedule.steps, start, shown=run.writes) as progress, StopRequests(fabric) as stop:
             recorder = _Recorder(run, fabric, progress, describe, evaluate)
             _train(fabric, parts, schedule, start, recorder, stop)
-    except BaseException:
+    except BaseException as error:
         run.release()
+        if fabric.world_size > 1 and is_lost_peer(error):
+            problem = "another process of this run has ended. Run the same command again to resume"
+            raise ConnectionError(f"{run.path}: {problem}") from error
         raise
     return recorder.facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
 

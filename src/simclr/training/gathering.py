@@ -1,5 +1,7 @@
 """Gathering over processes: embeddings with exact gradients, dictionaries, and agreement."""
 
+import re
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
@@ -49,3 +51,8 @@ def is_same_on_all_ranks(fabric: Fabric, value: int | bool) -> bool:
     """Return whether `value` is the same on every process."""
     differs = torch.tensor(float(fabric.broadcast(value) != value), device=fabric.device)
     return not fabric.all_reduce(differs, reduce_op="sum").item()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an error of torch says that another process has ended: gloo raises a RuntimeError for it."""
+    return isinstance(error, RuntimeError) and bool(re.search(r"gloo|nccl|\bpeer\b", str(error), re.IGNORECASE))
