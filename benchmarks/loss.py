@@ -1,8 +1,8 @@
 """NT-Xent forward and backward, D = 128, beside other implementations: python benchmarks/loss.py [--out FILE.json]
 
 Cost of one call in processor time on one thread, and, with `--memory`, the maximum memory a call holds beyond its
-inputs for N = 1,024 to 32,768 images. solo-learn's form is written anew from its formula (exponentials of the whole matrix,
-positives and negatives selected by masks).
+inputs for N = 1,024 to 32,768 images. solo-learn's form is written anew from its formula (exponentials of the whole
+matrix, positives and negatives selected by masks).
 """
 
 import json

@@ -27,8 +27,8 @@ def flat(*without: str) -> Any:
 
 
 def check_settings(task: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for the
-    first that is outside of them. Values of None are not checked."""
+    """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for
+    the first that is outside of them. Values of None are not checked."""
     for field in dataclasses.fields(task):
         value, name = getattr(task, field.name), prefix + field.name
         if value is None:
@@ -80,7 +80,7 @@ def field_docs(task: type) -> dict[str, str]:
     for owner in reversed(task.__mro__):
         if not dataclasses.is_dataclass(owner):
             continue
-        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body
+        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
         for field, text in zip(body, body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(text.value.value.split("\n\n")[0].split())

@@ -149,7 +149,7 @@ def read_image(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
     """Return Pillow's raw modes for the high and the low byte of an image with 16 bits per colour, None for others."""
-    tile = image.tile[0] if getattr(image, "tile", None) else None
+    tile = image.tile[0] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
     rawmode = tile and (tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else None)
     if image.mode not in ("RGB", "RGBA") or not isinstance(rawmode, str) or ";16" not in rawmode:
         return None
@@ -167,10 +167,10 @@ def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray,
 
     def read_byte(rawmode: str, image: Image.Image) -> tuple[np.ndarray, int]:
         tiles = []
-        for tile in image.tile:
+        for tile in image.tile:  # type: ignore[attr-defined]
             args = rawmode if isinstance(tile[3], str) else (rawmode, *tile[3][1:])
             tiles.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
-        image.tile = tiles
+        image.tile = tiles  # type: ignore[attr-defined]
         image.load()
         return np.asarray(image).astype(np.uint16), orientation_of(image)
 
@@ -283,4 +283,4 @@ def muted() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 warnings.resetwarnings()
-                warnings.filters.extend(_filters)
+                warnings.filters.extend(_filters)  # type: ignore[attr-defined]

@@ -141,7 +141,7 @@ def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
                         raise DataError(file, f"{name} is a link", remedy)
                     if member.isreg() and not member.issparse():
                         yield encoded, member.offset_data, member.size
-                archive.members = []  # otherwise all of them would be kept in memory
+                archive.members = []  # type: ignore[attr-defined]  # otherwise all of them would be kept in memory
     except DataError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, IndexError, KeyError) as error:

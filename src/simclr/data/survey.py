@@ -50,7 +50,7 @@ def survey(
         digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(image))
         varies = float(image.std((0, 1)).max()) / 255 if deviation else None
-        return Appearance(row, source.path(row), *image.shape[:2], digest.digest(), varies, described)
+        return Appearance(row, source.path(row), image.shape[0], image.shape[1], digest.digest(), varies, described)
 
     with ThreadPoolExecutor(cores() if threads < 0 else threads) as pool:
         results = list(pool.map(look, map(int, rows)))

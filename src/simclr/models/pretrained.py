@@ -56,7 +56,8 @@ class Encoder:
         """Return representations (N, D) float32 of paths, PIL images or uint8 arrays (H, W, 3), in their order.
 
         `layer` is h, z, head.1, head.2, ... or block_group1 to block_group4. An unreadable file raises
-        UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is (representations (M, D), rows (M,) of `images`).
+        UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is
+        (representations (M, D), rows (M,) of `images`).
         For a whole data set, see the command `simclr embed`.
         """
         _check_images(images)

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -163,7 +163,7 @@ class Doctor:
         expected = torch.stack([task.views.apply(images, view) for view in parameters])
         yield checks.check_pairs(batch.views.float().cpu(), expected)
 
-    def _check_learning(self, fabric: Fabric, parts: Parts, batch: Any) -> Iterator[Finding]:
+    def _check_learning(self, fabric: Fabric, parts: Parts, batch: Any) -> Generator[Finding, None, float]:
         """Overfit one batch with an optimizer that needs no tuning; return the seconds of a step."""
         task = self.pretrain
         optimizer = fabric.setup_optimizers(torch.optim.AdamW(parts.model.parameters(), 1e-3))

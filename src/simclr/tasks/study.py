@@ -145,6 +145,7 @@ class Study:
         for member in plan:
             first = member.tasks[0]
             try:
+                assert isinstance(first, Pretrain)
                 BatchSampler(len(source) - first.held_out, first.batch, 0, 0, processes)
                 first.labels(source)
             except Error as error:

@@ -78,6 +78,11 @@ class Training:
         if self.epochs is not None and self.warmup_epochs > self.epochs:
             raise SettingError("warmup_epochs", f"at most epochs ({self.epochs:g})", self.warmup_epochs)
 
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        raise NotImplementedError
+
     def peak_lr(self, batch: int) -> float:
         """Return the maximum learning rate of a run with this batch size."""
         return peak_lr(self.lr, batch, self.scaling)

@@ -67,7 +67,7 @@ class CropDataset:
                 drawn = draw_views(self.policies, indices[left], epoch, self.sampler.seed, sizes[left])
                 boxes, flips = np.stack([p.crop for p in drawn], 1), np.stack([p.flip for p in drawn], 1)
                 rows = zip(left, images, boxes, flips, strict=True)
-                left = [k for k, *row in rows if not self._cut(*row, crops[:, k], bad)]
+                left = [k for k, *row in rows if not self._cut(row[0], row[1], row[2], crops[:, k], bad)]
         except TooManyBadImages as error:  # returned, since a loader wraps what is raised in its traceback
             return TooManyBadImages(f"{self.source.name}: {error}. The last one is {bad[-1]}")
         return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)

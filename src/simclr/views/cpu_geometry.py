@@ -196,7 +196,7 @@ def transpose(rows, first, count, width, out):
     whole_i, whole_j = width // BLOCK * BLOCK, count // BLOCK * BLOCK
     for j in range(0, whole_j, BLOCK):
         for i in range(0, whole_i, BLOCK):
-            transpose_block(rows, i, first + j, out, j, i)
+            transpose_block(rows, i, first + j, out, j, i)  # type: ignore[call-arg]
         for i in range(whole_i, width):
             for k in range(j, j + BLOCK):
                 out[k, i] = rows[i, first + k]
@@ -219,7 +219,7 @@ def combine_columns(lanes, count, filters, flip, first, planes):
             w0, w1, w2, w3 = weight[k, i], weight[k + 1, i], weight[k + 2, i], weight[k + 3, i]
             p, q, r, s = source[k, i], source[k + 1, i], source[k + 2, i], source[k + 3, i]
             if count == LANES:
-                combine_block(lanes, (p, q, r, s), (w0, w1, w2, w3), k > 0, planes, column, first)
+                combine_block(lanes, (p, q, r, s), (w0, w1, w2, w3), k > 0, planes, column, first)  # type: ignore[call-arg]
                 continue
             for channel in range(3):
                 a, b = lanes[3 * p + channel], lanes[3 * q + channel]
@@ -284,7 +284,7 @@ def store_views(planes, out):
         rows = out[i].reshape(size, 3 * size)
         for y in range(0, whole, BLOCK):
             for x in range(0, whole, BLOCK):
-                interleave_block(planes[i], x, y, rows)
+                interleave_block(planes[i], x, y, rows)  # type: ignore[call-arg]
         for y in range(size):
             for x in range(whole if y < whole else 0, size):
                 for c in range(3):

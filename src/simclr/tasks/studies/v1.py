@@ -3,6 +3,7 @@ none."""
 
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 from simclr.optim import peak_lr
 from simclr.tasks.pretrain import Pretrain
@@ -23,12 +24,19 @@ TABLE_B1 = {  # batch: linear scaling after 100, 200, 400 and 800 epochs; square
 def augmentation(base: Pretrain) -> dict[str, TaskChain]:
     """Return every composition of crop (with flip), colour (jitter and grey) and blur."""
     v = base.views
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "crop": {"crop_area": v.crop_area, "crop_ratio": v.crop_ratio, "flip": v.flip},
         "colour": {"jitter": v.jitter or 0.8, "grey": v.grey or 0.2},
         "blur": {"blur": v.blur or 0.5},
     }
-    none = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+    none: dict[str, Any] = {
+        "crop_area": (1.0, 1.0),
+        "crop_ratio": (1.0, 1.0),
+        "flip": 0.0,
+        "jitter": 0.0,
+        "grey": 0.0,
+        "blur": 0.0,
+    }
     chosen = [names for count in (1, 2, 3) for names in combinations(parts, count)]
     return alone(
         {"+".join(names): with_views(base, **none | {k: x for n in names for k, x in parts[n].items()})
