@@ -430,7 +430,7 @@ def main() -> None:
             if name == "workers":
                 table[name] = kill_workers(base, work, options.random, rng)
             elif name == "ranks":
-                table[name] = kill_ranks(base, work, 4, rng)
+                table[name] = kill_ranks(base, work, 2, rng)
             else:
                 attack = Attack(name, base, work)
                 attack.enumerate(10 if name == "export" else options.limit)
