@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import simclr
-from simclr.cli import main
+from simclr.cli import PlainText, main
 from simclr.cli.commands import COMMANDS
 from simclr.cli.parsing import parse
 from simclr.errors import RunError, SettingError
@@ -187,7 +187,7 @@ def test_a_default_warm_up_fits_a_short_run(capsys):
 
 INTERRUPTED = """
 import sys
-from simclr.cli import main
+from simclr.cli import PlainText, main
 class Interrupting:
     def find_spec(name, *rest):
         if name == "torch":
@@ -254,3 +254,11 @@ def test_a_recipe_decides_on_the_architecture_only(name, option, tmp_path):
             parse(task, command, ("data",), ["sample", "--config", str(recipe), *words])
         assert refused.value.path == str(recipe)
         assert refused.value.names == (f"encoder_options.{option}",)
+
+
+def test_names_of_files_do_not_command_the_terminal(capsys):
+    print("a\x1b]0;title\x07b\rc", file=PlainText(sys.stdout))
+    assert not {"\x1b", "\x07", "\r"} & set(capsys.readouterr().out)
+    code, _, err = spoken(capsys, "scan", "/nowhere/\x1b[31mred")
+    assert code == 2
+    assert "\x1b" not in err

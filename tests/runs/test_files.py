@@ -8,6 +8,7 @@ from PIL import Image
 
 from simclr.errors import SettingError
 from simclr.runs.files import (
+    guard_cell,
     number_existing,
     replacing,
     require_file_path,
@@ -15,7 +16,9 @@ from simclr.runs.files import (
     require_new_file,
     require_picture_path,
     save_picture,
+    unguard_cell,
     write_table,
+    write_unreadable,
 )
 
 
@@ -90,3 +93,12 @@ def test_tables_and_pictures_are_replaced_as_a_whole(tmp_path):
     with Image.open(picture) as image:
         assert image.format == "JPEG"
     assert sorted(os.listdir(tmp_path)) == ["x.JPG", "x.csv"]
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    for name in ["=1+1.png", "+a", "-b", "@c", "'=d", "'plain", "a=b", "", "\tx"]:
+        assert unguard_cell(guard_cell(name)) == name
+        assert not guard_cell(name).startswith(("=", "+", "-", "@", "\t"))
+    assert guard_cell(-1.5) == -1.5
+    write_unreadable(tmp_path / "bad_files.csv", {"=cmd|' /C calc'!A0.png": "-"})
+    assert (tmp_path / "bad_files.csv").read_text().splitlines()[1].startswith("'=cmd")

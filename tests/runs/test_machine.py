@@ -1,5 +1,8 @@
 """Machine: processes, devices and environment variables."""
 
+import sys
+import types
+
 import pytest
 from lightning_fabric import Fabric
 
@@ -47,3 +50,15 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(SettingError) as refused:
         Machine(compile=True, recompute=True)
     assert refused.value.field == "machine.compile"
+
+
+def test_a_program_that_cannot_be_started_again_has_one_process(monkeypatch):
+    main = types.ModuleType("__main__")  # as of a program on standard input, or of a notebook
+    main.__spec__ = None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingError) as error:
+        Machine(accelerator="cpu", devices=2).launch()
+    assert error.value.field == "machine.devices"
+    Machine(accelerator="cpu").launch()

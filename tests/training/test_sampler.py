@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from simclr.training.sampler import BatchSampler
+from simclr.data.paths import Paths
+from simclr.data.source import Files
+from simclr.errors import TooManyBadImages, UnreadableImage
+from simclr.training.sampler import BadImages, BatchSampler
 
 
 def test_each_epoch_is_another_permutation_cut_into_whole_batches():
@@ -44,3 +47,14 @@ def test_replacements_come_from_outside_the_batch_while_there_are_any():
         inside = np.isin(tried, sampler.whole(step))
         assert 8 < inside.sum() < 24
         assert np.array_equal(inside, np.sort(inside))
+
+
+def test_unreadable_replacements_count_among_the_images_tried(tmp_path):
+    source = Files(name="s", root=tmp_path, paths=Paths.numbered("image", 1000))
+    errors = [UnreadableImage(source.path(i), "empty file") for i in range(30)]
+    record = BadImages(source, 0.5)
+    record.record(np.arange(8), errors[:19])
+    assert (len(record.reasons), record.tried) == (19, 19)
+    with pytest.raises(TooManyBadImages):
+        record.record(np.arange(8), errors)
+    assert (len(record.reasons), record.tried) == (30, 30)

@@ -92,6 +92,11 @@ class BadImages:
         self._tried: set[str] = set()  # unreadable images that were drawn, and those that were to replace others
         self._replacements: set[str] = set()
 
+    @property
+    def tried(self) -> int:
+        """Number of distinct images tried: those that were drawn, and unreadable ones that were to replace others."""
+        return int(np.count_nonzero(self._seen)) + len(self._replacements - self._tried)
+
     def record(self, tried: Int[np.ndarray, " b"], bad: list[UnreadableImage]) -> None:
         """Record that of the images `tried` (indices) those in `bad` are unreadable. Raises TooManyBadImages."""
         self._seen[tried] = True
@@ -101,8 +106,7 @@ class BadImages:
         names = {self._source.path(i) for i in tried}
         for error in bad:
             (self._tried if error.path in names else self._replacements).add(error.path)
-        seen = np.count_nonzero(self._seen) + len(self._replacements - self._tried)
-        count = len(self.reasons)
+        count, seen = len(self.reasons), self.tried
         if count >= FEWEST_BAD and count > self._limit * seen:
             raise TooManyBadImages(
                 f"{self._source.name}: {count} of {seen} images are unreadable, more than the fraction "
