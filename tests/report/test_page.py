@@ -5,12 +5,14 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from support.runs_written import KNN, lines, measured, row, write_run
 
+import simclr
 from simclr.errors import SettingError
 from simclr.evaluation.health import health
 from simclr.report import write_run_report
@@ -231,3 +233,12 @@ def test_figures_have_their_units():
     assert points(-0.012, "%", (-0.02, 0.0)) == "-1.2 points [-2.0, +0.0]"
     assert points(1.5, "") == "+1.5"
     assert [duration(s) for s in (59.4, 61, 3600 * 25 + 120)] == ["59 s", "1 min 01 s", "25 h 02 min"]
+
+
+def test_a_page_may_load_and_run_nothing():
+    template = (Path(simclr.__file__).parent / "report" / "page.html.j2").read_text(encoding="utf-8")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', template)[1]
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives["default-src"] == "'none'"
+    assert not {"script-src", "connect-src", "frame-src"} & directives.keys()
+    assert re.findall(r"<script[^>]*>", template) == ['<script type="application/json" id="shown">']  # data only
