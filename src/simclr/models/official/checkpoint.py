@@ -168,7 +168,7 @@ def _parse(path: Path, parse):
     """Run a parser of bytes from `path`; whatever it raises means that they are not of the format."""
     try:
         return parse()
-    except (OSError, IndexError, struct.error, OverflowError, TypeError, ValueError) as error:
+    except (OSError, LookupError, AttributeError, struct.error, OverflowError, TypeError, ValueError) as error:
         raise RunError(path, f"is damaged or not a TensorFlow checkpoint: {error}") from None
 
 
