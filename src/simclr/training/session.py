@@ -47,9 +47,8 @@ def is_finished(run: Run, fabric: Fabric) -> bool:
 
 def prepare(machine: Machine, fabric: Fabric, model: nn.Module) -> nn.Module:
     """Return `model` on its device, with batch statistics over all processes; not yet wrapped for training."""
-    single_precision = machine.precision in ("auto", "32")
-    if fabric.world_size > 1 or (fabric.device.type == "cpu" and single_precision):
-        model = norm.replace_norms(model)
+    if fabric.world_size > 1:
+        model = norm.synchronise(model)
     if machine.recompute:
         model = recompute_blocks(model)
     if machine.precision == "64":
