@@ -1,6 +1,6 @@
 """Train/test splits, hold-out sets and subsets of a source.
 
-Every choice is made by hashes of the images' names, so that it depends neither on the order of the images nor on
+Every selection uses a hash of the image's name, so that it depends neither on the order of the images nor on
 the machine, and changes little when images are added. Images of one group (`Source.groups`) are never separated.
 """
 

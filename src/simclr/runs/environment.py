@@ -54,6 +54,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def is_restart() -> bool:
+    """Return whether torchrun or SLURM has started this command again."""
+    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 @functools.cache
 def code_hash() -> str:
     """Return a hash of the package's Python code without docstrings and comments: equal for two results that the same

@@ -23,7 +23,7 @@ import yaml
 from simclr.errors import RunError
 from simclr.runs import replacement
 from simclr.runs.checkpoint import Checkpoints
-from simclr.runs.environment import environment
+from simclr.runs.environment import environment, is_restart
 from simclr.runs.files import printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
@@ -290,11 +290,6 @@ class Run:
             text = f"{', '.join(damaged)} damaged; written again from the checkpoint"
             print(f"{printable(self.path)}: {text}", file=sys.stderr)
         return None if damaged else result
-
-
-def is_restart() -> bool:
-    """Return whether torchrun or SLURM has started this command again."""
-    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _hash(path: Path) -> str:

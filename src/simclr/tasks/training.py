@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from simclr.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(ABC):
     """Settings of every training task. Tasks change defaults with `default`, and nothing else."""
 
     command: ClassVar[str]
@@ -79,9 +80,9 @@ class Training:
             raise SettingError("warmup_epochs", f"at most epochs ({self.epochs:g})", self.warmup_epochs)
 
     @property
+    @abstractmethod
     def folder(self) -> Path:
         """The run folder."""
-        raise NotImplementedError
 
     def peak_lr(self, batch: int) -> float:
         """Return the maximum learning rate of a run with this batch size."""
