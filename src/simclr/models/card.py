@@ -15,6 +15,7 @@ from simclr.models.encoder import create_encoder
 from simclr.models.head import ProjectionHead
 from simclr.models.options import refused_option
 from simclr.runs.reading import read_bytes
+from simclr.runs.recipe import is_import_path
 
 FORMAT = 1
 MAX_CARD_BYTES = 16 << 20  # cards have 1 kB, with the names of a million classes more
@@ -41,20 +42,29 @@ class Card:
     """{"classes": number of classes, "input": entry of the head's `activations` that is classified}, or None"""
     channels: int = 3
     """number of channels of the images"""
-    input: str = "[0,1] RGB, no mean/std"
+    input: str = ""
     """format of the images, for people"""
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """origin of the weights: a training task or a converted checkpoint"""
     version: str = dataclasses.field(default_factory=lambda: version("simclr-toolkit"))
     """version of this package that wrote the card"""
 
+    def __post_init__(self) -> None:
+        if not self.input:
+            normalised = (self.encoder.get("options") or {}).get("mean") is not None
+            text = "normalised by mean and std inside the network" if normalised else "no mean/std"
+            object.__setattr__(self, "input", f"[0,1] RGB, {text}")
+
     def to_json(self) -> str:
         """Return the content of `card.json`."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str | Path = "card") -> "Card":
-        """Return the card in the content of a file, `where`; raise RunError unless this version can read it."""
+    def from_json(cls, text: str, where: str | Path = "card", encoder: str | None = None) -> "Card":
+        """Return the card in the content of a file, `where`; raise RunError unless this version can read it.
+
+        A card is anybody's, so an import path in it is refused unless it is `encoder`, which the user has named.
+        """
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -75,17 +85,20 @@ class Card:
         if not isinstance(content["encoder"], dict) or not isinstance(content["encoder"].get("name"), str):
             raise RunError(where, "must have an encoder with a name and options")
         _check_values(content, where)
-        if refused := refused_option(content["encoder"]["name"], content["encoder"].get("options") or {}):
+        if is_import_path(name := content["encoder"]["name"]) and name != encoder:
+            problem = f"names an encoder by import path, {name}, which is code and runs only if you name it too"
+            raise RunError(where, problem, f"Write {name}:RUN in place of RUN, or --encoder {name}", ("encoder",))
+        if refused := refused_option(name, content["encoder"].get("options") or {}):
             raise RunError(where, f"names an encoder that cannot be built: {refused[1]}", names=(refused[0],))
         return cls(**content)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Card":
-        """Return the card in a folder."""
+    def read(cls, folder: str | Path, encoder: str | None = None) -> "Card":
+        """Return the card in a folder; see `from_json`."""
         path = Path(folder) / "card.json"
         if not path.is_file():
             raise RunError(folder, "contains no card.json", "Name the folder of a finished run")
-        return cls.from_json(read_bytes(path, MAX_CARD_BYTES, RunError).decode(errors="replace"), path)
+        return cls.from_json(read_bytes(path, MAX_CARD_BYTES, RunError).decode(errors="replace"), path, encoder)
 
     def build_encoder(self) -> nn.Module:
         """Return the network that this card describes, with random weights."""

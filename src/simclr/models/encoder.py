@@ -1,7 +1,8 @@
-"""Encoders by name: SimCLR's own ResNets and every model of timm."""
+"""Encoders by name: SimCLR's own ResNets, every model of timm, and functions of the user's own."""
 
 import difflib
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from simclr.errors import SettingError
-from simclr.models.options import check_options, is_own, limited_memory
+from simclr.models.options import NORMALISATION, check_options, is_own, limited_memory
+from simclr.models.resnet import ResNet
+from simclr.runs.recipe import is_import_path
 
 
 def create_encoder(
@@ -17,33 +20,66 @@ def create_encoder(
 ) -> nn.Module:
     """Return an encoder with random weights, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
 
-    name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), or a name of `timm.list_models()`
-        (options: those of its architecture). Nothing is downloaded and no file is read.
+    name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), a name of `timm.list_models()`
+        (options: those of its architecture), or `package.module:function`, which is imported and called with the
+        options. Nothing is downloaded and no file is read.
     image_size: side of the images, pixels; decides the stem of our ResNets and the grid of transformers.
+    options: `mean` and `std`, for any encoder, normalise the images at the input of the network.
     features: D; by default it is measured with an image.
     Raises SettingError for an unknown name or option and for a model that does not pool to (B, D).
     """
     options = dict(options or {})
-    own = is_own(name)
-    if not own and not timm.is_model(name):
+    own, imported = is_own(name), is_import_path(name)
+    if not own and not imported and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists all of them"
         raise SettingError("encoder", "simclr_resnet18 ... 200 or a model of timm", name, hint)
     check_options(name, options)
+    mean, std = (options.pop(each, None) for each in NORMALISATION)
     if own:
         options.setdefault("image_size", image_size)
-    elif _fixed_size(name):
+    elif not imported and _fixed_size(name):
         options.setdefault("img_size", image_size)
     try:
         with limited_memory():
-            encoder = timm.create_model(name, num_classes=0, **options)
+            encoder = _call(name, options) if imported else timm.create_model(name, num_classes=0, **options)
     except SettingError:
         raise
     except Exception as error:  # timm and its models reject options with exceptions of many types
-        raise SettingError("encoder_options", f"options of {name}", options, str(error)) from error
+        raise SettingError("encoder_options", f"options of {name}", options, " ".join(str(error).split())) from error
     if not own:
         encoder.num_features = features or _measured_features(name, encoder, image_size)
+    return encoder if mean is None else _normalised(encoder, mean, std)
+
+
+def _call(path: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return the network that a function of the user's own makes."""
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        remedy = f"{error}. The module must be installed or in a folder of PYTHONPATH"
+        raise SettingError("encoder", "package.module:function that can be imported", path, remedy) from error
+    network = function(**options)
+    if not isinstance(network, nn.Module):
+        returned = f"{path}, which returns {type(network).__name__}"
+        raise SettingError("encoder", "a function that returns a torch.nn.Module", returned)
+    return network
+
+
+def _normalised(encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Return the encoder with images normalised where they enter it: for our ResNets the first layer, which `stages`
+    begins with too. The names of its tensors stay as they are."""
+    entry = encoder.conv1 if isinstance(encoder, ResNet) else encoder
+    for name, values in zip(NORMALISATION, (mean, std), strict=True):
+        buffer = torch.tensor(values, dtype=torch.get_default_dtype()).view(1, -1, 1, 1)
+        entry.register_buffer(f"input_{name}", buffer, persistent=False)
+    entry.register_forward_pre_hook(_normalise)
     return encoder
+
+
+def _normalise(layer: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return ((inputs[0] - layer.input_mean) / layer.input_std,)
 
 
 def _fixed_size(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Export of networks as programs without this package, and as weights of the networks of torchvision and timm.
 
-The names of tensors agree, so only the architecture decides what can be exported: bottleneck depths, width 1,
-neither selective kernels nor squeeze-and-excitation. torchvision and timm open the first group of a basic-block
-network (18, 34) without a projection, and widen only the inside of their blocks: those encoders cannot be exported.
+The names of tensors agree, so only the architecture decides what can be exported: width 1, neither selective kernels
+nor squeeze-and-excitation, and for the basic-block networks (18, 34) `pad="torchvision"`, since torchvision and timm
+open their first group without a projection.
 """
 
 import warnings
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from simclr.errors import SettingError
-from simclr.models.resnet import ResNet
+from simclr.models.resnet import SMALL_STEMS, ResNet
 from simclr.runs.files import replacing
 
 CHECKED = 3  # number of images on which an exported program is compared; another one than it was traced with
-TORCHVISION = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
+TORCHVISION = {depth: f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
 TIMM = {**TORCHVISION, 200: "resnet200"}
 
 
@@ -32,7 +32,7 @@ def to_torchvision(
     allow_pad_difference: for `pad="tf"`. Official max-pooling pads even sides only at the bottom and right,
     torchvision's on both; features are equal only where the first convolution gives an odd side, as for images of 225
     or 226 pixels, and close elsewhere. allow_small_stem: for the 3×3 stem. First set `model.conv1 = nn.Conv2d(3, 64, 3,
-    padding=1, bias=False)` and `model.maxpool = nn.Identity()`.
+    padding=1, bias=False)` (padding=2 for the stem "solo-learn") and `model.maxpool = nn.Identity()`.
     """
     return _named("torchvision", TORCHVISION, encoder, allow_pad_difference, allow_small_stem)
 
@@ -111,13 +111,13 @@ def _obstacle(names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_
         return f"{type(encoder).__name__} is not one of SimCLR's ResNets"
     if encoder.sk_ratio > 0 or encoder.se_ratio > 0:
         return "it has no selective kernels and no squeeze-and-excitation"
-    if encoder.depth in (18, 34):
+    if encoder.depth in (18, 34) and encoder.pad != "torchvision":
         return f"its resnet{encoder.depth} has no projection shortcut in the first group, the official one has"
     if encoder.depth not in names:
         return f"it has no ResNet of depth {encoder.depth}; it has {', '.join(map(str, names))}"
     if encoder.width != 1:
         return f"its wide ResNets widen only the inside of blocks, width={encoder.width} widens everything"
-    if encoder.stem == "small":
+    if encoder.stem in SMALL_STEMS:
         if not allow_stem:
             return "its stem is a 7×7 convolution; replace conv1 and maxpool there and pass allow_small_stem=True"
     elif encoder.pad == "tf" and not allow_pad:

@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr.errors import SettingError
 from simclr.models.resnet import DEPTHS, resnet
+from simclr.runs.recipe import is_import_path
 
 OWN = tuple(name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels"))
 COMMON = ("act_layer", "bn_eps", "bn_momentum", "drop_path_rate", "drop_rate", "global_pool", "img_size", "in_chans",
           "norm_layer", "output_stride")  # fmt: skip
+NORMALISATION = ("mean", "std")  # of every encoder: one number for each channel
 NEVER = re.compile(r"pretrain|checkpoint|url|hub|cache|file|cfg|custom|weights|kwargs|state_dict|^num_classes$")
 LARGEST, LARGEST_OWN, LONGEST = 100_000, 16, 100  # number, also of our ResNets (papers: width 4), and text or list
 TENSORS = 20_000  # created while a network is built; the deepest ones have some thousands
@@ -34,9 +36,13 @@ def is_own(name: str) -> bool:
 def refused_option(name: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return an option that the architecture `name` does not have or whose value is not a number, a short text or a
     list of those, and the reason; None if there is none."""
+    if problem := _wrong_normalisation(options):
+        return "mean", problem
     allowed, largest = (OWN, LARGEST_OWN) if is_own(name) else (architecture_options(name), LARGEST)
     for option, value in options.items():
-        if option not in allowed or NEVER.search(option):
+        if option in NORMALISATION:
+            continue
+        if (option not in allowed or NEVER.search(option)) and not is_import_path(name):
             hint = f"; allowed are {', '.join(OWN)}" if is_own(name) else ""
             remedy = "--encoder_options '{}' removes the options of a recipe"
             return str(option), f"{name} has no option {option}{hint}; {remedy}"
@@ -45,10 +51,22 @@ def refused_option(name: str, options: Mapping[str, Any]) -> tuple[str, str] | N
     return None
 
 
+def _wrong_normalisation(options: Mapping[str, Any]) -> str | None:
+    values = [options.get(name) for name in NORMALISATION]
+    if values == [None, None]:
+        return None
+    if not all(isinstance(value, list | tuple) and _is_plain(value, LARGEST) for value in values):
+        return "mean and std must both be given, each a list of one number for each channel"
+    numbers = all(isinstance(x, int | float) for value in values for x in value)
+    if not numbers or {len(value) for value in values} != {options.get("in_chans", 3)} or min(values[1]) <= 0:
+        return "mean and std must have as many numbers as the images have channels, those of std above 0"
+    return None
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise SettingError that names the option unless all are options of the architecture, if there is one of that
     name."""
-    if not is_own(name) and not timm.is_model(name):
+    if not is_own(name) and not is_import_path(name) and not timm.is_model(name):
         return
     if refused := refused_option(name, options):
         raise SettingError(f"encoder_options.{refused[0]}", f"an option of {name}", options[refused[0]], refused[1])

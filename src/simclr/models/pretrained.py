@@ -16,9 +16,10 @@ from simclr.errors import RunError, SettingError, UnreadableImage
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
+from simclr.models.imports import Architecture, import_weights
 from simclr.models.layers import read_layer
 from simclr.models.weights import load_encoder, load_supervised
-from simclr.runs.results import run_folder
+from simclr.runs.results import named_run, run_folder
 from simclr.views.preprocess import Preprocess
 
 CHANNELS = 3  # of images that are decoded
@@ -96,14 +97,19 @@ class Encoder:
 def load(run_or_file: str | Path) -> Encoder:
     """Return the encoder of a finished run folder, or of the folder of a given encoder.safetensors.
 
-    Raises RunError unless every tensor of the network is in the file and the other way round, and the preprocessing of
-    the card gives images of the size and channels that the network was trained on.
+    `timm:NAME:FILE` is the model of timm with the weights in a local file; `package.module:function:RUN` is a run whose
+    encoder is made by a function of the user's own. Raises RunError unless every tensor of the network is in the file
+    and the other way round, and the preprocessing of the card gives images of the size and channels that the network
+    was trained on.
     """
-    path = Path(run_or_file)
-    folder = run_folder(path)
+    named = named_run(run_or_file)
+    if named.is_timm:
+        imported = import_weights(named.path, Architecture(named.encoder))
+        return Encoder(imported.encoder, None, imported.card)
+    path, folder = named.path, run_folder(named.path)
     if not (folder / "card.json").is_file():
         raise RunError(path, *_reason_without_card(path, folder))
-    encoder = Encoder(*load_encoder(folder))
+    encoder = Encoder(*load_encoder(folder, named.encoder))
     card, size = encoder.card, encoder.preprocess.size
     if card.channels != CHANNELS:
         problem = f"says {card.channels} channels; encoders of images with {CHANNELS} channels are supported"
@@ -124,7 +130,8 @@ def _reason_without_card(path: Path, folder: Path) -> tuple[str, str]:
 
 def load_classifier(run: str | Path) -> Classifier:
     """Return the fine-tuned network of a run: images (B, 3, S, S) -> scores (B, classes), in evaluation mode."""
-    encoder, supervised = load(run), load_supervised(run_folder(Path(run)))
+    encoder, named = load(run), named_run(run)
+    supervised = None if named.is_timm else load_supervised(run_folder(named.path), named.encoder)
     if supervised is None:
         raise RunError(run, "has no classifier", "simclr finetune trains one")
     head = encoder.head or ProjectionHead(encoder.card.features, layers=0)

@@ -28,6 +28,7 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     152: ((3, 8, 36, 3), True),
     200: ((3, 24, 36, 3), True),
 }
+SMALL_STEMS = {"small": 1, "solo-learn": 2}  # names of the 3×3 stems -> padding, pixels
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -172,8 +173,8 @@ class ResNet(nn.Module):
         blocks, bottleneck = DEPTHS[depth]
         block = Bottleneck if bottleneck else BasicBlock
         base = round(64 * width)
-        if stem == "small":
-            self.conv1 = _conv(channels, base, 3)
+        if stem in SMALL_STEMS:
+            self.conv1 = nn.Conv2d(channels, base, 3, padding=SMALL_STEMS[stem], bias=False)
             self.maxpool = nn.Identity()
         else:
             self.conv1 = _resnet_d_stem(channels, base) if sk_ratio > 0 else _conv(channels, base, 7, 2)
@@ -184,9 +185,10 @@ class ResNet(nn.Module):
         for group, count in enumerate(blocks):
             filters, layers = base * 2**group, []
             for i in range(count):
-                stride = 2 if group > 0 and i == 0 else 1
-                layers.append(block(inputs, filters, stride, i == 0, sk_ratio, se_ratio))
-                inputs = filters * block.expansion
+                stride, outputs = 2 if group > 0 and i == 0 else 1, filters * block.expansion
+                projection = i == 0 and (pad != "torchvision" or stride > 1 or inputs != outputs)
+                layers.append(block(inputs, filters, stride, projection, sk_ratio, se_ratio))
+                inputs = outputs
             self.add_module(f"layer{group + 1}", nn.Sequential(*layers))
         self.num_features = inputs
         for module in self.modules():
@@ -245,9 +247,11 @@ def resnet(
     width: multiplier of all channels; official 1, 2, 3, 4.
     sk_ratio: > 0 for selective kernels in bottlenecks (SimCLRv2: 0.0625) and ResNet-D stem and shortcuts.
     se_ratio: > 0 for squeeze-and-excitation.
-    stem: "small" is one 3×3 convolution and no pooling, "auto" takes it for images of at most 32 pixels.
+    stem: "small" is one 3×3 convolution and no pooling, "auto" takes it for images of at most 32 pixels. "solo-learn"
+        is the same, padded by two pixels, as in that library on CIFAR.
     pad: of the stem's max-pool; "tf" as official, "torch" as torchvision. They differ on even sides, that is
-        at nearly every image size; odd sides are padded alike.
+        at nearly every image size; odd sides are padded alike. "torchvision" also leaves out the projection shortcut
+        that opens the first group of depths 10, 18 and 34, as torchvision's network does.
     """
     if depth not in DEPTHS:
         raise SettingError("depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
@@ -256,11 +260,13 @@ def resnet(
     if sk_ratio < 0 or se_ratio < 0:
         name, ratio = ("sk_ratio", sk_ratio) if sk_ratio < 0 else ("se_ratio", se_ratio)
         raise SettingError(name, "at least 0", ratio)
-    for name, value, allowed in (("stem", stem, ("auto", "imagenet", "small")), ("pad", pad, ("tf", "torch"))):
+    choices = {"stem": (stem, ("auto", "imagenet", *SMALL_STEMS)), "pad": (pad, ("tf", "torch", "torchvision"))}
+    for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise SettingError(name, f"one of {', '.join(allowed)}", value)
-    small = stem == "small" or (stem == "auto" and image_size <= 32)
-    return ResNet(depth, width, sk_ratio, se_ratio, "small" if small else "imagenet", pad, channels)
+    if stem == "auto":
+        stem = "small" if image_size <= 32 else "imagenet"
+    return ResNet(depth, width, sk_ratio, se_ratio, stem, pad, channels)
 
 
 def _register(depth: int) -> Callable[..., ResNet]:

@@ -59,19 +59,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], origin: Mapping[str, A
         file.write(save(tensors, {METADATA: json.dumps(content, sort_keys=True)}))
 
 
-def load_encoder(folder: str | Path) -> tuple[nn.Module, ProjectionHead | None, Card]:
-    """Return encoder and head of a folder, on the CPU in evaluation mode, and the card."""
+def load_encoder(folder: str | Path, encoder: str | None = None) -> tuple[nn.Module, ProjectionHead | None, Card]:
+    """Return encoder and head of a folder, on the CPU in evaluation mode, and the card; `encoder` is the import path
+    that the user has named, if any."""
     folder = Path(folder)
-    card = Card.read(folder)
-    encoder = _built(card, card.plan_encoder, card.build_encoder, folder / "encoder.safetensors")
+    card = Card.read(folder, encoder)
+    network = _built(card, card.plan_encoder, card.build_encoder, folder / "encoder.safetensors")
     head = None if card.head is None else _built(card, card.build_head, card.build_head, folder / "head.safetensors")
-    return encoder.eval(), head if head is None else head.eval(), card
+    return network.eval(), head if head is None else head.eval(), card
 
 
-def load_supervised(folder: str | Path) -> nn.Linear | None:
+def load_supervised(folder: str | Path, encoder: str | None = None) -> nn.Linear | None:
     """Return the classifier beside an encoder, on entry `card.supervised["input"]` of the head's activations, or
     None."""
-    card = Card.read(folder)
+    card = Card.read(folder, encoder)
     if card.supervised is None:
         return None
     return _built(card, card.build_supervised, card.build_supervised, Path(folder) / "supervised.safetensors")

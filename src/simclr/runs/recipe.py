@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def recipe_folder() -> Path:
     """Return the folder of the bundled recipes: in the installed package, or at the root of a checkout."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+def is_import_path(name: Any) -> bool:
+    """Return whether the name of an encoder is `package.module:function`, which is code of the user's own."""
+    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
 
 
 def plain(value: Any) -> Any:

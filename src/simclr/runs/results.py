@@ -1,13 +1,13 @@
 """Result records and result files. Machine-readable fields say what a figure is of; names and texts are for people."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from simclr.errors import RunError
-from simclr.runs.files import require_file_path
+from simclr.runs.files import file_hash, require_file_path
+from simclr.runs.recipe import is_import_path
 
 SPLIT = "fitted on train, chosen on held-out train, read once on test"
 FROZEN = "the whole encoder, batch statistics included"
@@ -71,9 +71,44 @@ def unit_of(metric: str) -> str:
     return "fraction" if metric.endswith("top1") or metric in FRACTIONS else OTHER_UNITS.get(metric, "")
 
 
+class NamedRun(NamedTuple):
+    """What RUN names on a command line."""
+
+    path: Path
+    """run folder, or weights file"""
+    encoder: str | None = None
+    """encoder that the user has named beside it: an import path, or, with `is_timm`, a model of timm"""
+    is_timm: bool = False
+
+
+def named_run(run: str | Path) -> NamedRun:
+    """Return what RUN names: a run folder or a weights file in it, `timm:NAME:FILE` for the weights of a model of timm,
+    or `package.module:function:RUN` for a run whose encoder comes from code of the user's own."""
+    first, _, rest = str(run).partition(":")
+    second, _, path = rest.partition(":")
+    if first == "timm" and second:
+        if not path:
+            remedy = "Give a local file with its weights, timm:NAME:FILE, since nothing is downloaded"
+            raise RunError(run, "names a model of timm without a weights file", remedy)
+        return NamedRun(Path(path), second, is_timm=True)
+    if path and is_import_path(f"{first}:{second}"):
+        return NamedRun(Path(path), f"{first}:{second}")
+    return NamedRun(Path(run))
+
+
 def run_folder(run: Path) -> Path:
-    """Return the run folder that a path names: the folder itself, or the folder of a weights file."""
-    return run.parent if run.suffix == ".safetensors" else run
+    """Return the run folder that RUN names: the folder itself, or the folder of a weights file; for a model of timm the
+    folder runs/timm-NAME, which holds its results."""
+    named = named_run(run)
+    if named.is_timm:
+        return Path("runs") / f"timm-{named.encoder}"
+    return named.path.parent if named.path.suffix == ".safetensors" else named.path
+
+
+def weights_path(run: Path) -> Path:
+    """Return the file that holds the weights of the encoder of RUN."""
+    named = named_run(run)
+    return named.path if named.is_timm else run_folder(run) / "encoder.safetensors"
 
 
 def result_path(task: Any) -> Path:
@@ -85,11 +120,12 @@ def result_path(task: Any) -> Path:
 
 
 def provenance(run: Path) -> dict[str, str]:
-    """Return the hashes of a run's recipe (of its card, if there is no recipe) and of its weights."""
+    """Return the hashes of a run's recipe (of its card, if there is no recipe) and of its weights, as far as there are
+    such files."""
     folder = run_folder(run)
     recipe = folder / "recipe.yaml"
-    paths = {"recipe": recipe if recipe.is_file() else folder / "card.json", "weights": folder / "encoder.safetensors"}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in paths.items() if path.is_file()}
+    paths = {"recipe": recipe if recipe.is_file() else folder / "card.json", "weights": weights_path(run)}
+    return {name: file_hash(path)[:12] for name, path in paths.items() if path.is_file()}
 
 
 def read_results(path: Path) -> dict[str, Any]:

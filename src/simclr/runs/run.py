@@ -11,7 +11,6 @@ encoder.safetensors, head.safetensors, card.json, result.json, report.html   wri
 
 import contextlib
 import csv
-import hashlib
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from simclr.errors import RunError
 from simclr.runs import replacement
 from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.environment import environment, is_restart
-from simclr.runs.files import printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
+from simclr.runs.files import file_hash, printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
 from simclr.runs.reading import read_yaml
@@ -268,7 +267,7 @@ class Run:
         """Write result.json, which marks the run as complete, with hashes of the weights, and release the lock."""
         if not self.writes:
             return
-        files = {name: _hash(self.path / name) for name in WEIGHTS if (self.path / name).is_file()}
+        files = {name: file_hash(self.path / name) for name in WEIGHTS if (self.path / name).is_file()}
         write_atomically(self.path / "result.json", json.dumps({**result, "files": files}, indent=2) + "\n")
         replacement.discard(self.path)
         self.release()
@@ -285,13 +284,8 @@ class Run:
         if files is None:  # version 0.1
             weights = self.path / "encoder.safetensors"
             return result if not weights.exists() or weights.stat().st_size > 8 else None
-        damaged = [n for n, h in files.items() if not (self.path / n).is_file() or _hash(self.path / n) != h]
+        damaged = [n for n, h in files.items() if not (self.path / n).is_file() or file_hash(self.path / n) != h]
         if damaged and self.writes:
             text = f"{', '.join(damaged)} damaged; written again from the checkpoint"
             print(f"{printable(self.path)}: {text}", file=sys.stderr)
         return None if damaged else result
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

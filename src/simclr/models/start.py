@@ -1,0 +1,69 @@
+"""Weights that exist, to start a training from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from simclr.errors import RunError
+from simclr.models.card import Card
+from simclr.models.head import ProjectionHead
+from simclr.models.imports import Architecture, import_weights
+from simclr.models.options import is_own
+from simclr.models.pretrained import load
+from simclr.models.weights import check_match
+from simclr.runs.files import file_hash
+from simclr.runs.recipe import is_import_path
+from simclr.runs.results import named_run, weights_path
+
+
+class Start(NamedTuple):
+    """Encoder and head to start from."""
+
+    name: str
+    sha256: str
+    """hash of the file of the encoder"""
+    card: Card
+    encoder: Mapping[str, Tensor]
+    head: Mapping[str, Tensor]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the encoder, with the stem that a ResNet of ours has by the size of its images."""
+        name, options = self.card.encoder["name"], dict(self.card.encoder.get("options") or {})
+        if is_own(name) and options.get("stem", "auto") == "auto":
+            options["stem"] = "small" if self.card.image_size <= 32 else "imagenet"
+        return options
+
+    def fill(self, encoder: nn.Module, head: ProjectionHead) -> bool:
+        """Load the weights into an encoder, and into a head that has the same shape; return whether it has."""
+        check_match(encoder.state_dict(), self.encoder, self.name)
+        encoder.load_state_dict(self.encoder)
+        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in (head.state_dict(), self.head)]
+        if shapes[0] != shapes[1] or not self.head:
+            return False
+        head.load_state_dict(self.head)
+        return True
+
+
+def open_start(init: str | Path, encoder: str | None = None, options: Mapping[str, Any] | None = None) -> Start:
+    """Return the weights in a run folder, in a weights file, or in `timm:NAME:FILE`; raise RunError if they are of
+    another encoder than the one with this name.
+
+    `encoder` and `options` are those that the user has given. A run whose encoder comes from code of the user's own
+    requires the name.
+    """
+    named = named_run(init)
+    is_file = named.path.is_file() and not (named.path.parent / "card.json").is_file()
+    if is_file and not named.is_timm:
+        imported = import_weights(named.path, Architecture(encoder, options or {}))
+        return Start(str(init), file_hash(named.path), imported.card, imported.encoder.state_dict(), {})
+    run = f"{encoder}:{init}" if named.encoder is None and is_import_path(encoder) else str(init)
+    opened = load(run)
+    name = opened.card.encoder["name"]
+    if encoder not in (None, name):
+        problem = f"contains weights of {name}, not of {encoder}"
+        raise RunError(init, problem, f"Leave out --encoder {encoder}", ("encoder",))
+    head = {} if opened.head is None else opened.head.state_dict()
+    return Start(str(init), file_hash(weights_path(run)), opened.card, opened.network.state_dict(), head)
