@@ -109,8 +109,8 @@ COMMANDS = {
     ),
     "convert": Command(
         "Use", "simclr.tasks.convert:Convert", ("checkpoint",),
-        "convert an official TensorFlow checkpoint to a run folder",
-        ("simclr convert ./r50_1x_sk0 --out runs/official",),
+        "convert a checkpoint of the official code or of another toolkit to a run folder",
+        ("simclr convert ./r50_1x_sk0 --out runs/official", "simclr convert checkpoint.pth --out runs/imported"),
     ),
     "report": Command(
         "Use", "simclr.tasks.report:Report", ("runs...",),

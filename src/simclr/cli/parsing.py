@@ -19,8 +19,9 @@ from jsonargparse import ArgumentParser
 from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
 from simclr.errors import DataError, RunError, SettingError, UsageError
 from simclr.runs.reading import read_yaml
-from simclr.runs.recipe import flatten, plain, recipe_path
+from simclr.runs.recipe import flatten, is_import_path, plain, recipe_path
 
+NAMING_CODE = ("encoder", "init", "run", "teacher", "start", "against")  # settings that may name code of the user's own
 OUTSIDE = ("expected",)  # blocks of a recipe that are not settings; read by `simclr reproduce`
 
 
@@ -45,7 +46,9 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     split = split_words(words, command, known)
     recipes = [Path(recipe_path(name)) for name in split.recipes]
     given = [pair for path in recipes for pair in read_recipe(path, command, known)]
-    given += [*_positional(split.positional, command, positional), *split.given]
+    own = [*_positional(split.positional, command, positional), *split.given]
+    _refuse_code(given, {name for name, _ in own}, recipes)
+    given += own
     for flag in known.values():
         if flag.default is dataclasses.MISSING and flag.name not in dict(given):
             raise UsageError(f"{command} needs {flag.name.upper()}: {flag.text}")
@@ -66,6 +69,14 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
     return built
+
+
+def _refuse_code(settings: list[tuple[str, str]], given: set[str], recipes: list[Path]) -> None:
+    """Raise RunError if a recipe, which may be anybody's, names code for a setting that the command line leaves out."""
+    for name, value in settings:
+        if name in NAMING_CODE and name not in given and is_import_path(":".join(value.split(":")[:2])):
+            problem = f"names an encoder by import path ({value}), which is code and runs only if you name it too"
+            raise RunError(", ".join(map(str, recipes)), problem, f"Give {name} on the command line", (name,))
 
 
 def split_words(words: list[str], command: str, known: dict[str, Flag]) -> Words:

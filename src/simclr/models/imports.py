@@ -21,9 +21,8 @@ from simclr.models.encoder import create_encoder
 from simclr.models.options import is_own
 from simclr.models.resnet import DEPTHS
 from simclr.models.toolkits import SCHEMES, Placement, Scheme, place, state_in
-from simclr.models.weights import check_match
-from simclr.runs.files import file_hash
-from simclr.runs.reading import open_regular
+from simclr.models.weights import check_match, read_origin
+from simclr.runs.reading import file_hash, open_regular
 from simclr.runs.recipe import is_import_path
 
 CHANNELS = 3
@@ -46,7 +45,7 @@ class Architecture(NamedTuple):
     """What the user says of the network of a weights file, as far as the file does not."""
 
     encoder: str | None = None
-    options: Mapping[str, Any] = {}  # noqa: RUF012, never changed
+    options: Mapping[str, Any] = {}
     image_size: int | None = None
     normalise: Normalisation = "default"
 
@@ -62,16 +61,18 @@ def import_weights(path: str | Path, architecture: Architecture) -> Imported:
     tensors = state_in(content)
     if not tensors:
         raise RunError(path, "contains no tensors under the names of a network")
-    given = architecture.encoder
-    config = timm.get_pretrained_cfg(given) if given and not is_own(given) and not is_import_path(given) else None
-    name, options = given, dict(architecture.options)
-    if given is None:
-        placement, (name, inferred) = _infer(tensors, path)
-        options = inferred | options
+    name, options = architecture.encoder, dict(architecture.options)
+    infers = name is None or is_own(name)
+    config = None if infers or is_import_path(name) else timm.get_pretrained_cfg(name)
+    if infers:
+        placement, (found, inferred) = _infer(tensors, path)
+        if name not in (None, found):
+            raise RunError(path, f"contains weights of {found}, not of {name}", names=("encoder",))
+        name, options = found, inferred | options
     size = architecture.image_size or (config.input_size[-1] if config else _usual_size(options))
-    options = _normalisation(architecture, placement.scheme if given is None else None, config) | options
-    encoder = _create(name, size, options, given is not None, path)
-    if given is not None:
+    options = _normalisation(architecture, placement.scheme if infers else None, config) | options
+    encoder = _create(name, size, options, path if infers else None)
+    if not infers:
         placement = max(
             (place(scheme, tensors, encoder.state_dict()) for scheme in SCHEMES),
             key=lambda p: (len(p.placed), -len(p.left)),
@@ -93,6 +94,8 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     try:
         open_regular(path, RunError).close()
         if path.suffix == ".safetensors":
+            if "encoder" in read_origin(path):
+                raise RunError(path, "is an encoder of this package without its card.json", "Name its run folder")
             return load_file(path), []
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -146,7 +149,7 @@ def _infer(tensors: Mapping[str, Tensor], path: Path) -> tuple[Placement, tuple[
     problem = f"its names ({', '.join(list(tensors)[:3])}, ...) are not those of a ResNet in a known naming scheme"
     remedy = "Name the encoder: --encoder, with a model of timm or package.module:function"
     if any(".shortcut." in name for name in tensors):
-        remedy = "lightly's ResNetGenerator has no ReLU after its first norm: write it as --encoder package.module:function"
+        remedy = "lightly's ResNetGenerator has no ReLU after its first norm: give it as package.module:function"
     raise RunError(path, problem, remedy)
 
 
@@ -180,11 +183,12 @@ def _normalisation(architecture: Architecture, scheme: Scheme | None, config: An
     return {}
 
 
-def _create(name: str, size: int, options: Mapping[str, Any], is_named: bool, path: Path) -> nn.Module:
+def _create(name: str, size: int, options: Mapping[str, Any], path: Path | None) -> nn.Module:
+    """Return the network; what is wrong with it is the fault of the file at `path`, if its tensors decided it."""
     try:
         return create_encoder(name, size, options)
     except SettingError as error:
-        if is_named:  # by the user, whose setting is wrong
+        if path is None:
             raise
         raise RunError(path, f"its tensors are of no network that can be built ({error})") from None
 

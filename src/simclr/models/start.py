@@ -13,7 +13,7 @@ from simclr.models.imports import Architecture, import_weights
 from simclr.models.options import is_own
 from simclr.models.pretrained import load
 from simclr.models.weights import check_match
-from simclr.runs.files import file_hash
+from simclr.runs.reading import file_hash
 from simclr.runs.recipe import is_import_path
 from simclr.runs.results import named_run, weights_path
 
@@ -36,15 +36,17 @@ class Start(NamedTuple):
             options["stem"] = "small" if self.card.image_size <= 32 else "imagenet"
         return options
 
-    def fill(self, encoder: nn.Module, head: ProjectionHead) -> bool:
-        """Load the weights into an encoder, and into a head that has the same shape; return whether it has."""
+    def fits(self, head: ProjectionHead) -> bool:
+        """Return whether there are weights for a head of this shape."""
+        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in (head.state_dict(), self.head)]
+        return bool(self.head) and shapes[0] == shapes[1]
+
+    def fill(self, encoder: nn.Module, head: ProjectionHead) -> None:
+        """Load the weights into an encoder, and into a head of the same shape."""
         check_match(encoder.state_dict(), self.encoder, self.name)
         encoder.load_state_dict(self.encoder)
-        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in (head.state_dict(), self.head)]
-        if shapes[0] != shapes[1] or not self.head:
-            return False
-        head.load_state_dict(self.head)
-        return True
+        if self.fits(head):
+            head.load_state_dict(self.head)
 
 
 def open_start(init: str | Path, encoder: str | None = None, options: Mapping[str, Any] | None = None) -> Start:

@@ -22,7 +22,7 @@ class Scheme(NamedTuple):
     """regular expression of the names of heads, predictors, classifiers and momentum copies, which are left out"""
     signed: bool = False
     """whether a file is of this scheme only if it contains one of the names that are dropped"""
-    children: Mapping[str, str] = {}  # noqa: RUF012, never changed
+    children: Mapping[str, str] = {}
     """names of the encoder's layers by their number, where it is a sequence"""
     stem: str = "small"
     """name of the 3×3 stem, see `simclr.models.resnet`"""

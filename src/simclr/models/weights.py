@@ -100,7 +100,7 @@ def _built(card: Card, plan: Callable[[], nn.Module], build: Callable[[], nn.Mod
     origin = load_strictly(module, path)
     if origin.get("run", card.source) != card.source:
         raise RunError(path, "belongs to another run than card.json", names=("run",))
-    expected = _read_origin(path.with_name("encoder.safetensors")).get("encoder")
+    expected = read_origin(path.with_name("encoder.safetensors")).get("encoder")
     if expected != origin.get("encoder", expected):
         raise RunError(path, "belongs to another encoder than encoder.safetensors", names=("encoder",))
     return module
@@ -132,7 +132,8 @@ def load_strictly(module: nn.Module, path: Path) -> dict[str, Any]:
     return origin
 
 
-def _read_origin(path: Path) -> dict[str, Any]:
+def read_origin(path: Path) -> dict[str, Any]:
+    """Return what a weights file says of itself; empty if another program wrote it."""
     with safe_open(path, "pt") as file:
         return _origin_in(file, path)
 

@@ -6,7 +6,6 @@ overwrite it; measurements keep history instead, by `number_existing`.
 
 import contextlib
 import csv
-import hashlib
 import io
 import os
 import re
@@ -70,12 +69,6 @@ def _require_writable(folder: Path) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         remedy = f"{existing} is read-only or belongs to another user"
         raise SettingError("out", "a path that can be written", str(folder), remedy)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ A pipe or a device would block or never end, and a small file can stand for any 
 its bound, which is compared with the size of the file before memory is taken.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def read_bytes(path: str | os.PathLike, most: int, error: Refusal = DataError) -
         if size > most:
             raise error(os.fspath(path), f"it has {size:,} bytes; at most {most:,} are read from a file of this kind")
         return file.read(size)
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_yaml(path: Path, error: Refusal = DataError) -> Any:

@@ -31,7 +31,7 @@ def recipe_folder() -> Path:
 
 def is_import_path(name: Any) -> bool:
     """Return whether the name of an encoder is `package.module:function`, which is code of the user's own."""
-    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+    return isinstance(name, str) and re.fullmatch(r"(?!timm:)[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
 
 
 def plain(value: Any) -> Any:

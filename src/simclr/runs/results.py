@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from simclr.errors import RunError
-from simclr.runs.files import file_hash, require_file_path
+from simclr.runs.files import require_file_path
+from simclr.runs.reading import file_hash
 from simclr.runs.recipe import is_import_path
 
 SPLIT = "fitted on train, chosen on held-out train, read once on test"
@@ -84,8 +85,7 @@ class NamedRun(NamedTuple):
 def named_run(run: str | Path) -> NamedRun:
     """Return what RUN names: a run folder or a weights file in it, `timm:NAME:FILE` for the weights of a model of timm,
     or `package.module:function:RUN` for a run whose encoder comes from code of the user's own."""
-    first, _, rest = str(run).partition(":")
-    second, _, path = rest.partition(":")
+    first, second, path = [*str(run).split(":", 2), "", ""][:3]
     if first == "timm" and second:
         if not path:
             remedy = "Give a local file with its weights, timm:NAME:FILE, since nothing is downloaded"

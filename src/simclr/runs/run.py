@@ -23,10 +23,10 @@ from simclr.errors import RunError
 from simclr.runs import replacement
 from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.environment import environment, is_restart
-from simclr.runs.files import file_hash, printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
+from simclr.runs.files import printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
-from simclr.runs.reading import read_yaml
+from simclr.runs.reading import file_hash, read_yaml
 from simclr.runs.recipe import default_settings, flatten, plain
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
@@ -36,6 +36,7 @@ WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", 
 WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
+OF_INPUTS = {"data": "fingerprint", "init": "init"}  # settings that are paths -> what identifies the files there
 REMEDY = "Repeat its settings to resume, choose another --out, or start over with --fresh"
 
 
@@ -100,7 +101,7 @@ class Run:
             self._check()  # again, since another process may have written since
             self._fresh = False
             if fresh:
-                replacement.replace(self.path, OWN, lambda: self._has_progress)
+                replacement.replace(self.path, OWN, lambda: self.has_progress)
                 self._report_kept()
             header = f"# simclr {self._command}: the settings of this run, usable as --config\n"
             text = yaml.safe_dump(self._recipe, sort_keys=False, allow_unicode=True)
@@ -131,12 +132,12 @@ class Run:
             strangers = {name for name in names if name != LOCK and name.removesuffix(".partial") not in OWN}
             if strangers:
                 raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
-        replacement.recover(self.path, OWN, lambda: self._has_progress, self._fresh)
-        if not self._fresh and self._has_progress:
+        replacement.recover(self.path, OWN, lambda: self.has_progress, self._fresh)
+        if not self._fresh and self.has_progress:
             self._check_agreement()
 
     @property
-    def _has_progress(self) -> bool:
+    def has_progress(self) -> bool:
         """Whether there is something to resume: a command that was refused leaves at most a recipe."""
         names = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
         return any((self.path / name).exists() for name in names)
@@ -152,23 +153,29 @@ class Run:
         # a setting that was added after the run began had its default then
         before |= {name: value for name, value in flatten(self._defaults) if name in now and name not in before}
         seen = self._read_json("data.json", dict)
-        same_images = bool(seen) and seen.get("fingerprint") == self._data.get("fingerprint") is not None
-        ignored = WHERE | ({"data"} if same_images else set())
+        same = {name for name in OF_INPUTS if seen and seen.get(OF_INPUTS[name]) == self._data.get(OF_INPUTS[name])}
+        ignored = WHERE | {name for name in same if self._data.get(OF_INPUTS[name]) is not None}
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in ignored]
         if saved and changed:
             texts = [f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in changed]
             raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, tuple(changed))
         if changed := [name for name, value in (seen or {}).items() if self._data.get(name) != value]:
             counts = f"{seen.get('images')} when the run began, {self._data.get('images')} now"
-            raise RunError(self.path, f"the images or their labels have changed ({counts})", REMEDY, tuple(changed))
+            what = "weights to start from" if "init" in changed else f"images or their labels ({counts})"
+            raise RunError(self.path, f"the {what} have changed", REMEDY, tuple(changed))
 
     @property
     def _identity(self) -> dict[str, Any]:
         """The settings and the data of the run, by which a checkpoint is known to belong to it."""
-        settings = {k: v for k, v in flatten(self._recipe) if k not in WHERE and k != "data"}
+        settings = {k: v for k, v in flatten(self._recipe) if k not in WHERE and k not in OF_INPUTS}
         return {**settings, **{f"data.{name}": value for name, value in self._data.items()}}
 
     # small files
+
+    @property
+    def recorded_data(self) -> dict[str, Any]:
+        """What identifies the images and the weights that the run began with; empty if there is no record."""
+        return self._read_json("data.json", dict) or {}
 
     def _saved_recipe(self) -> dict[str, Any]:
         path = self.path / "recipe.yaml"

@@ -1,11 +1,11 @@
-"""Conversion of official TensorFlow checkpoints."""
+"""Conversion of official TensorFlow checkpoints, and of the checkpoints of other toolkits."""
 
 import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,21 +13,29 @@ from torch import Tensor
 
 from simclr.data.arrays import read_arrays
 from simclr.errors import DataError, SettingError
+from simclr.models.imports import Architecture, Normalisation, import_weights
 from simclr.models.official.convert import Converted, convert
 from simclr.models.weights import save_encoder
 from simclr.runs.files import require_folder_path
+from simclr.runs.results import named_run
 from simclr.settings import check_settings, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert an official SimCLR or SimCLRv2 checkpoint to a folder of this package, without TensorFlow. Conversion is
-    complete or refused."""
+    """Convert a checkpoint to a run folder that every command takes. Conversion is complete or refused.
+
+    Official SimCLR and SimCLRv2 checkpoints are read without TensorFlow. Files of lightly, lightly-train, solo-learn,
+    VISSL, mmselfsup, mmpretrain, Spijkervet/SimCLR, sthalles/SimCLR, torchvision and timm are recognised by the names
+    of their tensors: the encoder is converted; heads, classifiers and momentum copies are left out. Nothing in a file
+    is executed.
+    """
 
     command: ClassVar[str] = "convert"
 
     checkpoint: Path
-    """checkpoint: folder, SavedModel, hub module, or path without `.index`"""
+    """checkpoint: of TensorFlow a folder, SavedModel, hub module or path without `.index`; otherwise a file
+    (.safetensors, .pt, .pth, .ckpt) or timm:NAME:FILE"""
     out: Path
     """folder to write, with encoder.safetensors, head.safetensors and card.json"""
     weights: Literal["model", "ema"] = "model"
@@ -36,21 +44,34 @@ class Convert:
     """layer of the head that is classified (official ft_proj_selector)"""
     image_size: int | None = setting(None, at_least=1)
     """side of the images for the card, pixels; 32 with the small stem, else 224, if not given"""
+    encoder: str | None = None
+    """encoder of another toolkit's file: the name of any timm model, or package.module:function, code of your own
+    (default: the ResNet that the tensors decide)"""
+    encoder_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """options of that encoder; mean and std, to normalise the images"""
+    normalisation: Normalisation = "default"
+    """normalisation of the images for another toolkit's file: that of the timm model or toolkit, which is ImageNet's
+    for most; imagenet; or none"""
     verify: Path | None = None
     """npz of activations to reproduce: `images` (N, H, W, 3), float32 in [0, 1] or uint8, `final_avg_pool` (N, D) and,
     optionally, `proj_head_output` and `logits_sup` of the official model in inference"""
     tolerance: float = setting(1e-4, at_least=0)
     """maximum difference allowed by `verify`, as a fraction of the largest activation"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
+        if self._is_official and self.checkpoint.exists() and (self.encoder is not None or self.encoder_options):
+            raise SettingError("encoder", "absent for a TensorFlow checkpoint, whose encoder is known", self.encoder)
 
     def __call__(self) -> dict[str, float | int]:
         """Write the folder; return the numbers of variables converted and ignored, and the measured differences."""
         require_folder_path(self.out)
         if self.out.exists() and any(self.out.iterdir()):
             raise SettingError("out", "a new or empty folder", str(self.out))
-        converted = convert(self.checkpoint, self.weights, self.supervised_input, self.image_size)
+        if self._is_official:
+            converted = convert(self.checkpoint, self.weights, self.supervised_input, self.image_size)
+        else:
+            converted = self._import()
         differences = self._verified(converted)
         partial = self.out.with_name(f"{self.out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -63,6 +84,25 @@ class Convert:
             "ignored": len(converted.ignored),
             **{f"difference/{name}": difference for name, difference in differences.items()},
         }
+
+    @property
+    def _is_official(self) -> bool:
+        is_file = self.checkpoint.is_file() and self.checkpoint.suffix != ".index"
+        return not (is_file or named_run(self.checkpoint).is_timm)
+
+    def _import(self) -> Converted:
+        """Return the encoder of another toolkit's file."""
+        named = named_run(self.checkpoint)
+        name = named.encoder if named.is_timm else self.encoder
+        if named.is_timm and self.encoder not in (None, name):
+            raise SettingError("encoder", f"absent or {name}, as the checkpoint says", self.encoder)
+        architecture = Architecture(name, self.encoder_options, self.image_size, self.normalisation)
+        imported = import_weights(named.path if named.is_timm else self.checkpoint, architecture)
+        print(f"{imported.scheme}: every tensor of the encoder found")
+        if imported.classes:
+            print(f"classes that the file names, of which nothing was executed: {', '.join(imported.classes)}")
+        count = len(imported.encoder.state_dict())
+        return Converted(imported.encoder, None, None, imported.card, {"encoder": count}, imported.dropped)
 
     def _verified(self, converted: Converted) -> dict[str, float]:
         if self.verify is None:
@@ -91,7 +131,9 @@ class Convert:
         parts = ", ".join(f"{what} {count}" for what, count in converted.placed.items())
         print(f"{converted.card.encoder['name']} {options}")
         print(f"converted {sum(converted.placed.values())} variables: {parts}")
-        print(f"ignored {len(converted.ignored)} variables of the training state: {_grouped(converted.ignored)}")
+        what = "of the training state" if self._is_official else "of heads, classifiers and copies"
+        print(f"ignored {len(converted.ignored)} variables {what}: {_grouped(converted.ignored)}")
+        print(f"images: {converted.card.input}")
         for name, difference in differences.items():
             print(f"{name}: maximum difference {difference:.2g} of the maximum value")
         print(f"wrote {self.out}")

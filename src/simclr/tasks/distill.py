@@ -25,7 +25,7 @@ from simclr.models.classifier import Classifier
 from simclr.models.options import check_options
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
-from simclr.runs.results import Result
+from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
 from simclr.training.batches import Batch
@@ -151,8 +151,8 @@ class Distill(Training):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        student = self.encoder or (f"from-{self.start.resolve().name}" if self.start else "self")
-        return self.out or self.teacher / f"distill-{student}"
+        student = self.encoder or (f"from-{run_folder(self.start).resolve().name}" if self.start else "self")
+        return self.out or run_folder(self.teacher) / f"distill-{student}"
 
     def class_names(self, card: Card) -> list[str]:
         """Return the names of the teacher's classes."""

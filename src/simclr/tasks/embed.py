@@ -31,7 +31,7 @@ class Embed:
     command: ClassVar[str] = "embed"
 
     run: Path
-    """run folder of the encoder, or a weights file in it"""
+    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     data: str
     """images to embed"""
     part: Literal["all", "train", "test"] = "all"

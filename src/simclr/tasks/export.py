@@ -27,7 +27,7 @@ class Export:
     command: ClassVar[str] = "export"
 
     run: Path
-    """run folder of the encoder, or a weights file in it"""
+    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     to: Literal["pt2", "onnx", "timm", "torchvision"] = "pt2"
     """format of the file"""
     layer: str = "h"
@@ -81,5 +81,8 @@ class Export:
         path = require_new_file(self.out or run_folder(self.run) / f"{self.to}-{name}.safetensors", self.overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {key: tensor.contiguous() for key, tensor in state.items()})
-        print(f"{len(state)} tensors of {self.to}'s {name}\nwrote {path}")
+        print(f"{len(state)} tensors of {self.to}'s {name}")
+        if encoder.card.encoder.get("options", {}).get("mean") is not None:
+            print("of images normalised by mean and std, which the weights do not contain: see card.json")
+        print(f"wrote {path}")
         return {"name": name, "tensors": len(state), "out": str(path)}

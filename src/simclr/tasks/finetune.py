@@ -26,7 +26,7 @@ from simclr.models.classifier import Classifier
 from simclr.models.pretrained import Encoder, load
 from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
-from simclr.runs.results import Result
+from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
 from simclr.training.batches import Batch
@@ -52,7 +52,7 @@ class FineTune(Training):
     start_field: ClassVar[str] = "run"
 
     run: Path
-    """run folder of the pretrained encoder"""
+    """run folder of the pretrained encoder, or timm:NAME:FILE with local weights"""
     optimizer: Literal["lars", "sgd", "adamw"] = default("optimizer", "sgd")
     lr: float = default("lr", 0.05)
     weight_decay: float = default("weight_decay", 0.0)
@@ -149,7 +149,7 @@ class FineTune(Training):
         if self.out is not None:
             return self.out
         labels = f"-{self.labelled.stem}" if self.labelled else f"-{self.fraction:g}" if self.fraction < 1 else ""
-        return self.run / (("scratch" if self.from_scratch else "finetune") + labels)
+        return run_folder(self.run) / (("scratch" if self.from_scratch else "finetune") + labels)
 
     def passes(self, fraction: float) -> float | int:
         """Return the epochs over a fraction of the labels; by default those of both papers."""

@@ -31,7 +31,7 @@ class Knn:
     command: ClassVar[str] = "knn"
 
     run: Path
-    """run folder of the encoder, or a weights file in it"""
+    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     data: str
     """labelled images with a training and a test split"""
     k: int = setting(20, at_least=1)

@@ -48,7 +48,7 @@ class Linear:
     command: ClassVar[str] = "linear"
 
     run: Path
-    """run folder of the encoder, or a weights file in it"""
+    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     data: str
     """labelled images with a training and a test split"""
     protocol: Literal["lbfgs", "sgd", "bank"] = "lbfgs"

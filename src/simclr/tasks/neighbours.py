@@ -35,7 +35,7 @@ class Neighbours:
     command: ClassVar[str] = "neighbours"
 
     run: Path
-    """run folder of the encoder, or a weights file in it"""
+    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     images: list[Path]
     """image files to search for"""
     among: str

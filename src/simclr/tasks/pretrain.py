@@ -1,7 +1,5 @@
 """Pretraining without labels: SimCLR."""
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -28,9 +26,9 @@ from simclr.models.card import Card
 from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
-from simclr.runs.files import printable
-from simclr.runs.recipe import plain, saved_recipe
+from simclr.runs.recipe import plain
 from simclr.settings import setting
+from simclr.tasks.start import StartsFromWeights
 from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, Schedule, fit
@@ -40,8 +38,6 @@ from simclr.training.session import open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
 
-FEW = 100_000  # images below which the defaults, which are those of ImageNet, do not fit
-NEUTRAL = {"data", "out", "fresh", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every", "held_out"}
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
@@ -78,7 +74,7 @@ def simclr_step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Training):
+class Pretrain(StartsFromWeights, Training):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
     On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`; a
@@ -88,10 +84,14 @@ class Pretrain(Training):
 
     command: ClassVar[str] = "pretrain"
 
-    encoder: str = "simclr_resnet50"
-    """encoder: simclr_resnet10/18/34/50/101/152/200, or the name of any timm model"""
+    encoder: str | None = None
+    """encoder: simclr_resnet10/18/34/50/101/152/200, the name of any timm model, or package.module:function, code of
+    your own (default: that of `init`, or simclr_resnet50)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
-    """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model"""
+    """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model or function; mean and std,
+    to normalise the images"""
+    init: Path | None = None
+    """weights to start from: a run folder, a file (.safetensors, .pt, .pth) or timm:NAME:FILE (default: random ones)"""
     views: Views = Views(size=224)
     """augmentation policy that makes two views of an image"""
     head_layers: int = setting(2, at_least=0)
@@ -137,6 +137,7 @@ class Pretrain(Training):
             raise SettingError("epochs", "above 0", None)
         if self.batch < 2:
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
+        self.settle_encoder()
         check_options(self.encoder, self.encoder_options)
         _ = self.objective  # checks the combination of its settings
 
@@ -144,13 +145,17 @@ class Pretrain(Training):
         source, held_out = self.sources()
         schedule = self.schedule(len(source))
         fabric = self.machine.launch()
-        data = describe_data(source, self.labels(source), source.classes or ())
+        data = describe_data(source, self.labels(source), source.classes or ()) | self.start_identity
         run = open_run(fabric, self.folder, self, data, self.fresh)
         if (result := finished_result(fabric, run)) is not None:
             return result
+        self.require_start(run)
         parts = self.assemble(fabric, source)
         encoder, head = parts.model["encoder"], parts.model["head"]
         fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
+        if self.start is not None:
+            rest = "projection head" if self.start.fits(head) else "a new projection head"
+            fabric.print(f"starts from {self.init}: encoder and {rest}")
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
             workers = self.machine.worker_processes
@@ -179,29 +184,10 @@ class Pretrain(Training):
         return self.out or run_folder_for(self.command, self.data)
 
     def suggested(self, given: set[str]) -> dict[str, Any]:
-        """Return settings to use in place of the defaults; the command line asks for them with the names it was given.
+        """Return settings in place of the defaults; the command line asks for them with the names it was given."""
+        from simclr.tasks.suggest import settings_without_recipe  # which imports this module
 
-        Without a recipe or a setting of the method they are those of the run in `out` if there is one, otherwise those
-        of `simclr suggest` if there are fewer images than the defaults are made for.
-        """
-        is_run = isinstance(self.data, str) and (Path(self.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
-        of_method = {name for name in given - NEUTRAL if not name.startswith("machine.")}
-        if self.data is None or is_run or of_method:
-            return {}
-        recipe = self.folder / "recipe.yaml"
-        if recipe.is_file() and not self.fresh:
-            settings, origin = saved_recipe(self.folder), f"the run in {self.folder}"
-            settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
-        elif len(open_for_pretraining(self.data)) < FEW:
-            from simclr.tasks.suggest import settings_without_trial  # which imports this module
-
-            settings, origin = settings_without_trial(self.data, self.machine), "`simclr suggest`"
-            settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
-        else:
-            return {}
-        if not int(os.environ.get("LOCAL_RANK") or 0):
-            print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
-        return settings
+        return settings_without_recipe(self, given)
 
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
@@ -223,6 +209,8 @@ class Pretrain(Training):
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
+        if self.start is not None:
+            self.start.fill(encoder, head)
         model = prepare(self.machine, fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
         optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
@@ -280,8 +268,9 @@ class Pretrain(Training):
             image_size=self.views.size,
             preprocess={"size": self.views.size, "crop": Preprocess(self.views.size).crop},
             head=head.config(),
-            source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed},
-        )
+            source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed,
+                    **self.start_record},
+        )  # fmt: skip
 
 
 class EncoderWithHead(nn.Module):

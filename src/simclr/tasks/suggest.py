@@ -1,6 +1,8 @@
 """Settings for a first run, from the data and the machine, each with its reason."""
 
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +20,18 @@ from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
 from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
 from simclr.report.resources import rough_duration, total_memory
-from simclr.runs.files import require_new_file, write_atomically
+from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
+from simclr.runs.recipe import is_import_path, saved_recipe
 from simclr.settings import check_settings, setting
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.start import code_refused
 from simclr.training.throughput import loop_rate, step_of
 from simclr.views import Views
 
+FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
+NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
+           "held_out"}  # fmt: skip
 SAMPLE = 200  # images whose sizes are measured
 
 
@@ -104,6 +111,37 @@ class Suggest:
 def settings_without_trial(data: Any, device: Device) -> dict[str, Any]:
     """Return the suggested settings from the images and the device alone, the same at every call."""
     return nested(suggest(measure(open_for_pretraining(data), torch.device(device.kind))))
+
+
+def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
+    """Return the settings to use in place of the defaults of a run whose command line sets the names `given`.
+
+    Without a recipe or a setting of the method they are those of the run in `out` if there is one, otherwise those of
+    `simclr suggest` if there are fewer images than the defaults are made for. Weights to start from decide the encoder
+    and the size of the views.
+    """
+    is_run = isinstance(task.data, str) and (Path(task.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
+    of_method = {name for name in given - NEUTRAL if not name.startswith("machine.")}
+    if task.data is None or is_run or of_method:
+        return {}
+    recipe = task.folder / "recipe.yaml"
+    if recipe.is_file() and not task.fresh:
+        settings, origin = saved_recipe(task.folder), f"the run in {task.folder}"
+        settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
+        if is_import_path(settings.get("encoder")):
+            raise code_refused(recipe, settings["encoder"])
+    elif len(open_for_pretraining(task.data)) < FEW:
+        settings, origin = settings_without_trial(task.data, task.machine), "`simclr suggest`"
+        settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
+        if task.start is not None:
+            size = task.start.card.image_size
+            settings["views"] = {**(settings["views"] if size <= 64 else {}), "size": size}
+            settings = {name: value for name, value in settings.items() if not name.startswith("encoder")}
+    else:
+        return {}
+    if not int(os.environ.get("LOCAL_RANK") or 0):
+        print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
+    return settings
 
 
 def measure(source: Source, device: torch.device) -> Facts:
