@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from simclr.evaluation.intervals import (
+    bootstrap_interval,
     class_interval,
     permutation_test,
     permutation_test_of,
@@ -68,3 +70,24 @@ def test_resampled_interval_of_a_mean_is_that_of_the_mean():
     value = accuracy(scores, labels)
     assert low < value < high
     assert high - low == pytest.approx(2 * 1.96 * (value * (1 - value) / 400) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(("level", "deviations"), [(0.95, 1.960), (0.90, 1.645), (0.99, 2.576)])
+def test_intervals_are_as_wide_as_their_level_says(level, deviations):
+    correct, classes = np.repeat([0.0, 1.0], 2000), np.tile([0, 1], 2000)
+    width = 2 * deviations * 0.5 / np.sqrt(4000)
+    named = {} if level == 0.95 else {"level": level}  # which is the default
+    for interval in (
+        bootstrap_interval(correct, rounds=20_000, **named),
+        bootstrap_interval(2 * correct, rounds=4_000, **named),  # resampled, since not all values are 0 or 1
+        class_interval(correct, classes, rounds=20_000, **named),
+    ):
+        scale = 2 if interval[1] > 0.8 else 1
+        assert (interval[1] - interval[0]) / scale == pytest.approx(width, rel=0.06)
+
+
+def test_an_interval_over_seeds_is_students():
+    values = [0.71, 0.74, 0.72, 0.69]
+    for level, named in ((0.95, {}), (0.9, {"level": 0.9})):
+        expected = student.interval(level, 3, np.mean(values), np.std(values, ddof=1) / 2)
+        assert seed_interval(values, **named) == pytest.approx(expected)

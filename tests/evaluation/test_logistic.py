@@ -99,3 +99,19 @@ def test_one_class_is_refused():
     x, y = problem()
     with pytest.raises(DataError):
         fit_path(x, torch.zeros_like(y), 4, [1.0])
+
+
+def test_a_penalty_is_chosen_on_rows_that_were_not_fitted_and_then_fitted_on_all():
+    rng = np.random.default_rng(0)
+    x, y = torch.tensor(rng.normal(size=(400, 200)), dtype=torch.float32), torch.tensor(rng.integers(2, size=400))
+    held_out, penalties = np.arange(400) % 4 == 0, [1e-2, 1.0, 100.0, 1e4]
+    classifier, scores = choose_and_refit(x, y, held_out, 2, penalties)
+    # labels that nothing shows: rows that were fitted are nearly all correct, others are at chance
+    fitted = fit_path(x[~held_out], y[~held_out], 2, penalties)
+    assert (fitted[0](x[~held_out]).argmax(1) == y[~held_out]).float().mean() > 0.95
+    for one in fitted:
+        expected = (one(x[held_out]).argmax(1) == y[held_out]).float().mean().item()
+        assert scores[one.penalty] == pytest.approx(expected, abs=0.03)
+        assert abs(scores[one.penalty] - 0.5) < 0.17  # 3.3 standard deviations
+    assert scores[classifier.penalty] == max(scores.values())
+    torch.testing.assert_close(classifier.weight, fit_path(x, y, 2, [classifier.penalty])[0].weight)

@@ -133,3 +133,19 @@ def test_public_names_are_what_they_say():
     assert all(hasattr(simclr, name) for name in simclr.__all__)
     with pytest.raises(AttributeError):
         simclr.nonsense  # noqa: B018
+
+
+def test_the_crop_of_the_card_is_what_the_encoder_sees(tmp_path):
+    encoder = create_encoder("simclr_resnet10", 40, {"width": 0.125})
+    card = Card(
+        encoder={"name": "simclr_resnet10", "options": {"width": 0.125}}, features=encoder.num_features, image_size=40,
+        preprocess={"size": 40, "crop": 0.5},
+    )  # fmt: skip
+    save_encoder(tmp_path, encoder, None, card)
+    picture = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    beside, inside = picture.copy(), picture.copy()
+    beside[:20], beside[60:], beside[:, :30], beside[:, 70:] = 0, 0, 0, 0
+    inside[40:, 50:] = 0
+    expected, same, other = simclr.load(tmp_path).embed([picture, beside, inside])
+    np.testing.assert_array_equal(same, expected)
+    assert np.abs(other - expected).max() > 1e-3

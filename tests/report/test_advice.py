@@ -103,3 +103,16 @@ def test_the_feature_map_is_that_of_the_network(size, stem):
     network.layer4.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[-1]))
     network(torch.rand(1, 3, size, size))
     assert shapes == [feature_map(size, stem)]
+
+
+def test_the_peak_rate_is_that_of_the_sources():
+    """Official issue 166: 0.2 per square root of the batch and temperature 0.2 on CIFAR-10; paper, App. B.1: 0.075 on
+    ImageNet; both with the official loss, which is twice the mean."""
+    for side in SIDES:
+        for n, machine in itertools.product((50_000, 1_300_000), MACHINES):
+            advice = {name: setting.value for name, setting in suggest(facts(n, side, machine)).items()}
+            base = 0.2 if advice["views.size"] <= 64 else 0.075
+            peak = peak_lr(advice["lr"], advice["batch"], advice["scaling"])
+            assert peak == pytest.approx(base * math.sqrt(advice["batch"]))
+            assert advice["temperature"] == (0.1 if advice["batch"] >= 1024 else 0.2)
+            assert advice["loss_scale"] == 2

@@ -11,7 +11,11 @@ from simclr import Distill, FineTune, Machine
 from simclr.data import open_source
 from simclr.errors import DataError, RunError, SettingError
 from simclr.losses import distillation
-from simclr.models import load_supervised
+from simclr.models import ProjectionHead, load_supervised
+from simclr.models.classifier import Classifier
+from simclr.models.pretrained import load_classifier
+from simclr.tasks import distill
+from simclr.tasks.distill import labels_loss
 
 pytestmark = pytest.mark.slow
 
@@ -147,3 +151,37 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(teacher, data, tmp_
         task(teacher, data, tmp_path / "run", start=tmp_path)
     assert error.value.field == "start"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_stays_in_inference_mode_and_does_not_move(teacher, data, tmp_path, monkeypatch):
+    networks = []
+    monkeypatch.setattr(distill, "load_classifier", lambda run: networks.append(load_classifier(run)) or networks[-1])
+    task(teacher, data, tmp_path / "student", epochs=1)()
+    (network,) = networks
+    assert not any(module.training for module in network.modules())
+    assert fingerprint(network) == fingerprint(load_classifier(teacher))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_step_compares_both_networks_on_the_same_views_and_weighs_the_labels(teacher, data, tmp_path, weight):
+    distilled = task(teacher, data, tmp_path / "student", label_weight=weight, fraction=0.3, temperature=2.0)
+    source, given = open_source(data, "train"), load_classifier(teacher)
+    card, encoder = distilled.student(simclr.load(teacher).card)
+    student = Classifier(encoder, ProjectionHead(card.features, layers=0), 3, zero=False)
+    parts = distilled.assemble(MACHINE.launch(), source, student, given, card.image_size, 40)
+    (batch,) = parts.batches(range(1))
+    loss, (scores, targets) = parts.backward(batch)
+    torch.testing.assert_close(targets, given(batch.views[0]))
+    labels = distilled.labels(source)[torch.from_numpy(batch.indices)]
+    assert weight == 0 or 0 < (labels >= 0).sum() < 40
+    expected = (1 - weight) * distillation(scores, targets, 2.0)
+    if weight:
+        expected = expected + weight * torch.nn.functional.cross_entropy(scores[labels >= 0], labels[labels >= 0])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_loss_of_the_labels_is_the_mean_over_images_that_have_one():
+    scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.cross_entropy(scores[[0, 3]], torch.tensor([2, 1]))
+    torch.testing.assert_close(labels_loss(scores, torch.tensor([2, -1, -1, 1, -1])), expected)
+    assert labels_loss(scores, torch.full((5,), -1)) == 0

@@ -293,3 +293,13 @@ def test_multi_label_images_are_learned_and_evaluated_by_average_precision(encod
     np.savez(tmp_path / "several.npz", **parts)
     result = task(encoder, tmp_path / "several.npz", tmp_path / "run", steps=40, lr=1.0)()
     assert result["map11"] > 0.9
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_moving_statistics_keep_the_fraction_norm_decay_in_a_step(encoder, data, tmp_path, decay):
+    start = load(encoder)
+    model = task(encoder, data, tmp_path, norm_decay=decay).network(start.card, start.network, start.head, 3).train()
+    norm, x = model.encoder.bn1, torch.rand(8, 3, 16, 16)
+    before, batch = norm.running_mean.clone(), model.encoder.conv1(x).mean((0, 2, 3))
+    model(x)
+    torch.testing.assert_close(norm.running_mean, decay * before + (1 - decay) * batch)

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from simclr.data import open_source
 from simclr.errors import SettingError
+from simclr.evaluation.features import Features
 from simclr.evaluation.protocol import models_to_evaluate
 from simclr.models.layers import layer_names, read_layer
 from simclr.models.pretrained import load
@@ -51,3 +54,30 @@ def test_an_empty_grid_is_refused(field):
     with pytest.raises(SettingError) as refused:
         Linear(run=Path("run"), data="data", **{field: ()})
     assert refused.value.field == field
+
+
+def test_a_bank_picks_the_best_probe_on_images_that_it_was_not_fitted_on(encoder, data):
+    source = open_source(str(data), "train")
+    labels = torch.from_numpy(source.labels)
+    noise = torch.randn(len(source), 400, generator=torch.Generator().manual_seed(0))
+    shown = torch.nn.functional.one_hot(labels).float() + 0.1 * noise[:, :3]
+    bank = Linear(run=encoder, data=str(data), protocol="bank", lrs=(1.0,), decays=(1e6, 0.0), epochs=20)
+    # of 30 held-out images; the first probe diverges, and labels that nothing shows are at chance
+    for features, least, most in ((shown, 0.9, 1.0), (noise, 0.0, 0.6)):
+        train = Features(features, labels, torch.arange(len(source)), {})
+        classifier, detail = bank._best_of_bank(train, source)
+        assert least <= detail["held_out_top1"] <= most
+    assert detail["weight_decay"] == 0
+    torch.testing.assert_close(classifier(shown), bank._trained(train, 3, 1.0, 0.0)(shown))
+
+
+@pytest.mark.parametrize("protocol", ["lbfgs", "bank"])
+def test_no_label_of_the_test_images_decides_on_a_setting(encoder, data, tmp_path, protocol):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", **{**arrays, "test_labels": np.roll(arrays["test_labels"], 1)})
+    details = []
+    for spec in (data, tmp_path / "other.npz"):
+        task = Linear(run=encoder, data=str(spec), protocol=protocol, epochs=5, baselines=False,
+                      out=tmp_path / "out.json", machine=Device(workers=0))  # fmt: skip
+        details.append(task()["results"][0]["detail"])
+    assert details[0] == details[1]

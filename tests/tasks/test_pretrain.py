@@ -26,6 +26,7 @@ from simclr.runs.machine import Machine
 from simclr.tasks import pretrain
 from simclr.tasks.pretrain import EncoderWithHead, Pretrain
 from simclr.views import Views
+from simclr.views.preprocess import Preprocess
 
 pytestmark = pytest.mark.slow
 
@@ -378,3 +379,21 @@ def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(folder, 
     )
     assert len(one) == 6
     assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_the_learning_rate_is_a_function_of_the_step_and_not_of_the_epoch():
+    for images in (2560, 40, 100_000):  # steps of an epoch: 10, and 0 to 390
+        task = Pretrain(data="x", batch=256, epochs=10 * 2560 / images, warmup_epochs=2560 / images, lr=0.5)
+        schedule = task.schedule(images)
+        assert schedule.steps == 101
+        for step in range(101):
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - 10) / 91))
+            assert schedule.lr(step) == pytest.approx(0.5 * (step / 10 if step < 10 else cosine))
+
+
+def test_the_card_has_the_crop_of_the_official_evaluation(tmp_path):
+    task = small(data="sample", views=Views(size=48), out=tmp_path)
+    parts = task.assemble(task.machine.launch(), open_source("sample", "train"))
+    card = task.card(parts.model["encoder"], parts.model["head"], open_source("sample", "train"))
+    assert card.preprocess == {"size": 48, "crop": 0.875}
+    assert Preprocess(**card.preprocess).box(64, 80) == (4, 12, 56, 56)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support.evaluated import write_arrays
 from support.processes import in_processes
 
+from simclr.data import open_source
 from simclr.errors import Error, SettingError
 from simclr.losses import Keys, Objective
 from simclr.runs.machine import Machine
@@ -162,3 +163,16 @@ def test_supcon_without_labels_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(Error):
             small("supcon", data=str(tmp_path / name), out=tmp_path / "run")()
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_the_factor_of_the_loss_scales_the_gradient_and_not_what_is_logged(data, micro_batch):
+    source, found = open_source(str(data), "train"), []
+    for factor in (1.0, 2.0):
+        task = small("nt_xent", data=str(data), loss_scale=factor, micro_batch=micro_batch)
+        parts = task.assemble(task.machine.launch(), source)
+        (batch,) = parts.batches(range(1))
+        loss, _ = parts.backward(batch)
+        found.append((loss, torch.cat([p.grad.flatten() for p in parts.model.parameters()])))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][1], 2 * found[0][1])

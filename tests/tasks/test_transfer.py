@@ -1,5 +1,6 @@
 """Transfer to several data sets."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from support.evaluated import write_encoder
 from simclr.errors import DataError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.machine import Machine
-from simclr.tasks.transfer import Transfer
+from simclr.tasks.finetune import FineTune
+from simclr.tasks.transfer import GRIDS, Transfer
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +73,35 @@ def test_multilabel_images_are_measured_by_average_precision(encoder, tmp_path):
     with pytest.raises(DataError) as refused:
         open_labelled(data)
     assert refused.value.path == "several"
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "scratch"])
+def test_the_grid_is_the_paper_s_and_is_chosen_on_held_out_images(encoder, data, tmp_path, monkeypatch, protocol):
+    trained = []
+
+    def call(task):
+        trained.append(task)
+        score = 1 - abs(math.log10(task.lr) + 2) - abs(task.weight_decay * task.lr - 1e-5)
+        row = {"name": "x", "protocol": "y", "metric": "top1", "value": score, "n": 1}
+        return {"command": "finetune", "top1": score, "results": [row]}
+
+    monkeypatch.setattr(FineTune, "__call__", call)
+    task = Transfer(run=encoder, data=[str(data)], protocols=(protocol,), batch=2, out=tmp_path, machine=HERE)
+    (row,) = task()["results"]
+    *grid, chosen = trained
+    assert [one.measure for one in trained] == ["held-out"] * 56 + ["test"]
+    assert len({one.folder for one in trained}) == 57
+    low, high, decays = {"finetune": (1e-4, 0.1, [0, 1e-6, 1e-3]), "scratch": (1e-3, 1, [1e-5, 10**-1.5])}[protocol]
+    rates = sorted({one.lr for one in grid})
+    assert rates == pytest.approx(np.geomspace(low, high, 7).tolist())
+    for one in trained:  # the decay of the grid is divided by the rate (paper, App. B.8)
+        assert (one.optimizer, one.scaling, one.steps) == ("sgd", "none", GRIDS[protocol]["steps"])
+        assert any(one.weight_decay * one.lr == pytest.approx(decay) for decay in GRIDS[protocol]["decays"])
+        assert one.norm_decay == pytest.approx(1 - 10 / 150)  # 300 images in steps of 2
+        assert one.from_scratch == (protocol == "scratch")
+    of_grid = {round(one.weight_decay * one.lr, 12) for one in grid}
+    assert len(of_grid) == 8 and {round(decay, 12) for decay in decays} <= of_grid
+    assert (chosen.lr, chosen.weight_decay * chosen.lr) == (pytest.approx(0.01), pytest.approx(1e-5))
+    assert row["detail"]["weight_decay"] == pytest.approx(1e-5)
+    assert Transfer(run=encoder, data=["x"]).task("x", open_labelled(str(data))[0], protocol, 0.1, 0.0, tmp_path,
+                                                  "test").norm_decay == 0.9  # fmt: skip

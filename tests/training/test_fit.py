@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from support.processes import in_processes
 from torch import nn
+from torch.nn import functional as F
 
 from simclr.errors import DivergedError, Interrupted, RunError, SettingError
 from simclr.runs.machine import Machine
@@ -170,3 +171,40 @@ def test_a_run_that_ended_before_its_result_was_written_keeps_its_metrics(tmp_pa
     with pytest.raises(RunError) as error:
         toy(tmp_path, Schedule(steps=3, lr=lambda s: 0.1, seed=0))
     assert error.value.path == str(tmp_path)
+
+
+def noisy(folder, steps, masks):
+    """Run a network with dropout, whose masks are added to a list."""
+    model = nn.Linear(1, 1)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    network, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def backward(batch):
+        masks.append(F.dropout(torch.ones(16)))
+        loss = (network(batch.x) * masks[-1]).square().mean()
+        fabric.backward(loss)
+        return loss.detach(), None
+
+    schedule = Schedule(steps=8, lr=lambda s: 0.1, seed=3, save_every=steps)
+    fit(Run.start(folder, Task()), fabric, Parts(model, optimizer, Batches(), backward), schedule)
+
+
+def test_dropout_is_another_in_each_step_and_the_same_after_a_resumption(tmp_path, monkeypatch):
+    whole, parts = [], []
+    noisy(tmp_path / "whole", 8, whole)
+    save = Run.save
+
+    def save_and_stop(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    torch.manual_seed(99)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            noisy(tmp_path / "parts", 3, parts)
+    assert len(parts) == 3
+    torch.rand(7)  # the global generator of the new process is anywhere
+    noisy(tmp_path / "parts", 3, parts)
+    assert torch.equal(torch.stack(parts), torch.stack(whole))
+    assert len({tuple(mask.tolist()) for mask in whole}) == 8

@@ -17,6 +17,11 @@ def stop():
         yield requests
 
 
+def test_signals_of_users_terminals_and_clusters_are_requests():
+    names = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+    assert {number.name for number in SIGNALS} == {name for name in names if hasattr(signal, name)}
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_every_signal_is_a_request(stop, number):
     assert not stop.on_any_rank()

@@ -161,3 +161,11 @@ def test_all_views_of_an_image_are_drawn_as_each_alone(semantics):
         alone = views.draw(images, epoch=2, view=v, seed=5, sizes=sizes)
         for field in fields(together):
             assert (getattr(together, field.name) == getattr(alone, field.name)).all()
+
+
+@pytest.mark.parametrize("semantics", ["official", "torchvision"])
+def test_the_ratio_of_a_crop_is_its_width_by_its_height(semantics):
+    views = Views(size=32, semantics=semantics, crop_ratio=(1.5, 2.0), crop_area=(0.1, 0.4))
+    _, _, h, w = views.draw(IMAGES[:2000], 0, 0, 0, (4000, 4000)).crop.T
+    assert 1.499 < (w / h).min() < 1.51
+    assert 1.99 < (w / h).max() < 2.001
