@@ -33,8 +33,8 @@ PATIENCE = 180.0  # seconds of a process; a fault that makes its tests run longe
 # what the package and its tests import, so that no process spends its time on it
 LIBRARIES = (
     "torch", "torch.export", "torchvision.transforms.v2", "timm", "lightning_fabric", "numba", "jsonargparse",
-    "scipy.stats", "scipy.optimize", "sklearn.linear_model", "safetensors.torch", "rich.progress", "jinja2", "PIL.Image", "beartype",
-    "jaxtyping", "simplejpeg", "pytest",
+    "scipy.stats", "scipy.optimize", "sklearn.linear_model", "safetensors.torch", "rich.progress", "jinja2", "PIL.Image",
+    "beartype", "jaxtyping", "simplejpeg", "pytest",
 )  # fmt: skip
 
 
