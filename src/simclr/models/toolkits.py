@@ -29,13 +29,15 @@ class Scheme(NamedTuple):
     imagenet: bool = True
     """whether its images are normalised with ImageNet's mean and standard deviation by default"""
 
-    def encoder_name(self, key: str) -> str | None:
-        """Return the name of a tensor within the encoder, None if it is not one of the encoder's."""
+    def encoder_names(self, key: str) -> list[str]:
+        """Return the names that a tensor can have within the encoder, the likeliest first; none if it is not one of
+        the encoder's."""
         prefix = re.match(self.encoder, key)
         if prefix is None:
-            return None
-        first, dot, rest = key[prefix.end() :].partition(".")
-        return self.children.get(first, first) + dot + rest
+            return []
+        own = key[prefix.end() :]
+        first, dot, rest = own.partition(".")
+        return [self.children.get(first, first) + dot + rest, own]
 
     def drops(self, key: str) -> bool:
         """Return whether a tensor is one of those that are left out."""
@@ -103,12 +105,17 @@ class Placement(NamedTuple):
 def place(scheme: Scheme, keys: Iterable[str], encoder: Iterable[str] | None = None) -> Placement:
     """Return where the tensors of a checkpoint belong, in the encoder with these names or in one that they decide."""
     wanted = None if encoder is None else set(encoder)
+    outer = {name.partition(".")[0] for name in wanted or ()}
+    container = f"{outer.pop()}." if len(outer) == 1 else ""  # of a network that keeps all its layers in one sequence
     placement = Placement(scheme, {}, [], [])
     for key in keys:
-        name = scheme.encoder_name(key)
-        fits = name is not None and name not in placement.placed
-        if fits and (not scheme.drops(key) if wanted is None else name in wanted):
-            placement.placed[name] = key
+        names = scheme.encoder_names(key)
+        if wanted is None:
+            fitting = [] if scheme.drops(key) else names[:1]
+        else:
+            fitting = [name for own in names for name in (own, container + own) if name in wanted]
+        if fitting and fitting[0] not in placement.placed:
+            placement.placed[fitting[0]] = key
         elif scheme.drops(key):
             placement.dropped.append(key)
         else:
