@@ -96,7 +96,7 @@ def named_run(run: str | Path) -> NamedRun:
     return NamedRun(Path(run))
 
 
-def run_folder(run: Path) -> Path:
+def run_folder(run: str | Path) -> Path:
     """Return the run folder that RUN names: the folder itself, or the folder of a weights file; for a model of timm the
     folder runs/timm-NAME, which holds its results."""
     named = named_run(run)
@@ -105,7 +105,7 @@ def run_folder(run: Path) -> Path:
     return named.path.parent if named.path.suffix == ".safetensors" else named.path
 
 
-def weights_path(run: Path) -> Path:
+def weights_path(run: str | Path) -> Path:
     """Return the file that holds the weights of the encoder of RUN."""
     named = named_run(run)
     return named.path if named.is_timm else run_folder(run) / "encoder.safetensors"
@@ -119,7 +119,7 @@ def result_path(task: Any) -> Path:
     return require_file_path(task.out or run_folder(task.run) / f"{task.command}.json")
 
 
-def provenance(run: Path) -> dict[str, str]:
+def provenance(run: str | Path) -> dict[str, str]:
     """Return the hashes of a run's recipe (of its card, if there is no recipe) and of its weights, as far as there are
     such files."""
     folder = run_folder(run)
