@@ -1,6 +1,7 @@
 # make demo    pretraining and evaluation on bundled images
 # make test    the whole test suite
 # make fuzz    damaged and hostile files of every kind, 1,000 mutations of each; minutes
+# make mutants faults put into the code one by one, each of which a test must notice
 # make shm     pretraining with 64 MB and 1 MB of shared memory; needs root
 # make check   linter, type checker and the fast tests, for daily work
 # make kills   commands killed before every file operation and at random moments; bit flips in what they wrote (30 min)
@@ -9,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint clean kills fuzz shm
+.PHONY: demo test check lint clean kills fuzz mutants shm
 
 demo: $(READY)
 	$(VENV)/bin/simclr demo
@@ -36,6 +37,9 @@ kills: $(READY)
 
 fuzz: $(READY)
 	$(VENV)/bin/python benchmarks/reliability/fuzz.py
+
+mutants: $(READY)
+	$(VENV)/bin/python benchmarks/reliability/mutants.py
 
 shm: $(READY)
 	sh benchmarks/reliability/shm.sh $(VENV)/bin/python

@@ -1,6 +1,6 @@
 """Faults put into the code one by one, each of which a test must notice.
 
-    python benchmarks/reliability/mutants.py [PART OF A NAME ...]
+    python benchmarks/reliability/mutants.py [PART OF A NAME OR FILE ...]
 
 The faults are the entries of mutants/*.yaml: a text that occurs once in a file of the package, the text in its place,
 and the tests that must fail with it. Each fault is put into a copy of the package, and its tests run in a process of
@@ -33,8 +33,8 @@ PATIENCE = 180.0  # seconds of a process; a fault that makes its tests run longe
 # what the package and its tests import, so that no process spends its time on it
 LIBRARIES = (
     "torch", "torch.export", "torchvision.transforms.v2", "timm", "lightning_fabric", "numba", "jsonargparse",
-    "scipy.stats", "scipy.optimize", "sklearn.linear_model", "safetensors.torch", "rich.progress", "jinja2", "PIL.Image",
-    "beartype", "jaxtyping", "simplejpeg", "pytest",
+    "scipy.stats", "scipy.optimize", "sklearn.linear_model", "safetensors.torch", "rich.progress", "jinja2",
+    "PIL.Image", "beartype", "jaxtyping", "simplejpeg", "pytest",
 )  # fmt: skip
 
 
@@ -94,21 +94,13 @@ class Process:
             for stream, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
                 os.dup2(file, stream)
             os.chdir(ROOT)
-            sys.path.insert(0, str(self.source))
-            os.environ["PYTHONPATH"] = f"{self.source}{os.pathsep}{ROOT / 'tests'}"
+            sys.path[:0] = paths = [str(self.source), str(ROOT / "tests"), str(ROOT)]
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             sys.dont_write_bytecode = False
             failures = Failures()
-            words = [
-                "-x",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "-W",
-                "ignore::pytest.PytestAssertRewriteWarning",
-                "-o",
-                f"pythonpath={self.source} tests",
-            ]
-            words += [f"--basetemp={self.folder / 'tmp'}", *(f"tests/{test}" for test in self.mutant.tests)]
+            words = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-o"]
+            words += [f"pythonpath={self.source} tests", f"--basetemp={self.folder / 'tmp'}"]
+            words += [f"tests/{test}" for test in self.mutant.tests]
             code = sys.modules["pytest"].main(words, plugins=[failures])
             assert Path(sys.modules["simclr"].__file__).is_relative_to(self.source)
             (self.folder / "first").write_text(failures.first)
@@ -124,7 +116,7 @@ class Process:
         """Return the outcome once there is one: `killed`, `time-out`, `survived` or `broken`."""
         ended, status = os.waitpid(self.id, os.WNOHANG)
         if not ended:
-            if time.monotonic() - self.start < PATIENCE:
+            if time.monotonic() - self.start < PATIENCE * (1 if self.mutant.file else 5):
                 return None
             os.killpg(self.id, signal.SIGKILL)
             os.waitpid(self.id, 0)
@@ -167,7 +159,11 @@ def run(mutants: Sequence[Mutant], original: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(parts: Sequence[str]) -> int:
-    mutants = [mutant for mutant in read_mutants() if not parts or any(part in mutant.name for part in parts)]
+    mutants = [
+        mutant
+        for mutant in read_mutants()
+        if not parts or any(part in f"{mutant.name} {mutant.file}" for part in parts)
+    ]
     by_file: dict[str, set[str]] = {}
     for test in (test for mutant in mutants for test in mutant.tests):
         by_file.setdefault(test.partition("::")[0], set()).add(test)

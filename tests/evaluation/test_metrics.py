@@ -156,3 +156,10 @@ def test_an_excluded_row_is_never_among_the_neighbours():
     assert cosine[0, -1] == -torch.inf
     assert rows[1, 0] == 5
     assert (neighbours(x, x, 19, exclude=torch.arange(20)) != torch.arange(20)[:, None]).all()
+
+
+def test_there_are_no_more_neighbours_than_rows_of_the_bank():
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    cosine, rows = nearest(x[:5], x, 9, block=2)
+    assert cosine.isfinite().all()
+    assert torch.equal(rows.sort(1).values, torch.arange(5).expand(12, 5))

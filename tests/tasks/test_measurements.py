@@ -56,8 +56,8 @@ def test_no_parameter_and_no_buffer_moves(encoder, data, tmp_path, monkeypatch, 
     networks = []
     build = pretrained.load_encoder
 
-    def keeping(folder):
-        network, head, card = build(folder)
+    def keeping(folder, *function):
+        network, head, card = build(folder, *function)
         networks.append((network, fingerprint(network), head, fingerprint(head)))
         return network.train(), head.train(), card  # a measurement must not rely on the mode it is given
 
