@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,18 @@ import yaml
 
 from simclr.models import create_encoder
 from simclr.optim import peak_lr, total_steps, warmup_steps
-from simclr.report.advice import KEPT, Facts, as_yaml, caution, feature_map, fitting, nested, power_of_two, suggest
+from simclr.report.advice import (
+    KEPT,
+    Facts,
+    as_yaml,
+    caution,
+    feature_map,
+    fitting,
+    nested,
+    power_of_two,
+    start_advice,
+    suggest,
+)
 from simclr.report.resources import kept_for_backward
 
 NUMBERS = (2, 17, 300, 5_000, 50_000, 130_000, 1_300_000, 100_000_000)
@@ -81,7 +93,15 @@ def test_the_encoders_that_are_advised_instead_exist():
     import timm
 
     words = caution(facts(300, 224, MACHINES[1])).split('"')[1::2]
-    assert len(words) == 2 and all(name in timm.list_pretrained() for name in words)
+    words += re.findall(r"timm:([a-z]\S+):", start_advice(facts(5_000, 224, MACHINES[1])))
+    assert len(words) == 3 and all(name in timm.list_pretrained() for name in words)
+
+
+def test_weights_to_start_from_are_proposed_for_few_images_as_comments():
+    for n in (300, 5_000):
+        assert "init" in start_advice(facts(n, 224, MACHINES[1]))
+        assert yaml.safe_load(start_advice(facts(n, 224, MACHINES[1]))) is None
+    assert start_advice(facts(50_000, 224, MACHINES[1])) == ""
 
 
 @pytest.mark.parametrize("encoder", KEPT)

@@ -43,7 +43,8 @@ def run(tmp_path):
 
 def task(images, out, init, **settings):
     defaults = dict(
-        data=images, out=out, init=None if init is None else Path(init), views=Views(size=16, blur=0.0), head_layers=3, head_features=8, batch=8,
+        data=images, out=out, init=None if init is None else Path(init), views=Views(size=16, blur=0.0),
+        head_layers=3, head_features=8, batch=8,
         epochs=2, warmup_epochs=0, temperature=0.2, lr=0.5, knn_every=0, save_every=2, machine=MACHINE,
     )  # fmt: skip
     return Pretrain(**{**defaults, **settings})

@@ -9,6 +9,7 @@ import yaml
 from simclr.optim import peak_lr, total_steps
 
 FEW = 1000  # number of images below which training an encoder is not recommended
+FEW_TO_START = 10_000  # number of images below which weights that exist are proposed to start from
 # bytes that a training step keeps for each pixel of a view in 32 bits, measured: (small stem, ImageNet stem)
 KEPT = {"simclr_resnet10": (740, 94), "simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
 
@@ -106,6 +107,19 @@ def caution(facts: Facts) -> str | None:
         '  timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0)\n'
         '  timm.create_model("resnet50.a1_in1k", pretrained=True, num_classes=0)'
     )
+
+
+def start_advice(facts: Facts) -> str:
+    """Return comment lines of a recipe that propose weights to start from; nothing if there are many images."""
+    if facts.images >= FEW_TO_START:
+        return ""
+    lines = (
+        f"{facts.images:,} images are few for random weights: a run on more, similar images is a better start,",
+        "or timm:NAME:FILE, such as timm:resnet18.a1_in1k:model.safetensors, with a file that you have downloaded.",
+        "The weights decide the encoder: leave out encoder and encoder_options. `simclr knn` in place of pretraining",
+        "says what they achieve as they are.",
+    )
+    return "".join(f"{'# init: RUN' if not k else '#':<13}# {line}\n" for k, line in enumerate(lines))
 
 
 def view_size(side: int, cpu: bool) -> int:

@@ -18,7 +18,7 @@ from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
-from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, suggest
+from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, start_advice, suggest
 from simclr.report.resources import rough_duration, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
@@ -80,6 +80,7 @@ class Suggest:
         rate = loop_rate(parts.batches, step_of(parts), task.batch, fabric.device, self.seconds)["images_per_s"]
         steps = total_steps(len(source), task.batch, task.epochs)
         text = self._header(facts, source, rough_duration(steps * task.batch / rate), rate) + as_yaml(advice)
+        text += start_advice(facts)
         print(text, end="")
         if warning := caution(facts):
             print(f"\n{warning}")
