@@ -26,13 +26,14 @@ MODES = {"whole": 0, "micro_batch 32": 32, "micro_batch 8": 8, "recompute": 0, "
 def gradient(mode: str, path: Path) -> dict[str, float]:
     from simclr import nt_xent
     from simclr.models import ProjectionHead, resnet
-    from simclr.tasks.pretrain import Both
-    from simclr.training.gradcache import cached_backward
+    from simclr.models.head import EncoderWithHead
+    from simclr.training.gradcache import MicroBatches, cached_backward
     from simclr.training.recompute import recompute_blocks
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = Both(resnet(18, image_size=32), ProjectionHead(512, 128, 2)).to(memory_format=torch.channels_last)
+    network = EncoderWithHead(resnet(18, image_size=32), ProjectionHead(512, 128, 2))
+    network = network.to(memory_format=torch.channels_last)
     for norm in network.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(norm.weight, 0.5, 1.0)  # a fresh network's residual branches are zero
@@ -47,7 +48,7 @@ def gradient(mode: str, path: Path) -> dict[str, float]:
         return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith(field)) / 1024
 
     def step(x: torch.Tensor, micro: int) -> None:
-        cached_backward(fabric, network, x, nt_xent, micro=micro, bn="frozen-stats")
+        cached_backward(fabric, network, [x], nt_xent, MicroBatches(micro, "frozen-stats"))
 
     step(views[:, :2], 2)
     network.zero_grad()

@@ -177,10 +177,10 @@ def test_anchors_of_each_process_are_matched_with_their_positives(world):
     losses = []
     for rank in range(world):
         mine = slice(rank * n, (rank + 1) * n)
-        logits, positives = similarities(a[mine], b[mine], 0.2, keys=Keys(a, b, rank * n))
+        logits, columns = similarities(a[mine], b[mine], 0.2, keys=Keys(a, b, rank * n))
         own = torch.cat([torch.arange(n), 8 + torch.arange(n)]) + rank * n
         assert torch.equal(logits.isneginf().nonzero()[:, 1], own)
-        assert torch.equal(positives, (own + 8) % 16)
+        assert torch.equal(columns.sum(1) - own, (own + 8) % 16)
         losses.append(nt_xent(a[mine], b[mine], 0.2, keys=Keys(a, b, rank * n)))
     torch.testing.assert_close(torch.stack(losses).mean(), nt_xent(a, b, 0.2))
 
@@ -222,11 +222,11 @@ def test_official_loss_gradient_and_metrics(golden):
                 # rows of very different length: each is compared with its own size
                 if suffix == "64" or case != "j":
                     assert np.abs(ours - official).max() <= max(10 * tolerance * np.abs(official).max(), 1e-7)
-        logits, positives = similarities(z[:n], z[n:], temperature, normalize=normalize)
+        logits, columns = similarities(z[:n], z[n:], temperature, normalize=normalize)
         if "logits_ab" in get:
             assert relative(logits[:n, n:].detach().numpy(), get["logits_ab"]) <= 1e-4
         if "labels" in get:  # the official columns are [ab, aa], ours [a, b]
-            assert (get["labels"].argmax(1) == (positives[:n] - n).numpy()).all()
+            assert (get["labels"].argmax(1) == (columns[:n, 1] - n).numpy()).all()
         accuracy, entropy = official_contrast_statistics(z[:n], z[n:], temperature, normalize=normalize)
         assert accuracy.item() == pytest.approx(float(get["contrast_acc"]), abs=1e-6)
         assert entropy.item() == pytest.approx(float(get["contrast_entropy"]), rel=1e-4, abs=1e-6)
@@ -250,11 +250,11 @@ def test_official_loss_over_replicas(golden):
         assert relative(torch.stack(losses).detach().numpy(), get["loss"]) <= 1e-5
         assert relative(z.grad.numpy(), get["grad"]) <= 1e-5
         for r in range(replicas):
-            logits, positives = similarities(
+            logits, columns = similarities(
                 z[r, :n], z[r, n:], float(temperature), normalize=bool(normalize), keys=Keys(*keys, r * n)
             )
             assert relative(logits[:n, replicas * n :].detach().numpy(), get["logits_ab"][r]) <= 1e-4
-            assert (get["labels"][r].argmax(1) == (positives[:n] - replicas * n).numpy()).all()
+            assert (get["labels"][r].argmax(1) == (columns[:n, 1] - replicas * n).numpy()).all()
         whole = torch.tensor(get["global_hidden"], dtype=torch.float64, requires_grad=True)
         loss = 2 * nt_xent(*whole.chunk(2), float(temperature), normalize=bool(normalize))
         loss.backward()

@@ -93,7 +93,7 @@ def test_shuffled_positives_in_the_data_are_named(monkeypatch):
 
     def shuffled(self, steps):
         for batch in true(self, steps):
-            yield batch._replace(views=torch.stack([batch.views[0], batch.views[1].roll(1, 0)]))
+            yield batch._replace(views=(torch.stack([batch.views[0][0], batch.views[0][1].roll(1, 0)]),))
 
     monkeypatch.setattr(Resident, "__call__", shuffled)
     assert "16 of 32" in failures()["pairs"]

@@ -59,7 +59,7 @@ def share(rank, world):
         a.requires_grad_(), b.requires_grad_()
         task = small(loss)
         keys = Keys(gather(a), gather(b), rank * n, gather(labels))
-        value = task.objective(a, b, labels, keys) / world
+        value = task.objective((a, b), labels, keys) / world
         gradient = torch.stack(torch.autograd.grad(value, (a, b)))
         found[loss] = value.detach(), gradient
     return found

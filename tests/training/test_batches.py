@@ -31,7 +31,8 @@ def batches_of(kind, source, batch, seed, rank=0, world=1, views=VIEWS, device="
 
 
 def same(one, other) -> bool:
-    return one.step == other.step and np.array_equal(one.indices, other.indices) and torch.equal(one.views, other.views)
+    equal = (torch.equal(mine, theirs) for mine, theirs in zip(one.views, other.views, strict=True))
+    return one.step == other.step and np.array_equal(one.indices, other.indices) and all(equal)
 
 
 def test_batch_sizes_that_do_not_fit_are_refused(even):
@@ -76,7 +77,7 @@ def test_fast_decoding_of_large_jpegs_gives_nearly_the_same_views(tmp_path, monk
     parts = [round(max(size) / max(found.whole)) for size, found in read]
     assert parts[:8] == [1] * 8 and max(parts[8:]) == 8 and min(parts[8:]) >= 2
     # the pictures are smooth, so less resolution changes them little; edges move by half a pixel at most
-    difference = (exact.views - fast.views).abs()
+    difference = (exact.views[0] - fast.views[0]).abs()
     assert difference.mean() < 0.01 and difference.quantile(0.99) < 0.06
 
 
@@ -103,19 +104,20 @@ def test_streamed_views_are_the_crops_and_colours_of_their_images(folder, stream
         for v in (0, 1):
             one = VIEWS.draw(batch.indices[k : k + 1], 1, v, 7, image.shape[:2])
             expected = VIEWS.colour(torch.from_numpy(VIEWS.crop(image, one.crop[0], one.flip[0]))[None], one)
-            assert torch.equal(batch.views[v, k], expected[0])
+            assert torch.equal(batch.views[0][v, k], expected[0])
 
 
 def test_all_draws_differ_between_images_epochs_and_views(streamed):
-    views = torch.cat([batch.views.flatten(0, 1) for batch in streamed]).flatten(1).numpy()
+    views = torch.cat([batch.views[0].flatten(0, 1) for batch in streamed]).flatten(1).numpy()
     assert len(np.unique(views, axis=0)) / len(views) > 0.98
 
 
 def test_crops_are_sent_as_bytes(folder):
     part = CropDataset(folder, PAIR, BatchSampler(37, 20, 7))[0, np.arange(3)]
-    assert part.crops.dtype == torch.uint8
-    assert part.crops.shape == (2, 3, 8, 8, 3)
-    assert part.crops.nbytes == 2 * 3 * 8 * 8 * 3
+    (crops,) = part.crops
+    assert crops.dtype == torch.uint8
+    assert crops.shape == (2, 3, 8, 8, 3)
+    assert crops.nbytes == 2 * 3 * 8 * 8 * 3
 
 
 def test_processes_share_the_streamed_batch(folder, streamed):
@@ -126,7 +128,7 @@ def test_processes_share_the_streamed_batch(folder, streamed):
         for one, whole in zip(share, streamed, strict=False):
             part = slice(10 * rank, 10 * rank + 10)
             assert np.array_equal(one.indices, whole.indices[part])
-            assert torch.equal(one.views, whole.views[:, part])
+            assert torch.equal(one.views[0], whole.views[0][:, part])
 
 
 def test_the_global_generator_does_not_change(folder):
@@ -139,7 +141,7 @@ def test_the_global_generator_does_not_change(folder):
 def test_crops_and_their_data_set_can_be_pickled(folder):
     copy = pickle.loads(pickle.dumps(CropDataset(folder, PAIR, BatchSampler(37, 20, 7))))
     mine, theirs = CropDataset(folder, PAIR, BatchSampler(37, 20, 7))[3, np.arange(8)], copy[3, np.arange(8)]
-    assert torch.equal(mine.crops, theirs.crops)
+    assert torch.equal(mine.crops[0], theirs.crops[0])
     assert pickle.loads(pickle.dumps(mine)).bad[0].reason == mine.bad[0].reason == "empty file"
 
 
@@ -228,8 +230,8 @@ def test_resident_views_are_those_of_the_library(even, even_pixels):
         assert 4 not in batch.indices
         for v in (0, 1):
             parameters = VIEWS.draw(batch.indices, batch.step // 2, v, 5, (10, 12))
-            assert torch.equal(batch.views[v], VIEWS.apply(even_pixels[batch.indices], parameters))
-        assert batch.views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(batch.views[0][v], VIEWS.apply(even_pixels[batch.indices], parameters))
+        assert batch.views[0].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert batches.bad == {"04.png": "empty file"}
 
 
@@ -246,7 +248,7 @@ def test_resident_batches_resume_anywhere_on_any_number_of_processes(even):
     assert all(map(same, batches_of(Resident, even, batch=10, seed=5)(range(2, 5)), whole[2:]))
     halves = [list(batches_of(Resident, even, batch=10, seed=5, rank=r, world=2)(range(5))) for r in (0, 1)]
     for one, other, both in zip(*halves, whole, strict=True):
-        assert torch.equal(torch.cat([one.views, other.views], 1), both.views)
+        assert torch.equal(torch.cat([one.views[0], other.views[0]], 1), both.views[0])
 
 
 def test_images_that_do_not_fit_are_decoded_once(folder, monkeypatch):
@@ -263,9 +265,10 @@ def test_each_view_has_a_policy_of_its_own(even):
     for kind in (Resident, Streamed):
         batch = next(iter(kind(even, policies, BatchSampler(30, 10, 5), Loading(workers=0))(range(1))))
         alike = next(iter(kind(even, (VIEWS,) * 3, BatchSampler(30, 10, 5), Loading(workers=0))(range(1))))
-        assert batch.views.shape == (3, 10, 3, 8, 8)
-        assert torch.equal(batch.views[[0, 2]], alike.views[[0, 2]])
-        assert not torch.equal(batch.views[1], alike.views[1])
+        (views,), (same_views,) = batch.views, alike.views
+        assert views.shape == (3, 10, 3, 8, 8)
+        assert torch.equal(views[[0, 2]], same_views[[0, 2]])
+        assert not torch.equal(views[1], same_views[1])
 
 
 def test_storage_is_chosen_by_what_fits(folder, even):

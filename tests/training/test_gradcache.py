@@ -51,7 +51,7 @@ def gradients(network):
 def by_parts(network, micro, x=None, bn="micro", loss=nt_xent):
     fabric = Fabric(accelerator="cpu", devices=1)
     x = views() if x is None else x
-    return cached_backward(fabric, fabric.setup_module(network), x, loss, MicroBatches(micro, bn, NAME))
+    return cached_backward(fabric, fabric.setup_module(network), [x], loss, MicroBatches(micro, bn, NAME))
 
 
 def close(one, other, tolerance=1e-5):

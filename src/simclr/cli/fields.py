@@ -112,6 +112,8 @@ def placeholder(kind: Any, default: Any = None) -> str:
         return "{" + ",".join(map(str, words)) + "}"
     if lists := [part for part in inner if get_origin(part) in (tuple, list)]:
         arguments = get_args(lists[0])
+        if is_mapping(arguments[0]):
+            return "{NAME: VALUE},..."
         return (
             ",".join("ABCDEFGH"[: len(arguments)])
             if get_origin(lists[0]) is tuple and ... not in arguments

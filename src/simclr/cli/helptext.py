@@ -22,6 +22,7 @@ SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Data and output": ("data", "run", "runs", "teacher", "images", "checkpoint", "recipe", "name", "out", "fresh",
                         "overwrite", "test", "among", "fraction", "labelled", "decode", "crop_area"),
     "Network": ("encoder", "encoder_options", "head_layers", "head_features", "init", "start", "layer", "freeze"),
+    "Views": ("policies", "key_views"),
     "Loss": ("loss", "temperature", "margin", "semi_hard", "normalize", "negatives", "loss_scale", "label_weight"),
     "Optimisation": ("optimizer", "lr", "scaling", "momentum", "weight_decay", "batch", "micro_batch", "bn", "epochs",
                      "warmup_epochs", "steps", "norm_decay", "zero_logits"),

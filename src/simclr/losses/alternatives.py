@@ -1,12 +1,14 @@
 """Alternatives to NT-Xent: decoupled, logistic and triplet losses. Conventions are in `simclr.losses`."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from simclr.errors import SettingError
-from simclr.losses.similarity import Keys, Negatives, split_similarities
+from simclr.losses.similarity import Keys, Negatives, Split, split_similarities
 
 
 def dcl(
@@ -17,17 +19,18 @@ def dcl(
     normalize: bool = True,
     negatives: Negatives = "both",
     keys: Keys | None = None,
+    more: Sequence[Float[Tensor, "n d"]] = (),
 ) -> Float[Tensor, ""]:
     """Return the decoupled contrastive loss (Yeh et al. 2022): NT-Xent without the positive in the denominator.
 
     NT-Xent of an anchor is ln(1 + exp(x)) of its decoupled loss x, which has no lower bound and whose gradient does
-    not vanish as the positive becomes distinguishable; its chance level is ln(2m - 2). Raises SettingError for a
-    batch without negatives.
+    not vanish as the positive becomes distinguishable; its chance level is ln(2m - 2). With `more` views it is the mean
+    over the pairs of `nt_xent`. Raises SettingError for a batch without negatives.
     """
-    positive, others, count = split_similarities(z_a, z_b, temperature, normalize, negatives, keys)
-    if count == 0:
+    split = split_similarities((z_a, z_b, *more), temperature, normalize, negatives, keys)
+    if split.count == 0:
         raise SettingError("batch", "at least 2 with dcl, since a single image has no negatives", len(z_a))
-    return (others.logsumexp(1, keepdim=True) - positive).mean()
+    return (split.of_pairs(split.others.logsumexp(2)) - split.positive).mean()
 
 
 def nt_logistic(
@@ -39,19 +42,20 @@ def nt_logistic(
     normalize: bool = True,
     negatives: Negatives = "both",
     keys: Keys | None = None,
+    more: Sequence[Float[Tensor, "n d"]] = (),
 ) -> Float[Tensor, ""]:
     """Return the logistic loss of single similarities (Chen et al. 2020, Table 2), -ln s(u·v+ / t) - ln s(-u·v- / t),
     where s is the logistic function and t the temperature.
 
     The paper writes it for one anchor u, positive v+ and negative v-; this is the mean over all of them, in nats.
     `semi_hard` keeps one negative of each anchor, the nearest of those farther away than its positive (section 5.1);
-    an anchor without such a negative contributes its positive term alone.
+    an anchor without such a negative contributes its positive term alone. With `more` views it is the mean over the
+    pairs of `nt_xent`.
     """
-    positive, others, count = split_similarities(z_a, z_b, temperature, normalize, negatives, keys)
-    if semi_hard:
-        others, count = _semi_hard_negatives(positive, others), 1
-    apart = -F.logsigmoid(-others).sum() / (len(others) * max(count, 1))
-    return apart - F.logsigmoid(positive).mean()
+    split = split_similarities((z_a, z_b, *more), temperature, normalize, negatives, keys)
+    others, count = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.count)
+    apart = -F.logsigmoid(-others).sum() / (split.positive.numel() * max(count, 1))
+    return apart - F.logsigmoid(split.positive).mean()
 
 
 def margin_triplet(
@@ -63,24 +67,24 @@ def margin_triplet(
     normalize: bool = True,
     negatives: Negatives = "both",
     keys: Keys | None = None,
+    more: Sequence[Float[Tensor, "n d"]] = (),
 ) -> Float[Tensor, ""]:
     """Return the triplet loss of cosines (Chen et al. 2020, Table 2), max(u·v- - u·v+ + margin, 0), as the mean over
     all triples of an anchor u, its positive v+ and a negative v-.
 
     `semi_hard` keeps one negative of each anchor, the nearest of those farther away than its positive (Schroff et al.
-    2015); an anchor without such a negative within the margin contributes 0. There is no temperature.
+    2015); an anchor without such a negative within the margin contributes 0. There is no temperature. With `more` views
+    it is the mean over the pairs of `nt_xent`.
     """
     if margin < 0 or (semi_hard and margin == 0):
         raise SettingError("margin", "above 0 with semi_hard" if semi_hard else "at least 0", margin)
-    positive, others, count = split_similarities(z_a, z_b, 1.0, normalize, negatives, keys)
-    if semi_hard:
-        others, count = _semi_hard_negatives(positive, others), 1
-    return F.relu(others - positive + margin).sum() / (len(others) * max(count, 1))
+    split = split_similarities((z_a, z_b, *more), 1.0, normalize, negatives, keys)
+    others, count = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.count)
+    return F.relu(others - split.positive[..., None] + margin).sum() / (split.positive.numel() * max(count, 1))
 
 
-def _semi_hard_negatives(
-    positive: Float[Tensor, "anchors 1"], others: Float[Tensor, "anchors candidates"]
-) -> Float[Tensor, "anchors 1"]:
-    """Return each anchor's similarity with its semi-hard negative, the most similar one that is less similar than the
-    positive; -inf if there is none."""
-    return others.masked_fill(others >= positive, -torch.inf).amax(1, keepdim=True)
+def _semi_hard_negatives(split: Split) -> tuple[Float[Tensor, "pairs n 1"], int]:
+    """Return the similarity of each pair's anchor with its semi-hard negative, the most similar one that is less
+    similar than the positive, -inf if there is none; and their number, 1."""
+    others = split.of_pairs(split.others)
+    return others.masked_fill(others >= split.positive[..., None], -torch.inf).amax(2, keepdim=True), 1

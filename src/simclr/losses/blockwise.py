@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from simclr.losses.similarity import positive_pairs
+
 
 def blockwise_nt_xent(
     anchors: Float[Tensor, "a d"],
@@ -23,13 +25,14 @@ def blockwise_nt_xent(
     temperature: float,
     block: int,
     offset: int | None,
+    views: tuple[int, int] = (2, 2),
 ) -> Float[Tensor, ""]:
-    """Return the mean loss of unit-length anchors (two views of n images, view-major) and unit-length keys.
+    """Return the mean loss of unit-length anchors and keys, view-major; `views` are their numbers of views.
 
     `offset` is the row of the first anchor's image among the keys' images; None means that the keys are the anchors.
     """
     exact = torch.float64 if needs_float64(temperature) else anchors.dtype
-    loss = _Blockwise.apply(anchors.to(exact), keys.to(exact), temperature, block, offset)
+    loss = _Blockwise.apply(anchors.to(exact), keys.to(exact), temperature, block, offset, views)
     return loss.to(anchors.dtype)
 
 
@@ -40,39 +43,46 @@ def needs_float64(temperature: float) -> bool:
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a: Tensor, k: Tensor, temperature: float, block: int, offset: int | None) -> Tensor:
-        symmetric = offset is None
-        first = offset or 0
-        n, m = len(a) // 2, len(k) // 2
+    def forward(
+        ctx, a: Tensor, k: Tensor, temperature: float, block: int, offset: int | None, views: tuple[int, int]
+    ) -> Tensor:
+        symmetric, first = offset is None, offset or 0
+        a_views, k_views = a.view(views[0], -1, a.shape[1]), k.view(views[1], -1, k.shape[1])
         sums = a.new_zeros(len(a))
-        for rows, columns, e in _exponentials(a, k, temperature, block, first, symmetric):
+        for rows, columns, e in _exponentials(a_views, k_views, temperature, block, first, symmetric):
             sums[rows] += e.sum(1)
             if symmetric and rows != columns:
                 sums[columns] += e.sum(0)
-        local = k.view(2, m, -1)[:, first : first + n]
-        pairs = zip(a.view(2, n, -1), (local[1], local[0]), strict=True)
-        positive = torch.cat([torch.bmm(x[:, None], y[:, :, None]).flatten() for x, y in pairs]) / temperature
-        negatives = sums.log() + 1 / temperature
+        local = k_views[:, first : first + a_views.shape[1]]
+        pairs = positive_pairs(*views)
+        positive = torch.stack([torch.bmm(a_views[i][:, None], local[j][:, :, None]).flatten() for i, j in pairs])
+        positive /= temperature
+        negatives = (sums.log() + 1 / temperature).view(views[0], -1)
         ctx.save_for_backward(a, k, positive, negatives)
-        ctx.settings = temperature, block, first, symmetric
-        return -F.logsigmoid(positive - negatives).mean()
+        ctx.settings = temperature, block, first, symmetric, views
+        return -F.logsigmoid(positive - torch.stack([negatives[i] for i, _ in pairs])).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, k, positive, negatives = ctx.saved_tensors
-        temperature, block, first, symmetric = ctx.settings
-        n, m = len(a) // 2, len(k) // 2
-        fraction = torch.sigmoid(negatives - positive) * (gradient / (len(a) * temperature))  # d loss / d log-sum
-        weight = fraction * (1 / temperature - negatives).exp()
+        temperature, block, first, symmetric, views = ctx.settings
+        pairs = positive_pairs(*views)
+        fraction = torch.sigmoid(torch.stack([negatives[i] for i, _ in pairs]) - positive)
+        fraction *= gradient / (positive.numel() * temperature)
+        counts = [sum(i == view for i, _ in pairs) for view in range(views[0])]
+        total = torch.stack([part.sum(0) for part in fraction.split(counts)])  # d loss / d log-sum
+        weight = (total * (1 / temperature - negatives).exp()).flatten()
 
         grad_a = torch.zeros_like(a)
         grad_k = grad_a if symmetric else torch.zeros_like(k)
-        local, grad_local = (x.view(2, m, -1)[:, first : first + n] for x in (k, grad_k))
-        for v, other, weigh in ((0, 1, fraction[:n, None]), (1, 0, fraction[n:, None])):
-            grad_a.view(2, n, -1)[v].addcmul_(weigh, local[other], value=-1)
-            grad_local[other].addcmul_(weigh, a.view(2, n, -1)[v], value=-1)
-        for rows, columns, e in _exponentials(a, k, temperature, block, first, symmetric):
+        a_views, grad_a_views = (x.view(views[0], -1, x.shape[1]) for x in (a, grad_a))
+        k_views, grad_k_views = (x.view(views[1], -1, x.shape[1]) for x in (k, grad_k))
+        local, grad_local = (x[:, first : first + a_views.shape[1]] for x in (k_views, grad_k_views))
+        for (i, j), weigh in zip(pairs, fraction[..., None], strict=True):
+            grad_a_views[i].addcmul_(weigh, local[j], value=-1)
+            grad_local[j].addcmul_(weigh, a_views[i], value=-1)
+        for rows, columns, e in _exponentials(a_views, k_views, temperature, block, first, symmetric):
             if symmetric:
                 e *= weight[rows, None] + weight[None, columns]
                 grad_a[rows].addmm_(e, k[columns])
@@ -82,20 +92,26 @@ class _Blockwise(torch.autograd.Function):
                 e *= weight[rows, None]
                 grad_a[rows].addmm_(e, k[columns])
                 grad_k[columns].addmm_(e.T, a[rows])
-        return grad_a, (None if symmetric else grad_k), None, None, None
+        return grad_a, (None if symmetric else grad_k), None, None, None, None
 
 
 def _exponentials(
-    a: Tensor, k: Tensor, temperature: float, block: int, first: int, symmetric: bool
+    a_views: Float[Tensor, "v n d"],
+    k_views: Float[Tensor, "w m d"],
+    temperature: float,
+    block: int,
+    first: int,
+    symmetric: bool,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield blocks of exp((cosine - 1) / temperature), which are zero for an anchor itself and for its positive.
+    """Yield blocks of exp((cosine - 1) / temperature), which are zero for an anchor itself and for its positives.
 
     If symmetric, only blocks on and above the diagonal are computed. All blocks share the same memory.
     """
-    rows, columns = _slices(len(a) // 2, block), _slices(len(k) // 2, block)
+    a, k = a_views.flatten(0, 1), k_views.flatten(0, 1)
+    n, m = a_views.shape[1], k_views.shape[1]
+    rows, columns = _slices(len(a_views), n, block), _slices(len(k_views), m, block)
     memory = a.new_empty(min(block, len(a)), min(block, len(k)))
     shift = torch.full((1, 1), -1 / temperature, dtype=a.dtype, device=a.device)
-    n, m = len(a) // 2, len(k) // 2
     for r in rows:
         for c in columns:
             if symmetric and c.start < r.start:
@@ -110,10 +126,10 @@ def _exponentials(
             yield r, c, e
 
 
-def _slices(images: int, block: int) -> list[slice]:
-    """Return ranges of at most `block` rows over two views, none of which spans both views."""
+def _slices(views: int, images: int, block: int) -> list[slice]:
+    """Return ranges of at most `block` rows over all views, none of which spans two views."""
     return [
         slice(view * images + start, view * images + min(start + block, images))
-        for view in (0, 1)
+        for view in range(views)
         for start in range(0, images, block)
     ]

@@ -1,5 +1,7 @@
 """NT-Xent, the contrastive loss of SimCLR; conventions are in `simclr.losses`."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -26,6 +28,7 @@ def nt_xent(
     negatives: Negatives = "both",
     block: int | None = None,
     keys: Keys | None = None,
+    more: Sequence[Float[Tensor, "n d"]] = (),
 ) -> Float[Tensor, ""]:
     """Return the normalised-temperature cross-entropy of each embedding and its other view (Chen et al. 2020, eq. 1).
 
@@ -34,10 +37,21 @@ def nt_xent(
     view. The result is the mean over anchors, in nats; its chance level is ln(2m - 1). `normalize` compares by cosine,
     otherwise by dot product. `block` is the side, in rows, of the blocks in which similarities are computed and
     discarded; 0 holds the whole matrix and None chooses the faster way. The result does not depend on it.
+
+    With `more` views of the images, K in all, the loss is the mean over images and over the ordered pairs of an
+    anchor's view i and another view j of
+
+        -ln( exp(s_ij) / (exp(s_ij) + sum of exp(s_in) over the negatives n) )
+
+    where s are similarities over temperature. The negatives are the K (m - 1) views of the other images; the anchor's
+    other positives are no candidates of the pair. The chance level is ln(1 + K (m - 1)). If `keys` hold only the first
+    V views, j is one of these, the negatives are the V (m - 1) keys of other images, and other views are anchors only.
     """
-    check_views(z_a, z_b, temperature)
+    views = (z_a, z_b, *more)
+    check_views(z_a, z_b, temperature, more)
     whole = not normalize or negatives == "other"
-    candidates = 2 * len(z_a if keys is None else keys.a)
+    all_keys = keys or Keys.of(views)
+    candidates = len(all_keys.views) * len(all_keys.a)
     if block is None:
         block = 0 if whole else _fastest_block(z_a, candidates)
     if block and whole:  # the exponentials of blocks are scaled by the maximum of a cosine
@@ -45,16 +59,17 @@ def nt_xent(
     if z_a.device.type == "mps" and needs_float64(temperature):
         block = 0  # MPS has no float64; the whole matrix is exact without
     with torch.autocast(z_a.device.type, enabled=False):
-        if block and candidates > 2:
-            anchors = unit_rows_low_memory(full_precision(torch.cat([z_a, z_b])))
-            if keys is None or keys.a is z_a:
-                return blockwise_nt_xent(anchors, anchors, temperature, block, None)
-            others = unit_rows_low_memory(full_precision(torch.cat([keys.a, keys.b])))
-            return blockwise_nt_xent(anchors, others, temperature, block, keys.offset)
-        positive, others, _ = split_similarities(z_a, z_b, temperature, normalize, negatives, keys)
+        if block and len(all_keys.a) > 1:
+            counts = len(views), len(all_keys.views)
+            anchors = unit_rows_low_memory(full_precision(torch.cat(views)))
+            if all_keys.a is z_a and counts[0] == counts[1]:
+                return blockwise_nt_xent(anchors, anchors, temperature, block, None, counts)
+            others = unit_rows_low_memory(full_precision(torch.cat(all_keys.views)))
+            return blockwise_nt_xent(anchors, others, temperature, block, all_keys.offset, counts)
+        split = split_similarities(views, temperature, normalize, negatives, keys)
         # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives, its gradient
         # is their fraction of the sum, which "softmax - 1" would round to zero in float32
-        return -F.logsigmoid(positive - others.logsumexp(1, keepdim=True)).mean()
+        return -F.logsigmoid(split.positive - split.of_pairs(split.others.logsumexp(2))).mean()
 
 
 def _fastest_block(z: Tensor, candidates: int) -> int:

@@ -1,8 +1,9 @@
 """Contrastive objective: the choice of a loss and its settings as one value."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -42,27 +43,29 @@ class Objective:
 
     def __call__(
         self,
-        z_a: Float[Tensor, "n d"],
-        z_b: Float[Tensor, "n d"],
+        views: Sequence[Float[Tensor, "n d"]],
         labels: Int64[Tensor, " n"] | None = None,
         keys: Keys | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss of two views of n images; `labels` are needed by supcon alone."""
-        normalize, negatives, semi_hard = self.normalize, self.negatives, self.semi_hard
+        """Return the loss of two or more views of n images; `labels` are needed by supcon alone."""
+        z_a, z_b, *more = views
+        settings: dict[str, Any] = {"normalize": self.normalize, "keys": keys, "more": more}
+        if self.loss == "supcon":
+            return supcon(z_a, z_b, labels, self.temperature, **settings)
+        settings |= {"negatives": self.negatives}
         match self.loss:
             case "nt_xent":
-                return nt_xent(z_a, z_b, self.temperature, normalize=normalize, negatives=negatives, keys=keys)
+                return nt_xent(z_a, z_b, self.temperature, **settings)
             case "dcl":
-                return dcl(z_a, z_b, self.temperature, normalize=normalize, negatives=negatives, keys=keys)
-            case "supcon":
-                return supcon(z_a, z_b, labels, self.temperature, normalize=normalize, keys=keys)
-        loss, scale = (nt_logistic, self.temperature) if self.loss == "nt_logistic" else (margin_triplet, self.margin)
-        return loss(z_a, z_b, scale, semi_hard=semi_hard, normalize=normalize, negatives=negatives, keys=keys)
+                return dcl(z_a, z_b, self.temperature, **settings)
+            case "nt_logistic":
+                return nt_logistic(z_a, z_b, self.temperature, semi_hard=self.semi_hard, **settings)
+        return margin_triplet(z_a, z_b, self.margin, semi_hard=self.semi_hard, **settings)
 
-    def count_negatives(self, images: int) -> int:
-        """Return the number of negatives of an anchor in a batch of `images` images."""
-        return images - 1 if self.negatives == "other" else 2 * images - 2
+    def count_negatives(self, images: int, views: int = 2) -> int:
+        """Return the number of negatives of an anchor in a batch of `images` images with `views` views as keys."""
+        return (views - (self.negatives == "other")) * (images - 1)
 
-    def chance(self, images: int) -> float | None:
+    def chance(self, images: int, views: int = 2) -> float | None:
         """Return the NT-Xent of embeddings that are all alike, ln(1 + negatives), nats; None for other losses."""
-        return math.log(self.count_negatives(images) + 1) if self.loss == "nt_xent" else None
+        return math.log(self.count_negatives(images, views) + 1) if self.loss == "nt_xent" else None

@@ -1,10 +1,11 @@
 """Unit-length rows and the similarity matrix of contrastive losses."""
 
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -16,8 +17,10 @@ Negatives = Literal["both", "other"]
 
 
 class Keys(NamedTuple):
-    """Embeddings that anchors are compared with: both views of the m images of all processes, in the order of the
-    ranks."""
+    """Embeddings that anchors are compared with: views of the m images of all processes, in the order of the ranks.
+
+    They are all views of the images, or the first ones of them; the other views are then anchors only.
+    """
 
     a: Float[Tensor, "m d"]
     b: Float[Tensor, "m d"]
@@ -25,6 +28,19 @@ class Keys(NamedTuple):
     """row of the first of this process's images"""
     labels: Int64[Tensor, " m"] | None = None
     """class of each image, for supcon"""
+    more: tuple[Float[Tensor, "m d"], ...] = ()
+    """third and further views"""
+
+    @classmethod
+    def of(cls, views: Iterable[Tensor], offset: int = 0, labels: Tensor | None = None) -> "Keys":
+        """Return the keys of two or more views."""
+        a, b, *more = views
+        return cls(a, b, offset, labels, tuple(more))
+
+    @property
+    def views(self) -> tuple[Float[Tensor, "m d"], ...]:
+        """All views."""
+        return self.a, self.b, *self.more
 
 
 def similarities(
@@ -35,23 +51,29 @@ def similarities(
     normalize: bool = True,
     negatives: Negatives = "both",
     keys: Keys | None = None,
-) -> tuple[Float[Tensor, "anchors candidates"], Int[Tensor, " anchors"]]:
-    """Return the scaled similarity of every anchor with every key, -inf with itself, and the column of its positive.
+    more: Sequence[Float[Tensor, "n d"]] = (),
+) -> tuple[Float[Tensor, "anchors candidates"], Int[Tensor, "anchors key_views"]]:
+    """Return the scaled similarity of every anchor with every key, -inf with itself, and the columns of the keys that
+    are views of the anchor's image, itself included.
 
     With `negatives` other, similarities with all keys of the anchor's own view are -inf (paper, App. B.10)."""
-    keys = keys or Keys(z_a, z_b)
+    views, keys = (z_a, z_b, *more), keys or Keys.of((z_a, z_b, *more))
     n, m = len(z_a), len(keys.a)
     with torch.autocast(z_a.device.type, enabled=False):
-        anchors, candidates = full_precision(torch.cat([z_a, z_b])), full_precision(torch.cat([keys.a, keys.b]))
+        anchors, candidates = full_precision(torch.cat(views)), full_precision(torch.cat(keys.views))
         if normalize:
             anchors, candidates = unit_rows(anchors), unit_rows(candidates)
         logits = anchors @ candidates.T / temperature
     rows = torch.arange(keys.offset, keys.offset + n, device=logits.device)
-    anchor_columns, positives = torch.cat([rows, rows + m]), torch.cat([rows + m, rows])
+    columns = rows[:, None] + m * torch.arange(len(keys.views), device=logits.device)
     if negatives == "other":
-        view_of_anchor, view_of_key = (torch.arange(2 * k, device=logits.device) // k for k in (n, m))
+        view_of_anchor = torch.arange(len(anchors), device=logits.device) // n
+        view_of_key = torch.arange(len(candidates), device=logits.device) // m
         logits = logits.masked_fill(view_of_anchor[:, None] == view_of_key, -torch.inf)
-    return logits.scatter(1, anchor_columns[:, None], -torch.inf), positives
+    itself = columns.T.flatten()  # of the anchors of the first views, which are keys
+    keyed = torch.arange(len(itself), device=logits.device)
+    logits = logits.index_put((keyed, itself), logits.new_full((), -torch.inf))
+    return logits, columns.repeat(len(views), 1)
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -87,21 +109,50 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_views(z_a: Tensor, z_b: Tensor, temperature: float) -> None:
-    """Raise an error unless both views have one shape and the temperature is positive."""
-    if z_a.shape != z_b.shape:
-        raise ValueError(f"z_a and z_b must have one shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+def check_views(z_a: Tensor, z_b: Tensor, temperature: float, more: Sequence[Tensor] = ()) -> None:
+    """Raise an error unless all views have one shape and the temperature is positive."""
+    if any(z.shape != z_a.shape for z in (z_b, *more)):
+        raise ValueError(f"views must have one shape, got {[tuple(z.shape) for z in (z_a, z_b, *more)]}")
     if not temperature > 0:
         raise SettingError("temperature", "above 0", temperature)
 
 
+def positive_pairs(views: int, key_views: int) -> list[tuple[int, int]]:
+    """Return all ordered pairs of an anchor's view and its positive's, one of the first `key_views`."""
+    return [(anchor, positive) for anchor in range(views) for positive in range(key_views) if anchor != positive]
+
+
+class Split(NamedTuple):
+    """Similarities of anchors with their positives and with their negatives."""
+
+    positive: Float[Tensor, "pairs n"]
+    """of each pair of views, for each image"""
+    others: Float[Tensor, "views n candidates"]
+    """of each anchor with its negatives, -inf elsewhere"""
+    pairs: list[tuple[int, int]]
+    """view of the anchor and view of the positive"""
+    count: int
+    """number of negatives of an anchor"""
+
+    def of_pairs(self, x: Shaped[Tensor, "views *rest"]) -> Shaped[Tensor, "pairs *rest"]:
+        """Return what `x` holds of the anchor's view, for each pair."""
+        if len(x) == len(self.pairs):  # two views: the first pair has the first one as anchor
+            return x
+        rows = x.unbind()
+        return torch.stack([rows[anchor] for anchor, _ in self.pairs])
+
+
 def split_similarities(
-    z_a: Tensor, z_b: Tensor, temperature: float, normalize: bool, negatives: Negatives, keys: Keys | None
-) -> tuple[Float[Tensor, "anchors 1"], Float[Tensor, "anchors candidates"], int]:
-    """Return each anchor's similarity with its positive, those with its negatives (-inf elsewhere), and the number of
-    negatives."""
-    check_views(z_a, z_b, temperature)
-    logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, negatives=negatives, keys=keys)
-    others = logits.scatter(1, positives[:, None], -torch.inf)
-    count = (1 if negatives == "other" else 2) * (logits.shape[1] // 2 - 1)
-    return logits.gather(1, positives[:, None]), others, count
+    views: Sequence[Tensor], temperature: float, normalize: bool, negatives: Negatives, keys: Keys | None
+) -> Split:
+    """Return the similarities of the anchors in `views` with their positives and negatives."""
+    z_a, z_b, *more = views
+    check_views(z_a, z_b, temperature, more)
+    logits, own = similarities(z_a, z_b, temperature, normalize=normalize, negatives=negatives, keys=keys, more=more)
+    key_views = own.shape[1]
+    pairs = positive_pairs(len(views), key_views)
+    close = [of_view.unbind(1) for of_view in logits.gather(1, own).chunk(len(views))]
+    positive = torch.stack([close[anchor][other] for anchor, other in pairs])
+    others = logits.scatter(1, own, -torch.inf).view(len(views), -1, logits.shape[1])
+    count = (key_views - (negatives == "other")) * (logits.shape[1] // key_views - 1)
+    return Split(positive, others, pairs, count)

@@ -1,5 +1,7 @@
 """Supervised contrastive loss."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -16,20 +18,22 @@ def supcon(
     *,
     normalize: bool = True,
     keys: Keys | None = None,
+    more: Sequence[Float[Tensor, "n d"]] = (),
 ) -> Float[Tensor, ""]:
     """Return the supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out): the positives of an anchor are its
-    other view and both views of all images of its class; the mean over them is outside of the logarithm.
+    other views and all views of the images of its class; the mean over them is outside of the logarithm.
 
-    The result is the mean over the 2n anchors, in nats, without the factor temperature / 0.07 of the authors' code. An
-    image with label -1 has only its other view as positive; if all labels differ, the loss is NT-Xent. `keys` must
-    hold labels.
+    The result is the mean over the anchors, in nats, without the factor temperature / 0.07 of the authors' code. An
+    image with label -1 has only its other views as positives; if all labels differ, the loss of two views is NT-Xent.
+    With `more` views, as with a class, each positive has the others in its denominator, unlike in `nt_xent`. `keys`
+    must hold labels.
     """
-    check_views(z_a, z_b, temperature)
-    logits, positives = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys)
-    m = logits.shape[1] // 2
-    anchor_labels = labels.repeat(2)[:, None]
-    same_class = (anchor_labels == (labels if keys is None else keys.labels).repeat(2)) & (anchor_labels >= 0)
-    same_class = same_class.scatter(1, positives[:, None], True).scatter(1, (positives[:, None] + m) % (2 * m), False)
+    check_views(z_a, z_b, temperature, more)
+    logits, own = similarities(z_a, z_b, temperature, normalize=normalize, keys=keys, more=more)
+    anchor_labels = labels.repeat(2 + len(more))[:, None]
+    key_labels = (labels if keys is None else keys.labels).repeat(own.shape[1])
+    same_class = ((anchor_labels == key_labels) & (anchor_labels >= 0)).scatter(1, own, True)
+    same_class &= logits != -torch.inf  # except for the anchor itself
     close = logits.masked_fill(~same_class, -torch.inf)
     others = logits.masked_fill(same_class, -torch.inf).logsumexp(1)
     # The log-sum over all minus the mean positive, as two terms: one of the positives among themselves, which for a

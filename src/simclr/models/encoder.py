@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simclr.errors import SettingError
-from simclr.models.options import NORMALISATION, check_options, is_own, limited_memory
+from simclr.models.options import NORMALISATION, architecture_options, check_options, is_own, limited_memory
 from simclr.models.resnet import ResNet
 from simclr.runs.recipe import is_import_path
 
@@ -87,6 +87,12 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
+def check_image_sizes(name: str, encoder: nn.Module, sizes: Iterable[int]) -> None:
+    """Raise SettingError unless the encoder `name` takes images of these sides, pixels."""
+    for size in sizes:
+        _measured_features(name, encoder, size)
+
+
 def _measured_features(name: str, encoder: nn.Module, image_size: int) -> int:
     """Return D, from one image: timm's own `num_features` differs for models with a last hidden layer."""
     training = encoder.training
@@ -95,6 +101,8 @@ def _measured_features(name: str, encoder: nn.Module, image_size: int) -> int:
             output = encoder.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if "dynamic_img_size" in architecture_options(name):
+            reason += "; encoder_options.dynamic_img_size true lets it take images of several sizes"
         raise SettingError("encoder", f"a model for images of {image_size} px", name, reason) from error
     encoder.train(training)
     if not isinstance(output, torch.Tensor) or output.dim() != 2:

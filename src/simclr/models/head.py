@@ -1,5 +1,6 @@
 """The projection head g(·) of SimCLR and SimCLRv2."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,3 +83,19 @@ class ProjectionHead(nn.Module):
         head = type(self)(self.in_features, self.projection, self.depth, self.hidden, kept=0)
         head.layers.extend(self.layers[:k])
         return head.train(self.training)
+
+
+class EncoderWithHead(nn.Module):
+    """Encoder and projection head as one network: x (n, 3, S, S) -> h (n, d), z (n, k).
+
+    Images of several sizes pass through the encoder size by size, so that batch norms of the encoder use the statistics
+    of each size alone; the head takes all of them together (as in SwAV, Caron et al. 2020).
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, *images: Float[Tensor, "_ 3 _ _"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
+        h = torch.cat([self.encoder(x) for x in images]) if images[1:] else self.encoder(images[0])
+        return h, self.head(h)

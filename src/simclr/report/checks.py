@@ -15,7 +15,7 @@ from torch import Tensor
 from simclr.evaluation.metrics import embedding_std
 from simclr.losses import contrast_statistics, unit_rows
 from simclr.losses.objective import Objective
-from simclr.losses.similarity import NORM_FLOOR
+from simclr.losses.similarity import NORM_FLOOR, positive_pairs
 from simclr.training.sampler import FEWEST_BAD
 
 BLANK = 3 / 255  # standard deviation of the pixels below which an image is blank
@@ -79,16 +79,16 @@ def check_duplicates(digests: Sequence[bytes], images: int) -> Finding:
 
 
 def check_views(
-    views: Float[Tensor, "2 b 3 s s"], same: Float[Tensor, "k 3 s s"], other: Float[Tensor, "k 3 s s"]
+    views: Float[Tensor, "v b 3 s s"], same: Float[Tensor, "k 3 s s"], other: Float[Tensor, "k 3 s s"]
 ) -> Iterator[Finding]:
-    """Check that views are in range and differ: two views of b images, and a view of k of them in one epoch (`same`)
-    and in the next (`other`)."""
+    """Check that views are in range and differ: the views of one size of b images, of which the first two are compared,
+    and a view of k of them in one epoch (`same`) and in the next (`other`)."""
     low, high = views.min().item(), views.max().item()
     if not (views.isfinite().all() and low >= 0 and high <= 1):
         yield Finding("views", "FAILED", f"pixels are in [{low:.3g}, {high:.3g}]; they must be in [0, 1]")
         return
     for name, what, a, b in (
-        ("views", "the two views of an image", views[0], views[1]),
+        ("views", "two views of an image", *(views[:2] if len(views) > 1 else (views[0, :0], views[0, :0]))),
         ("epochs", "the views of an image in two epochs", same, other),
     ):
         if not len(a):
@@ -105,11 +105,11 @@ def check_views(
             yield Finding(name, "ok", f"{what} differ by {differ:.2f} of the range of a pixel on average")
 
 
-def check_pairs(views: Float[Tensor, "2 b 3 s s"], expected: Float[Tensor, "2 b 3 s s"]) -> Finding:
+def check_pairs(views: Float[Tensor, "v b 3 s s"], expected: Float[Tensor, "v b 3 s s"]) -> Finding:
     """Check that views are of the images that the batch names. `expected` are views drawn again from these images: the
     nearest of them to a view must be its own, otherwise positives are pairs of different images."""
     small = [torch.nn.functional.adaptive_avg_pool2d(x.flatten(0, 1), min(8, x.shape[-1])) for x in (views, expected)]
-    actual, redrawn = (x.unflatten(0, (2, -1)).flatten(2) for x in small)
+    actual, redrawn = (x.unflatten(0, (len(views), -1)).flatten(2) for x in small)
     distances = torch.cdist(actual, redrawn)
     hits = distances.diagonal(dim1=1, dim2=2) <= distances.amin(2) + 1e-4
     count, total = int(hits.sum()), hits.numel()
@@ -120,41 +120,47 @@ def check_pairs(views: Float[Tensor, "2 b 3 s s"], expected: Float[Tensor, "2 b 
 
 
 def reference_loss(
-    z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "n d"], temperature: float, *, normalize: bool = True
+    views: Sequence[Float[Tensor, "n d"]], temperature: float, *, key_views: int | None = None, normalize: bool = True
 ) -> float:
-    """Return NT-Xent by the paper's equation 1 in float64, with which the loss in use must agree."""
-    z = torch.cat([z_a, z_b]).double()
-    logits = (unit_rows(z) if normalize else z) @ (unit_rows(z) if normalize else z).T / temperature
-    logits.fill_diagonal_(-math.inf)
-    target = torch.arange(len(z), device=z.device).roll(len(z_a))
-    return torch.nn.functional.cross_entropy(logits, target).item()
+    """Return NT-Xent in float64 by the paper's equation 1 for each pair of views, as in `losses.nt_xent`, with which
+    the loss in use must agree."""
+    z = [unit_rows(view.double()) if normalize else view.double() for view in views]
+    same = torch.eye(len(z[0]), dtype=torch.bool, device=z[0].device)
+    losses = []
+    for i, j in positive_pairs(len(z), key_views or len(z)):
+        logits = [z[i] @ key.T / temperature for key in z[:key_views]]
+        logits = [x if k == j else x.masked_fill(same, -math.inf) for k, x in enumerate(logits)]
+        target = torch.arange(len(same), device=same.device) + j * len(same)
+        losses.append(torch.nn.functional.cross_entropy(torch.cat(logits, 1), target).item())
+    return sum(losses) / len(losses)
 
 
-def minimum_loss(n: int, temperature: float) -> float:
+def minimum_loss(n: int, temperature: float, key_views: int = 2) -> float:
     """Return the minimum of NT-Xent for n images: the views of an image coincide, and images are as far apart as n
     points on a sphere can be, at cosine -1/(n-1)."""
-    return math.log1p((2 * n - 2) * math.exp((-1 / (n - 1) - 1) / temperature))
+    return math.log1p(key_views * (n - 1) * math.exp((-1 / (n - 1) - 1) / temperature))
 
 
-def learning_goal(n: int, temperature: float) -> float:
+def learning_goal(n: int, temperature: float, key_views: int = 2) -> float:
     """Return the loss of n images below which a batch counts as learned."""
-    chance = Objective().chance(n)
-    return chance - LEARNED * (chance - minimum_loss(n, temperature))
+    chance = Objective().chance(n, key_views)
+    return chance - LEARNED * (chance - minimum_loss(n, temperature, key_views))
 
 
 def check_initial_loss(
-    loss: float, z_a: Float[Tensor, "n d"], z_b: Float[Tensor, "n d"], temperature: float
+    loss: float, views: Sequence[Float[Tensor, "n d"]], temperature: float, key_views: int | None = None
 ) -> Iterator[Finding]:
-    """Check the loss of an untrained network, without loss_scale, and the embeddings from which it was computed."""
-    z_a, z_b = z_a.double(), z_b.double()
-    norms = torch.cat([z_a, z_b]).norm(dim=1)
+    """Check the loss of an untrained network, without loss_scale, and the embeddings from which it was computed.
+    Anchors are compared with the first `key_views` views."""
+    z_a, z_b, *_ = views = [view.double() for view in views]
+    norms = torch.cat(views).norm(dim=1)
     if not norms.isfinite().all() or not math.isfinite(loss):
         yield Finding("embeddings", "FAILED", f"norms are not all finite, loss {loss}: try machine.precision 32")
         return
     if norms.min() < NORM_FLOOR:
         yield Finding("embeddings", "FAILED", f"the smallest norm is {norms.min():.1e}: the head returns zeros")
         return
-    spread = embedding_std(torch.cat([z_a, z_b]))
+    spread = embedding_std(torch.cat(views))
     if spread < COLLAPSED:
         text = f"collapsed: the standard deviation is {spread:.3g} of an isotropic one; all images have one embedding"
         yield Finding("embeddings", "FAILED", text)
@@ -162,9 +168,9 @@ def check_initial_loss(
         text = f"norms {norms.min():.3g} to {norms.max():.3g}, standard deviation {spread:.2f} of an isotropic one"
         yield Finding("embeddings", "ok", text)
 
-    expected = reference_loss(z_a, z_b, temperature)
+    expected = reference_loss(views, temperature, key_views=key_views)
     if abs(loss - expected) > 0.01 * expected + 0.01:
-        plain = reference_loss(z_a, z_b, temperature, normalize=False)
+        plain = reference_loss(views, temperature, key_views=key_views, normalize=False)
         cause = "embeddings are not normalised" if abs(loss - plain) < 0.01 * plain + 0.01 else (
             "its positives are not the other views, or its scale differs (loss_scale is not included)")  # fmt: skip
         text = f"the loss is {loss:.3f}, but NT-Xent of these embeddings is {expected:.3f}: {cause}"
@@ -173,7 +179,7 @@ def check_initial_loss(
     statistics = contrast_statistics(z_a, z_b, temperature)
     positive, negative = statistics.positive_cosine.item(), statistics.negative_cosine.item()
     n = len(z_a)
-    chance = Objective().chance(n)
+    chance = Objective().chance(n, key_views or len(views))
     # for independent pairs with cosines of this variance, the mean of exp raises the loss and the mean over n varies
     cosines = unit_rows(torch.cat([z_a, z_b]))
     variance = (cosines @ cosines.T)[~_own_or_positive(n, z_a.device)].var().item()
@@ -217,14 +223,14 @@ def check_gradients(reached: dict[str, bool], finite: bool, precision: str) -> F
 
 
 def check_overfits_one_batch(
-    losses: Sequence[float], n: int, temperature: float, spread: float, complete: bool
+    losses: Sequence[float], n: int, temperature: float, spread: float, complete: bool, key_views: int = 2
 ) -> Finding:
     """Check that one batch of n images can be learned, from the losses of repeated steps on it. `spread` is the
     standard deviation of the embeddings at the end, `complete` whether all steps were made."""
-    chance, minimum = Objective().chance(n), minimum_loss(n, temperature)
+    chance, minimum = Objective().chance(n, key_views), minimum_loss(n, temperature, key_views)
     text = f"one batch of {n}: loss from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
     text += f" (chance level {chance:.2f}, minimum {minimum:.2f})"
-    if losses[-1] <= learning_goal(n, temperature):
+    if losses[-1] <= learning_goal(n, temperature, key_views):
         return Finding("learning", "ok", text)
     if not complete and losses[-1] < losses[0]:
         return Finding("learning", "warning", f"{text}: the time limit was reached while it fell; raise --seconds")
@@ -270,7 +276,7 @@ def check_schedule(rates: Sequence[float], per_epoch: int) -> Finding:
 
 
 def check_batch_norms(rows: int, norms: int, moving: bool) -> Finding:
-    """Check batch norms: the number of views over which one has its statistics; `moving`: they use moving
+    """Check batch norms: the minimum number of views over which one has its statistics; `moving`: they use moving
     statistics."""
     if not norms:
         return Finding("batch norms", "ok", "the network has none")

@@ -12,6 +12,7 @@ from simclr.cli.commands import COMMANDS
 from simclr.losses.objective import Objective
 from simclr.optim import total_steps, warmup_steps
 from simclr.runs.recipe import flatten, plain
+from simclr.views import Views, by_size, view_policies
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,25 @@ class RunRecord:
         """NT-Xent at chance level, nats; None for runs with another loss."""
         if self.kind != "pretrain" or (self.batch or 0) < 2 or self.recipe.get("loss", "nt_xent") != "nt_xent":
             return None
-        return self._objective.chance(self.batch)
+        return self._objective.chance(self.batch, self.key_views)
 
     @property
     def _objective(self) -> Objective:
         return Objective(negatives="other" if self.recipe.get("negatives") == "other" else "both")
 
     @property
+    def key_views(self) -> int:
+        """Number of views of an image that anchors are compared with."""
+        if not self.recipe.get("policies"):
+            return 2
+        policies = view_policies(Views(size=self.settings["views.size"]), self.recipe["policies"])
+        return by_size(policies)[0][0] if self.recipe.get("key_views") == "largest" else len(policies)
+
+    @property
     def chance_formula(self) -> str:
         """The loss at chance level as a formula, N the images of a batch."""
-        return "ln N" if self.recipe.get("negatives") == "other" else "ln(2N - 1)"
+        k = self._objective.count_negatives(2, self.key_views)
+        return "ln N" if k == 1 else f"ln({k}N - {k - 1})"
 
     @property
     def contrastive_chance(self) -> float | None:

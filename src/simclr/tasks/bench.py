@@ -15,10 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source, jpeg
 from simclr.data.specs import open_for_pretraining
+from simclr.losses import Keys
 from simclr.runs.environment import cores, environment
 from simclr.runs.files import require_new_file, write_atomically
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.pretrain import Pretrain
+from simclr.training.crops import draw_views
 from simclr.training.fit import Parts
 from simclr.training.throughput import Agree, loop_rate, memory_used, step_of, synchronise
 
@@ -30,7 +32,7 @@ STAGES = ("views", "loss", "step", "loader", "all")
 class Bench:
     """Measure the parts of the pretraining run that these settings describe, for some seconds each.
 
-    views: both views of images in memory. loss: its forward and backward pass on embeddings. step: network, loss and
+    views: all views of images in memory. loss: its forward and backward pass on embeddings. step: network, loss and
     optimizer on one batch in memory. loader: batches without a step. all: batches and steps together. Throughput is in
     images per second over all processes; an image counts once, whatever its number of views.
     """
@@ -94,20 +96,22 @@ class Bench:
 
         def work() -> None:
             epoch = next(epochs)
-            for parameters in task.views.draw_all(np.arange(n), epoch, 2, task.seed, tuple(images.shape[1:3])):
-                task.views.apply(images, parameters)
+            drawn = draw_views(task.view_policies, np.arange(n), epoch, task.seed, tuple(images.shape[1:3]))
+            for policy, parameters in zip(task.view_policies, drawn, strict=True):
+                policy.apply(images, parameters)
 
         return work
 
     def _loss(self, device: torch.device) -> Callable[[], object]:
         """Return a function that computes the loss of a whole batch and its gradient."""
         task, objective = self.pretrain, self.pretrain.objective
-        z = torch.randn(2, task.batch, task.head_features, device=device)
-        labels = torch.arange(task.batch, device=device)
+        z = torch.randn(len(task.view_policies), task.batch, task.head_features, device=device)
+        labels, key_views = torch.arange(task.batch, device=device), task.count_key_views()
 
         def work() -> Tensor:
-            z_a, z_b = z.clone().requires_grad_()
-            return torch.autograd.grad(objective(z_a, z_b, labels), (z_a, z_b))[0]
+            views = tuple(z.clone().requires_grad_())
+            keys = Keys.of(views[:key_views], labels=labels)
+            return torch.autograd.grad(objective(views, labels, keys), views)[0]
 
         return work
 

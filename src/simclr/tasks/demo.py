@@ -45,7 +45,7 @@ class Demo:
         pictures = self.out / "pictures"
         pictures.mkdir(exist_ok=True)
         train, test = open_source("sample", "train"), open_source("sample", "test")
-        sheet = contact_sheet([train.read(i) for i in range(8)], pretrain.views, self.seed)
+        sheet = contact_sheet([train.read(i) for i in range(8)], pretrain.view_policies, self.seed)
         save_picture(sheet, pictures / "views.png")
         encoder = load(self.out)
         features = extract(encoder.network, test, encoder.preprocess)

@@ -135,7 +135,7 @@ class Distill(Training):
         student.train()
 
         def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            images = batch.views[0].to(dtype)
+            images = batch.views[0][0].to(dtype)
             with torch.no_grad(), fabric.autocast():
                 targets = teacher(images)
             scores = network(images)

@@ -36,10 +36,12 @@ from simclr.runs.files import require_folder_path
 from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.pretrain import Pretrain
+from simclr.training.crops import draw_views
 from simclr.training.fit import Parts
 from simclr.training.gathering import gather
 from simclr.training.sampler import BatchSampler
 from simclr.training.throughput import loop_rate, memory_used, step_of
+from simclr.views import by_size
 
 IMAGES = 16  # size of the batch that the network must overfit
 STEPS = 60  # maximum number of steps for it
@@ -108,7 +110,7 @@ class Doctor:
         yield checks.check_readable(len(source), len(appearances) + len(unreadable), unreadable, task.max_bad)
         if len(appearances) < 2:
             return
-        yield checks.check_sizes(np.array([a.side for a in appearances]), task.views.size)
+        yield checks.check_sizes(np.array([a.side for a in appearances]), task.view_policies[0].size)
         yield checks.check_not_blank(np.array([a.deviation for a in appearances]))
         yield checks.check_duplicates([a.digest for a in appearances], len(source))
         schedule = task.schedule(len(source))
@@ -122,7 +124,8 @@ class Doctor:
         parts = self._smaller(images, replace(task.machine, compile=False), world).assemble(fabric, subset)
         norms = sum(isinstance(module, _BatchNorm) for module in parts.model.modules())
         moving = bool(task.micro_batch) and task.bn == "frozen-stats"
-        yield checks.check_batch_norms(2 * world * (task.micro_batch or sampler.local), norms, moving)
+        fewest = min(count for count, _ in by_size(task.view_policies))
+        yield checks.check_batch_norms(fewest * world * (task.micro_batch or sampler.local), norms, moving)
         batch, after = islice(parts.batches(range(2)), 2)
         yield from self._check_views(subset, batch, after)
         try:
@@ -132,7 +135,8 @@ class Doctor:
             yield Finding("step", "FAILED", f"forward or backward pass: {' '.join(str(error).split())[:200]}")
             return
         loss = fabric.all_reduce(loss, reduce_op="mean").item()
-        yield from checks.check_initial_loss(loss, gather(outputs.z_a), gather(outputs.z_b), task.temperature)
+        views = list(map(gather, outputs.z))
+        yield from checks.check_initial_loss(loss, views, task.temperature, task.count_key_views())
         seconds = yield from self._check_learning(fabric, parts, batch)
         yield from self._check_step(fabric, parts, batch, source, max(rates))
 
@@ -156,12 +160,13 @@ class Doctor:
         """Check two batches of consecutive epochs."""
         task = self.pretrain
         _, now, then = np.intersect1d(batch.indices, after.indices, return_indices=True)
-        yield from checks.check_views(batch.views.float(), batch.views[0, now].float(), after.views[0, then].float())
         images = [source.read(i) for i in batch.indices]
         sizes = np.array([image.shape[:2] for image in images])
-        parameters = task.views.draw_all(batch.indices, 0, 2, task.seed, sizes)
-        expected = torch.stack([task.views.apply(images, view) for view in parameters])
-        yield checks.check_pairs(batch.views.float().cpu(), expected)
+        drawn = draw_views(task.view_policies, batch.indices, 0, task.seed, sizes)
+        redrawn = (policy.apply(images, view) for policy, view in zip(task.view_policies, drawn, strict=True))
+        for views, later in zip(batch.views, after.views, strict=True):
+            yield from checks.check_views(views.float(), views[0, now].float(), later[0, then].float())
+            yield checks.check_pairs(views.float().cpu(), torch.stack(list(islice(redrawn, len(views)))))
 
     def _check_learning(self, fabric: Fabric, parts: Parts, batch: Any) -> Generator[Finding, None, float]:
         """Overfit one batch with an optimizer that needs no tuning; return the seconds of a step."""
@@ -170,7 +175,8 @@ class Doctor:
         trained = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
         reached = dict.fromkeys(trained, False)
         n = len(batch.indices) * fabric.world_size
-        goal = checks.learning_goal(n, task.temperature)
+        key_views = task.count_key_views()
+        goal = checks.learning_goal(n, task.temperature, key_views)
         losses, times, finite, start = [], [], True, time.perf_counter()
         optimizer.zero_grad()
         while len(losses) < STEPS:
@@ -188,8 +194,9 @@ class Doctor:
             if len(losses) >= 3 and (losses[-1] <= goal or not math.isfinite(losses[-1]) or late):
                 break
         yield checks.check_gradients(reached, finite, task.machine.precision)
-        spread = embedding_std(torch.cat([outputs.z_a, outputs.z_b]).float())
-        yield checks.check_overfits_one_batch(losses, n, task.temperature, spread, len(losses) == STEPS)
+        spread = embedding_std(torch.cat(outputs.z).float())
+        complete = len(losses) == STEPS
+        yield checks.check_overfits_one_batch(losses, n, task.temperature, spread, complete, key_views)
         return float(np.median(times))
 
     def _check_step(self, fabric: Fabric, parts: Parts, batch: Any, source: Source, peak: float) -> Iterator[Finding]:

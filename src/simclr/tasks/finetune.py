@@ -136,7 +136,7 @@ class FineTune(Training):
 
         def backward(batch: Batch) -> tuple[Tensor, tuple[Tensor, Targets]]:
             targets = all_targets[torch.from_numpy(batch.indices)].to(fabric.device)
-            scores = network(batch.views[0].to(dtype))
+            scores = network(batch.views[0][0].to(dtype))
             loss = classification_loss(scores if dtype == torch.float64 else scores.float(), targets)
             fabric.backward(loss)
             return loss.detach(), (scores.detach(), targets)

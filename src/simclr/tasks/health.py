@@ -20,7 +20,7 @@ from simclr.runs.machine import Device
 from simclr.runs.recipe import saved_recipe
 from simclr.runs.results import Result, result_path, run_folder, unit_of
 from simclr.settings import check_settings, setting
-from simclr.views import Views
+from simclr.views import Views, view_policies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,8 @@ class Health:
         """Return views and temperature: those given, else those of the run, else those of the paper."""
         recipe = saved_recipe(run_folder(self.run))
         saved = {k: tuple(v) if isinstance(v, list) else v for k, v in (recipe.get("views") or {}).items()}
-        views = self.views or Views(**(saved or {"size": encoder.card.image_size}))
+        saved = Views(**(saved or {"size": encoder.card.image_size}))
+        views = self.views or view_policies(saved, recipe.get("policies") or ())[0]
         if views.size != encoder.card.image_size:
             raise SettingError("views.size", f"{encoder.card.image_size}, the image size of {self.run}", views.size)
         return views, self.temperature or recipe.get("temperature", 0.1)

@@ -1,6 +1,6 @@
 """Pretraining without labels: SimCLR."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from simclr.losses.objective import Loss
 from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
+from simclr.models.encoder import check_image_sizes
+from simclr.models.head import EncoderWithHead
 from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
@@ -35,7 +37,7 @@ from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views
+from simclr.views import Views, by_size, view_policies
 from simclr.views.preprocess import Preprocess
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
@@ -44,33 +46,36 @@ RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a ba
 class Outputs(NamedTuple):
     """Outputs of a step on this process, without gradients."""
 
-    h: Float[Tensor, "2*b d"]
-    z_a: Float[Tensor, "b k"]
-    z_b: Float[Tensor, "b k"]
+    h: Float[Tensor, "rows d"]
+    z: tuple[Float[Tensor, "b k"], ...]
+    """embeddings of each view"""
 
 
 def simclr_step(
     fabric: Fabric,
     network: nn.Module,
-    views: Float[Tensor, "2 b 3 s s"],
-    objective: Callable[[Tensor, Tensor, Tensor | None, Keys], Tensor],
+    views: Sequence[Float[Tensor, "_ b 3 _ _"]],
+    objective: Callable[[Sequence[Tensor], Tensor | None, Keys], Tensor],
     labels: Int64[Tensor, " b"] | None = None,
     micro: MicroBatches | None = None,
+    key_views: int | None = None,
 ) -> tuple[Float[Tensor, ""], Outputs]:
-    """SimCLR: embed two views of each image and backpropagate the contrastive loss among the views of all processes."""
+    """SimCLR: embed two views or more of each image and backpropagate the contrastive loss among the views of all
+    processes. `views` has those of one size together; the first `key_views` are what anchors are compared with."""
 
-    def loss_of(z_a: Tensor, z_b: Tensor) -> Tensor:
+    def loss_of(*z: Tensor) -> Tensor:
         key_labels = None if labels is None else gather(labels)
-        keys = Keys(gather(z_a), gather(z_b), fabric.global_rank * len(z_a), key_labels)
-        return objective(z_a, z_b, labels, keys)
+        keys = Keys.of(map(gather, z[:key_views]), fabric.global_rank * len(z[0]), key_labels)
+        return objective(z, labels, keys)
 
+    count = sum(map(len, views))  # two as a rule: h (2b, d), z (2b, k), all first views before all second ones
     if micro is None:
-        h, z = network(views.flatten(0, 1))  # both views in one batch: (2b, d), (2b, k)
-        loss = loss_of(*z.chunk(2))
+        h, z = network(*(group.flatten(0, 1) for group in views))
+        loss = loss_of(*z.chunk(count))
         fabric.backward(loss)
     else:
         loss, h, z = cached_backward(fabric, network, views, loss_of, micro)
-    return loss.detach(), Outputs(h.detach(), *z.detach().chunk(2))
+    return loss.detach(), Outputs(h.detach(), z.detach().chunk(count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,12 @@ class Pretrain(StartsFromWeights, Training):
     """weights to start from: a run folder, a file (.safetensors, .pt, .pth) or timm:NAME:FILE (default: random ones)"""
     views: Views = Views(size=224)
     """augmentation policy that makes two views of an image"""
+    policies: tuple[dict[str, Any], ...] = ()
+    """policies of the views if they are not two equal ones: a list of what differs from `views`, each entry for one
+    view or `count` views, the largest first, such as '{count: 2}, {count: 4, size: 96, crop_area: [0.1, 0.3]}'"""
+    key_views: Literal["all", "largest"] = "all"
+    """views that anchors are compared with, as positives and as negatives: all, or those of the largest size, so that
+    smaller crops are anchors only"""
     head_layers: int = setting(2, at_least=0)
     """number of layers of the projection head (v1 paper 2; v2 paper and official code 3); 0 for no head"""
     head_features: int = setting(128, at_least=1)
@@ -111,8 +122,8 @@ class Pretrain(StartsFromWeights, Training):
     normalize: bool = True
     """comparison of embeddings by cosine; false: by dot product (official hidden_norm)"""
     negatives: Negatives = "both"
-    """views that negatives are taken from: both, or only the other one, as in the paper's comparison of losses
-    (App. B.10)"""
+    """views that negatives are taken from: both (all of more than two), or only the other one, as in the paper's
+    comparison of losses (App. B.10)"""
     loss_scale: float = setting(1.0, above=0)
     """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
     micro_batch: int = setting(0, at_least=0)
@@ -139,7 +150,7 @@ class Pretrain(StartsFromWeights, Training):
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
         self.settle_encoder()
         check_options(self.encoder, self.encoder_options)
-        _ = self.objective  # checks the combination of its settings
+        _ = self.objective, self.count_key_views()  # which check the combination of their settings
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -159,8 +170,9 @@ class Pretrain(StartsFromWeights, Training):
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
             workers = self.machine.worker_processes
-            knn_check = KnnCheck.of(source, Preprocess(self.views.size), workers)
-            health_check = HealthCheck.of(held_out, self.views, self.temperature, workers=workers)
+            policy = self.view_policies[0]
+            knn_check = KnnCheck.of(source, Preprocess(policy.size), workers)
+            health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
 
         def evaluate() -> dict[str, float]:
             metrics = knn_check(encoder, fabric.device) if knn_check else {}
@@ -177,6 +189,20 @@ class Pretrain(StartsFromWeights, Training):
     def objective(self) -> Objective:
         """The contrastive loss of these settings."""
         return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
+
+    @property
+    def view_policies(self) -> tuple[Views, ...]:
+        """The augmentation policy of each view, the largest views first."""
+        return view_policies(self.views, self.policies)
+
+    def count_key_views(self) -> int:
+        """Return the number of views that anchors are compared with, the first ones."""
+        groups = by_size(self.view_policies)
+        if self.key_views == "largest" and self.negatives == "other":
+            raise SettingError("negatives", "both with key_views largest", "other")
+        if self.key_views == "largest" and groups[0][0] < 2:
+            raise SettingError("key_views", "all unless two views or more have the largest size", "largest")
+        return groups[0][0] if self.key_views == "largest" else sum(count for count, _ in groups)
 
     @property
     def folder(self) -> Path:
@@ -207,7 +233,9 @@ class Pretrain(StartsFromWeights, Training):
     def assemble(self, fabric: Fabric, source: Source) -> Parts:
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
-        encoder = create_encoder(self.encoder, self.views.size, self.encoder_options)
+        size, *smaller = (size for _, size in by_size(self.view_policies))
+        encoder = create_encoder(self.encoder, size, self.encoder_options)
+        check_image_sizes(self.encoder, encoder, smaller)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
         if self.start is not None:
             self.start.fill(encoder, head)
@@ -215,71 +243,68 @@ class Pretrain(StartsFromWeights, Training):
         optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
-        batches = self.open_batches(fabric, source, (self.views, self.views), self.batch, self.decode)
+        batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
+        key_views = self.count_key_views()
 
-        def scaled_loss(z_a: Tensor, z_b: Tensor, labels: Tensor | None, keys: Keys) -> Tensor:
-            return self.loss_scale * objective(z_a, z_b, labels, keys)
+        def scaled_loss(z: Sequence[Tensor], labels: Tensor | None, keys: Keys) -> Tensor:
+            return self.loss_scale * objective(z, labels, keys)
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
             labels = None if all_labels is None else all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
             name = (self.seed, batch.step, fabric.global_rank)
             micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
-            loss, outputs = simclr_step(fabric, network, batch.views.to(dtype), scaled_loss, labels, micro)
+            views = [group.to(dtype) for group in batch.views]
+            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, key_views)
             return loss / self.loss_scale, outputs
 
         depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
         return Parts(model, optimizer, batches, backward, fabric.world_size if depends else None)
 
     def describe(self, outputs: Outputs) -> dict[str, float]:
-        """Return figures of this process's embeddings; the log holds those of the first process."""
-        statistics = contrast_statistics(outputs.z_a, outputs.z_b, self.temperature)
-        chance = self.objective.chance(len(outputs.z_a))  # 0 for a single image, which has no negatives
-        relative = {"loss_over_chance": self.objective(outputs.z_a, outputs.z_b).item() / chance} if chance else {}
+        """Return figures of this process's embeddings, of the first two views except for the loss; the log holds those
+        of the first process."""
+        z_a, z_b, *_ = outputs.z
+        statistics = contrast_statistics(z_a, z_b, self.temperature)
+        key_views = self.count_key_views()
+        chance = self.objective.chance(len(z_a), key_views)  # 0 for a single image, which has no negatives
+        keys = Keys.of(outputs.z[:key_views])
+        relative = {"loss_over_chance": self.objective(outputs.z, keys=keys).item() / chance} if chance else {}
         return relative | {
             "contrastive_top1": statistics.top1.item(),
             "positive_cosine": statistics.positive_cosine.item(),
             "negative_cosine": statistics.negative_cosine.item(),
-            "embedding_std": embedding_std(outputs.z_a),
-            "rankme": rankme(outputs.h[: min(len(outputs.z_a), RANK_ROWS)]),
+            "embedding_std": embedding_std(z_a),
+            "rankme": rankme(outputs.h[: min(len(z_a), RANK_ROWS)]),
         }
 
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
         local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
-        chance = self.objective.chance(self.batch)
+        key_views, groups = self.count_key_views(), by_size(self.view_policies)
+        chance = self.objective.chance(self.batch, key_views)
         level = f"loss {self.loss}" if chance is None else f"chance level of the loss {chance:.3f}"
+        sizes = " + ".join(f"{count} x {size} px" for count, size in groups) if self.policies else f"{groups[0][1]} px"
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
-            f"{self.encoder}, {encoder.num_features} features, {self.views.size} px, on {device}\n"
+            f"{self.encoder}, {encoder.num_features} features, {sizes}, on {device}\n"
             f"{self.describe_schedule(steps, self.batch)}{local}; "
-            f"{self.objective.count_negatives(self.batch):,} negatives per anchor; {level}"
+            f"{self.objective.count_negatives(self.batch, key_views):,} negatives per anchor; {level}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
         """Return the card of the saved weights."""
+        size = self.view_policies[0].size
         return Card(
             encoder={"name": self.encoder, "options": plain(self.encoder_options)},
             features=encoder.num_features,
-            image_size=self.views.size,
-            preprocess={"size": self.views.size, "crop": Preprocess(self.views.size).crop},
+            image_size=size,
+            preprocess={"size": size, "crop": Preprocess(size).crop},
             head=head.config(),
             source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed,
                     **self.start_record},
         )  # fmt: skip
-
-
-class EncoderWithHead(nn.Module):
-    """Encoder and projection head as one network: x (n, 3, S, S) -> h (n, d), z (n, k)."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
-        h = self.encoder(x)
-        return h, self.head(h)

@@ -8,7 +8,7 @@ from simclr.data import open_source
 from simclr.data.survey import spread_images
 from simclr.runs.files import printable, require_picture_path, save_picture
 from simclr.settings import check_settings, setting
-from simclr.views import Views
+from simclr.views import Views, view_policies
 from simclr.views.sheet import contact_sheet
 
 
@@ -16,7 +16,7 @@ from simclr.views.sheet import contact_sheet
 class ShowViews:
     """Draw a contact sheet of the augmentation.
 
-    Each row has an image and pairs of its views, the same as in training with this seed.
+    Each row has an image and pairs of its views, or sets if there are more, the same as in training with this seed.
     """
 
     command: ClassVar[str] = "views"
@@ -27,10 +27,12 @@ class ShowViews:
     """picture file to write"""
     views: Views = Views(size=224)
     """augmentation policy"""
+    policies: tuple[dict[str, Any], ...] = ()
+    """policies of more or of different views, as for pretrain"""
     count: int = setting(8, at_least=1)
     """number of images, evenly spaced over the data"""
     pairs: int = setting(4, at_least=1)
-    """number of pairs of views per image, those of the first epochs"""
+    """number of pairs (or sets) of views per image, those of the first epochs"""
     seed: int = 0
     """seed of the views"""
     overwrite: bool = False
@@ -38,6 +40,7 @@ class ShowViews:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        view_policies(self.views, self.policies)
 
     def __call__(self) -> dict[str, Any]:
         """Write the picture; return its path and the numbers of images and pairs."""
@@ -46,9 +49,10 @@ class ShowViews:
         rows, images, errors = spread_images(source, self.count)
         for error in errors:
             print(f"unreadable, replaced by the next image: {printable(str(error))}")
-        sheet = contact_sheet(images, self.views, self.seed, indices=rows, pairs=self.pairs)
+        policies = view_policies(self.views, self.policies)
+        sheet = contact_sheet(images, policies, self.seed, indices=rows, pairs=self.pairs)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         save_picture(sheet, self.out)
-        print(f"{len(images)} images of {printable(source.name)}, {self.pairs} pairs of views each")
+        print(f"{len(images)} images of {printable(source.name)}, {self.pairs} sets of {len(policies)} views each")
         print(f"wrote {self.out}")
         return {"out": str(self.out), "images": len(images), "pairs": self.pairs}

@@ -16,7 +16,7 @@ from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores
 from simclr.training.crops import CropDataset, Crops, draw_views
 from simclr.training.sampler import BadImages, BatchSampler
-from simclr.views import ViewParameters, Views
+from simclr.views import ViewParameters, Views, by_size
 from simclr.views.torch_backend import to_device_async
 
 Device = torch.device | str
@@ -28,8 +28,8 @@ class Batch(NamedTuple):
     step: int
     indices: Int64[np.ndarray, " b"]
     """the images, after unreadable ones were replaced"""
-    views: Float[Tensor, "v b 3 s s"]
-    """view k of image i is views[k, i], in [0, 1], each image with its channels last in memory"""
+    views: tuple[Float[Tensor, "_ b 3 _ _"], ...]
+    """views of one size together, the sizes as in `by_size`; in [0, 1], each image with its channels last in memory"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,10 @@ class Resident:
         for step, indices, parameters in prefetch(self._draw(steps)):
             images = self._images[to_device_async(indices, self._images.device)]
             memory = _empty_views(self.policies, len(indices), images.device)
-            for policy, drawn, out in zip(self.policies, parameters, memory, strict=True):
+            outputs = (out for group in memory for out in group)
+            for policy, drawn, out in zip(self.policies, parameters, outputs, strict=True):
                 policy.apply(images, drawn, out=out)
-            yield Batch(step, indices, memory.permute(0, 1, 4, 2, 3))
+            yield Batch(step, indices, _channels_first(memory))
 
     def _draw(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
         size = tuple(self._images.shape[1:3])
@@ -127,7 +128,7 @@ class Streamed:
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         """Yield the batches of `steps`. Raises TooManyBadImages once too many of the images seen are unreadable."""
-        per_step, size = -(-self.sampler.local // CHUNK), self.policies[0].size
+        per_step = -(-self.sampler.local // CHUNK)
         if self.workers:  # compile the crop once, here, rather than in each worker at the same time
             self.policies[0].crop(np.zeros((1, 1, 3), np.uint8), np.array([0, 0, 1, 1]), False)
         chunks = iter(
@@ -137,7 +138,7 @@ class Streamed:
                 workers=self.workers,
                 prefetch=2 * per_step,
                 held=2,
-                item_bytes=len(self.policies) * CHUNK * 3 * size**2,
+                item_bytes=sum(CHUNK * 3 * policy.size**2 for policy in self.policies),
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
             )
@@ -147,9 +148,10 @@ class Streamed:
             # drawn again here rather than sent: it is cheap, and the same by construction
             parameters = draw_views(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
             memory = _empty_views(self.policies, len(indices), self.device)
-            for v, policy in enumerate(self.policies):
-                policy.colour(crops[v], parameters[v], out=memory[v])
-            yield Batch(step, indices, memory.permute(0, 1, 4, 2, 3))
+            pairs = (pair for group in zip(crops, memory, strict=True) for pair in zip(*group, strict=True))
+            for policy, drawn, (cut, out) in zip(self.policies, parameters, pairs, strict=True):
+                policy.colour(cut, drawn, out=out)
+            yield Batch(step, indices, _channels_first(memory))
 
     def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
         for step in steps:
@@ -157,12 +159,15 @@ class Streamed:
             for k in range(0, len(indices), CHUNK):
                 yield step, indices[k : k + CHUNK]
 
-    def _gathered(self, parts: Iterator[Crops | TooManyBadImages]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    def _gathered(self, parts: Iterator[Crops | TooManyBadImages]) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
         """Return indices, sizes and crops of a batch. Each part is copied as it arrives: while it is held in shared
         memory, it takes a file descriptor, of which a process has 1024 as a rule."""
-        local, size = self.sampler.local, self.policies[0].size
+        local = self.sampler.local
         indices, sizes = np.empty(local, np.int64), np.empty((local, 2), np.int64)
-        crops = torch.empty(len(self.policies), local, size, size, 3, dtype=torch.uint8, device=self.device)
+        crops = [
+            torch.empty(count, local, size, size, 3, dtype=torch.uint8, device=self.device)
+            for count, size in by_size(self.policies)
+        ]
         start = 0
         for part in parts:
             if isinstance(part, TooManyBadImages):
@@ -170,7 +175,8 @@ class Streamed:
             self._record.record(part.tried, part.bad)
             rows = slice(start, start := start + len(part.indices))
             indices[rows], sizes[rows] = part.indices, part.sizes
-            crops[:, rows].copy_(part.crops, non_blocking=True)
+            for group, cut in zip(crops, part.crops, strict=True):
+                group[:, rows].copy_(cut, non_blocking=True)
         return indices, sizes, crops
 
 
@@ -181,7 +187,7 @@ def open_batches(
     loading: Loading | None = None,
     device: Device = "cpu",
 ) -> Resident | Streamed:
-    """Return the batches of `sampler`, with one view of each image for each policy; policies share one size."""
+    """Return the batches of `sampler`, with one view of each image for each policy."""
     loading = loading or Loading()
     if loading.storage == "resident":
         return Resident(source, policies, sampler, loading, device)
@@ -210,9 +216,13 @@ def _memory_for_images(device: Device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _empty_views(policies: Sequence[Views], images: int, device: torch.device) -> Float[Tensor, "v b s s 3"]:
-    """Return memory for views with the channels last, for which convolutions are fastest."""
-    shape = (len(policies), images, policies[0].size, policies[0].size, 3)
+def _empty_views(policies: Sequence[Views], images: int, device: torch.device) -> list[Float[Tensor, "_ b _ _ 3"]]:
+    """Return memory for views by size, with the channels last, for which convolutions are fastest."""
+    shapes = [(count, images, size, size, 3) for count, size in by_size(policies)]
     if device.type == "cpu":  # numpy asks for huge pages; getting ordinary ones can cost as much as the views
-        return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)
+        return [torch.from_numpy(np.empty(shape, np.float32)) for shape in shapes]
+    return [torch.empty(shape, device=device) for shape in shapes]
+
+
+def _channels_first(memory: list[Float[Tensor, "_ b _ _ 3"]]) -> tuple[Float[Tensor, "_ b 3 _ _"], ...]:
+    return tuple(group.permute(0, 1, 4, 2, 3) for group in memory)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from simclr.data.decoding import LazyImage
 from simclr.data.source import Source
 from simclr.errors import TooManyBadImages, UnreadableImage
 from simclr.training.sampler import BatchSampler
-from simclr.views import ViewParameters, Views
+from simclr.views import ViewParameters, Views, by_size
 
 
 class Crops(NamedTuple):
@@ -24,7 +24,8 @@ class Crops(NamedTuple):
     indices: Int64[np.ndarray, " c"]
     sizes: Int64[np.ndarray, "c 2"]
     """height and width of each whole image, which its views are drawn for"""
-    crops: UInt8[Tensor, "v c s s 3"]
+    crops: tuple[UInt8[Tensor, "_ c _ _ 3"], ...]
+    """crops of each group of views of one size, as in `by_size`"""
     bad: list[UnreadableImage]
 
 
@@ -36,9 +37,10 @@ def draw_views(
     sizes: Int[np.ndarray, "b 2"] | tuple[int, int],
 ) -> list[ViewParameters]:
     """Return the parameters of view k by policy k, for every policy."""
-    if all(policy == policies[0] for policy in policies):
-        return policies[0].draw_all(indices, epoch, len(policies), seed, sizes)
-    return [policy.draw(indices, epoch, view, seed, sizes) for view, policy in enumerate(policies)]
+    drawn: list[ViewParameters] = []
+    for policy, group in groupby(policies):
+        drawn += policy.draw_all(indices, epoch, len(list(group)), seed, sizes, len(drawn))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class CropDataset:
 
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
-        n, size, epoch = len(tried), self.policies[0].size, self.sampler.epoch(step)
+        n, epoch = len(tried), self.sampler.epoch(step)
         indices, sizes, bad = tried.copy(), np.empty((n, 2), np.int64), []
-        crops = np.empty((len(self.policies), n, size, size, 3), np.uint8)
+        crops = [np.empty((count, n, size, size, 3), np.uint8) for count, size in by_size(self.policies)]
+        views = [view for group in crops for view in group]
         candidates = [chain([i], self.sampler.replacements(step, i)) for i in tried.tolist()]
         left = list(range(n))
         try:
@@ -66,11 +69,12 @@ class CropDataset:
                     images.append(image)
                 drawn = draw_views(self.policies, indices[left], epoch, self.sampler.seed, sizes[left])
                 boxes, flips = np.stack([p.crop for p in drawn], 1), np.stack([p.flip for p in drawn], 1)
-                rows = zip(left, images, boxes, flips, strict=True)
-                left = [k for k, *row in rows if not self._cut(row[0], row[1], row[2], crops[:, k], bad)]
+                outputs = [[view[k] for view in views] for k in left]
+                rows = zip(left, images, boxes, flips, outputs, strict=True)
+                left = [k for k, image, box, flip, out in rows if not self._cut(image, box, flip, out, bad)]
         except TooManyBadImages as error:  # returned, since a loader wraps what is raised in its traceback
             return TooManyBadImages(f"{self.source.name}: {error}. The last one is {bad[-1]}")
-        return Crops(tried, indices, sizes, torch.from_numpy(crops), bad)
+        return Crops(tried, indices, sizes, tuple(map(torch.from_numpy, crops)), bad)
 
     def _open(self, candidates: Iterator[int], bad: list[UnreadableImage]) -> tuple[int, LazyImage]:
         """Return the first image that opens; append those before it to `bad`."""
@@ -86,18 +90,19 @@ class CropDataset:
         image: LazyImage,
         boxes: Int64[np.ndarray, "v 4"],
         flips: Bool[np.ndarray, " v"],
-        out: UInt8[np.ndarray, "v s s 3"],
+        out: list[UInt8[np.ndarray, "_ _ 3"]],
         bad: list[UnreadableImage],
     ) -> bool:
         """Write all crops of an image to `out`; return False if it cannot be read."""
         start, stop = boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)
-        spare = int(boxes[:, 2:].min()) // self.policies[0].size if self.decode == "fast" else 1
+        spares = (int(side) // policy.size for side, policy in zip(boxes[:, 2:].min(1), self.policies, strict=True))
+        spare = min(spares) if self.decode == "fast" else 1
         reduction = max(factor for factor in (1, 2, 4, 8) if factor <= max(spare, 1))
         try:
             region = image.read((*start.tolist(), *(stop - start).tolist()), reduction)
         except UnreadableImage as error:
             bad.append(error)
             return False
-        for v, (policy, box, flip) in enumerate(zip(self.policies, boxes, flips, strict=True)):
-            out[v] = policy.crop(region.pixels, region.map_box(box, image.size), flip)
+        for policy, box, flip, view in zip(self.policies, boxes, flips, out, strict=True):
+            view[:] = policy.crop(region.pixels, region.map_box(box, image.size), flip)
         return True

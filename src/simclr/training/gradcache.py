@@ -7,7 +7,7 @@ gradient (Gao et al. 2021, "Scaling deep contrastive learning batch size under m
 draw the same numbers both times.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -41,23 +41,24 @@ class MicroBatches(NamedTuple):
 
 def cached_backward(
     fabric: Fabric,
-    network: Callable[[Tensor], tuple[Tensor, Tensor]],
-    views: Float[Tensor, "2 b *image"],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    network: Callable[..., tuple[Tensor, Tensor]],
+    views: Sequence[Float[Tensor, "_ b *_"]],
+    loss: Callable[..., Tensor],
     micro: MicroBatches,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b d"], Float[Tensor, "2*b k"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "rows d"], Float[Tensor, "rows k"]]:
     """Backpropagate `loss` over all b images of this process, with activations of `micro.size` images at a time.
 
-    `network` gives (h, z) for both views of some images, `loss(z_a, z_b)` a scalar. Returns loss, h and z without
-    gradients, and leaves those of the parameters as one backward pass over the whole batch would.
+    `views` are all views of the images, those of one size together; `network` gives (h, z) for them, view-major, and
+    `loss(z_a, z_b, ...)` a scalar. Returns loss, h and z without gradients, and leaves those of the parameters as one
+    backward pass over the whole batch would.
 
     Batch norms are the exception to "as over the whole batch". With bn micro they use the statistics of one
     micro-batch (over all processes, if they are synchronised), and each buffer moves once in a step, to the mean over
     the micro-batches of the value that one alone would have given it. With bn frozen-stats they use their moving
     statistics, which do not change.
     """
-    micro.check(views.shape[1])
-    parts = views.split(micro.size, dim=1)
+    micro.check(views[0].shape[1])
+    parts = list(zip(*(group.split(micro.size, dim=1) for group in views), strict=True))
     seeds = [int(bits(*micro.name, i)[0] >> 1) for i in range(len(parts))]
     buffers = _Buffers(network)
     with _frozen(network) if micro.bn == "frozen-stats" else nullcontext():
@@ -65,18 +66,18 @@ def cached_backward(
         for part, seed in zip(parts, seeds, strict=True):
             torch.manual_seed(seed)
             with torch.no_grad(), buffers.averaged():
-                outputs = network(part.flatten(0, 1))
+                outputs = network(*(group.flatten(0, 1) for group in part))
             for values, value in zip((h, z), outputs, strict=True):
-                values.append(value.detach().unflatten(0, (2, micro.size)))
-        z_a, z_b = torch.cat(z, dim=1).requires_grad_()
-        value = loss(z_a, z_b)
-        gradients = torch.stack(torch.autograd.grad(value, (z_a, z_b))).split(micro.size, dim=1)
+                values.append(value.detach().unflatten(0, (-1, micro.size)))
+        by_view = tuple(torch.cat(z, dim=1).requires_grad_())
+        value = loss(*by_view)
+        gradients = torch.stack(torch.autograd.grad(value, by_view)).split(micro.size, dim=1)
 
         for i, (part, seed, gradient) in enumerate(zip(parts, seeds, gradients, strict=True)):
             torch.manual_seed(seed)
             local = fabric.no_backward_sync(network, enabled=i < len(parts) - 1)
             with local, buffers.kept():
-                _, again = network(part.flatten(0, 1))
+                _, again = network(*(group.flatten(0, 1) for group in part))
                 # its gradient with respect to z is `gradient`, and the scaler of float16 can act on it
                 fabric.backward((again * gradient.flatten(0, 1)).sum())
     if micro.bn == "micro":

@@ -89,9 +89,11 @@ class Views:
 
     def __post_init__(self) -> None:
         check_settings(self, "views.")
+        if not isinstance(self.size, int | np.integer):
+            raise SettingError("views.size", "a whole number", self.size)
         for field in ("crop_area", "crop_ratio", "blur_sigma"):
             values = getattr(self, field)
-            if len(values) != 2 or values[0] > values[1]:
+            if np.shape(values) != (2,) or values[0] > values[1]:
                 raise SettingError(f"views.{field}", "a pair (minimum, maximum)", values)
         if self.semantics == "official" and self.crop_area[1] < draw.OBJECT_COVERED:
             allowed = f"a pair up to at least {draw.OBJECT_COVERED}, the minimum area of official crops"
@@ -133,12 +135,13 @@ class Views:
         count: int,
         seed: int,
         sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
+        first: int = 0,
     ) -> list[ViewParameters]:
-        """Draw views 0 to `count` - 1 in one pass, which for few images is much faster than one by one."""
+        """Draw `count` views, numbered from `first`, in one pass: for few images much faster than one by one."""
         b = len(indices)
         if not (sizes is None or isinstance(sizes, tuple)):
             sizes = np.tile(sizes, (count, 1))
-        drawn = self.draw(np.tile(indices, count), epoch, np.repeat(np.arange(count), b), seed, sizes)
+        drawn = self.draw(np.tile(indices, count), epoch, np.repeat(np.arange(first, first + count), b), seed, sizes)
         return [drawn[v * b : (v + 1) * b] for v in range(count)]
 
     def apply(

@@ -1,0 +1,41 @@
+"""Policies of several views of an image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import groupby
+from typing import Any
+
+from simclr.errors import SettingError
+from simclr.views.policy import Views
+
+POSITIVE_PAIR = ({"count": 2},)  # two views of one policy
+
+
+def view_policies(views: Views, changes: Sequence[Mapping[str, Any]] = ()) -> tuple[Views, ...]:
+    """Return the policy of each view of an image, the largest views first; by default those of two equal views.
+
+    Each entry of `changes` holds settings that differ from those of `views`, and `count`, the number of views that it
+    describes (default: 1). Raises SettingError.
+    """
+    known = {field.name for field in fields(Views)}
+    policies: list[Views] = []
+    for entry in changes or POSITIVE_PAIR:
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+        count = settings.pop("count", 1)
+        if unknown := settings.keys() - known:
+            allowed = f"a list of settings of views ({', '.join(sorted(known))}) and count"
+            raise SettingError("policies", allowed, min(unknown))
+        if type(count) is not int or count < 1:
+            raise SettingError("policies", "a list whose counts are whole numbers of at least 1", count)
+        policies += [replace(views, **settings)] * count
+    if len(policies) < 2:
+        raise SettingError("policies", "two views or more, since a loss compares views of an image", len(policies))
+    sizes = [policy.size for policy in policies]
+    if sizes != sorted(sizes, reverse=True):
+        raise SettingError("policies", "in the order of their sizes, the largest first", sizes)
+    return tuple(policies)
+
+
+def by_size(policies: Sequence[Views]) -> list[tuple[int, int]]:
+    """Return (number of views, size) of each group of consecutive views of one size."""
+    return [(len(list(group)), size) for size, group in groupby(policy.size for policy in policies)]
