@@ -19,6 +19,7 @@ from simclr.report.words import duration, interval, number, plural, setting_text
 from simclr.runs.files import write_atomically
 from simclr.runs.recipe import flatten
 from simclr.settings import field_docs
+from simclr.views import describe_sizes
 
 GENERATOR = "simclr report"
 REMEDY = "Choose another --out or --overwrite"
@@ -116,8 +117,9 @@ def head(record: RunRecord) -> str:
     card, recipe = record.card, record.recipe
     encoder = recipe.get("encoder") or (card.get("encoder") or {}).get("name") or "an encoder"
     size = record.settings.get("views.size") or card.get("image_size")
+    sizes = describe_sizes(record.view_policies) if record.view_policies else f"{size} px" if size else ""
     options = recipe.get("encoder_options") or (card.get("encoder") or {}).get("options") or {}
-    what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {size} px' if size else ''}"
+    what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {sizes}' if sizes else ''}"
     if not record.trained:
         source = (card.get("source") or {}).get("checkpoint")
         return f"{what}, {f'converted from {source}' if source else 'weights without a training log'}."

@@ -158,12 +158,16 @@ class RunRecord:
         return Objective(negatives="other" if self.recipe.get("negatives") == "other" else "both")
 
     @property
+    def view_policies(self) -> tuple[Views, ...]:
+        """The augmentation policy of each view; empty for two equal views."""
+        policies = self.recipe.get("policies")
+        return view_policies(Views(size=self.settings["views.size"]), policies) if policies else ()
+
+    @property
     def key_views(self) -> int:
         """Number of views of an image that anchors are compared with."""
-        if not self.recipe.get("policies"):
-            return 2
-        policies = view_policies(Views(size=self.settings["views.size"]), self.recipe["policies"])
-        return by_size(policies)[0][0] if self.recipe.get("key_views") == "largest" else len(policies)
+        groups = by_size(self.view_policies) or [(2, 0)]
+        return groups[0][0] if self.recipe.get("key_views") == "largest" else sum(count for count, _ in groups)
 
     @property
     def chance_formula(self) -> str:

@@ -37,7 +37,7 @@ from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views, by_size, view_policies
+from simclr.views import Views, by_size, describe_sizes, view_policies
 from simclr.views.preprocess import Preprocess
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
@@ -283,15 +283,14 @@ class Pretrain(StartsFromWeights, Training):
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
         local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
-        key_views, groups = self.count_key_views(), by_size(self.view_policies)
+        key_views = self.count_key_views()
         chance = self.objective.chance(self.batch, key_views)
         level = f"loss {self.loss}" if chance is None else f"chance level of the loss {chance:.3f}"
-        sizes = " + ".join(f"{count} x {size} px" for count, size in groups) if self.policies else f"{groups[0][1]} px"
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
-            f"{self.encoder}, {encoder.num_features} features, {sizes}, on {device}\n"
+            f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
             f"{self.describe_schedule(steps, self.batch)}{local}; "
             f"{self.objective.count_negatives(self.batch, key_views):,} negatives per anchor; {level}"
         )

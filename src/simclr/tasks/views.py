@@ -28,7 +28,8 @@ class ShowViews:
     views: Views = Views(size=224)
     """augmentation policy"""
     policies: tuple[dict[str, Any], ...] = ()
-    """policies of more or of different views, as for pretrain"""
+    """policies of the views if they are not two equal ones: a list of what differs from `views`, each entry for one
+    view or `count` views, the largest first, such as '{count: 2}, {count: 4, size: 96, crop_area: [0.1, 0.3]}'"""
     count: int = setting(8, at_least=1)
     """number of images, evenly spaced over the data"""
     pairs: int = setting(4, at_least=1)

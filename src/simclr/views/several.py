@@ -36,6 +36,14 @@ def view_policies(views: Views, changes: Sequence[Mapping[str, Any]] = ()) -> tu
     return tuple(policies)
 
 
+def describe_sizes(policies: Sequence[Views]) -> str:
+    """Return the sizes of views as text, with their numbers unless they are two of one size."""
+    groups = by_size(policies)
+    if [count for count, _ in groups] == [2]:
+        return f"{groups[0][1]} px"
+    return " + ".join(f"{count} x {size}" for count, size in groups) + " px"
+
+
 def by_size(policies: Sequence[Views]) -> list[tuple[int, int]]:
     """Return (number of views, size) of each group of consecutive views of one size."""
     return [(len(list(group)), size) for size, group in groupby(policy.size for policy in policies)]
