@@ -4,6 +4,7 @@ The official layers update the moving variance with the *biased* batch variance,
 unbiased one; everything else (decay 0.9, ε = 1e-5) is torch's default.
 """
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -77,36 +78,41 @@ class _NormaliseOnCpu(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        about = x[0, :, 0, 0].double()
-        local = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-        first, second = norm_cpu.moments(x, about)
-        # about zero, which all processes share; float64 has digits to spare for the difference below
-        second = second + 2 * about * first + local * about.square()
-        total = _sum_over_processes(torch.cat([local, first + local * about, second]))
-        n, (first, second) = total[0], total[1:].view(2, -1)
+        first, second = norm_cpu.moments(x)
+        n, first, second = _sum_arrays(np.array([x.numel() // x.shape[1]], np.float64), first, second)
         mean = first / n
-        variance = (second / n - mean.square()).clamp_min(0)
-        inverse = torch.rsqrt(variance + eps)
-        scale = inverse if weight is None else inverse * weight
-        y = norm_cpu.scale_and_shift(x, mean, scale, torch.zeros_like(mean) if bias is None else bias)
-        ctx.save_for_backward(x, weight, mean, inverse, n)
+        variance = np.maximum(second / n - mean**2, 0)  # float64 has digits to spare for the difference
+        inverse = 1 / np.sqrt(variance + eps)
+        scale = inverse if weight is None else inverse * weight.detach().numpy()
+        y = norm_cpu.normalise(x, mean, scale, np.zeros_like(mean) if bias is None else bias.detach().numpy())
+        ctx.save_for_backward(x, weight)
+        ctx.statistics = mean, inverse, scale, n
         ctx.has_bias = bias is not None
-        ctx.mark_non_differentiable(mean, variance, n)
-        return y, mean, variance, n
+        statistics = [torch.from_numpy(array) for array in (mean, variance, n)]
+        ctx.mark_non_differentiable(*statistics)
+        return y, *statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, n = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        mean, inverse, scale, n = ctx.statistics
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         offset, slope = norm_cpu.gradient_moments(gradient, x, mean)
-        slope = slope + offset * (mean.float().double() - mean)  # the kernel subtracts the rounded mean
-        total = _sum_over_processes(torch.stack([offset, slope]))
-        scale = inverse if weight is None else inverse * weight
-        factors = torch.stack([scale, scale * total[0] / n, scale * inverse.square() * total[1] / n])
+        all_offset, all_slope = _sum_arrays(offset, slope)
+        factors = np.stack([scale, scale * all_offset / n, scale * inverse**2 * all_slope / n])
         dx = norm_cpu.input_gradient(gradient, x, mean, factors)
-        dw = None if weight is None else (slope * inverse).to(weight.dtype)
-        return dx, dw, offset.float() if ctx.has_bias else None, None
+        dw = None if weight is None else torch.from_numpy(slope * inverse).to(weight.dtype)
+        return dx, dw, torch.from_numpy(offset).float() if ctx.has_bias else None, None
+
+
+def _sum_arrays(*arrays: Float[np.ndarray, " _"]) -> list[Float[np.ndarray, " _"]]:
+    """Return the sums over all processes of arrays, added in one message."""
+    if not _has_processes():
+        return list(arrays)
+    total = torch.from_numpy(np.concatenate(arrays))
+    dist.all_reduce(total)
+    return np.split(total.numpy(), np.cumsum([len(array) for array in arrays])[:-1])
 
 
 class SyncBatchNorm(_BatchNorm):

@@ -46,9 +46,10 @@ def is_finished(run: Run, fabric: Fabric) -> bool:
 
 
 def prepare(machine: Machine, fabric: Fabric, model: nn.Module) -> nn.Module:
-    """Return `model` on its device, with batch statistics over all processes; not yet wrapped for training."""
-    if fabric.world_size > 1:
-        model = norm.synchronise(model)
+    """Return `model` on its device, not yet wrapped for training. Its batch norms have the statistics of all processes
+    and, in float32 on a CPU, the same arithmetic for any number of processes."""
+    if fabric.world_size > 1 or (fabric.device.type == "cpu" and machine.precision in ("auto", "32")):
+        model = norm.replace_norms(model)
     if machine.recompute:
         model = recompute_blocks(model)
     if machine.precision == "64":

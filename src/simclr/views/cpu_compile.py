@@ -30,6 +30,11 @@ def contracted(function: Callable) -> Callable:
     return _compiled(function, fastmath={"contract"})
 
 
+def spread_loops(function: Callable) -> Callable:
+    """Compile as `contracted`, with loops over numba.prange spread over threads."""
+    return _compiled(function, fastmath={"contract"}, parallel=True)
+
+
 def _compiled(function: Callable, **options: Any) -> Callable:
     function = inspect.unwrap(function)  # run-time type checkers wrap each function of the package
     options |= {"nogil": True, "error_model": "numpy"}
