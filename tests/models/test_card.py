@@ -129,6 +129,24 @@ def test_foreign_and_newer_cards_are_refused_in_a_line(encoder, tmp_path):
     assert refused.value.path == str(tmp_path / "nowhere")
 
 
+def test_a_card_that_names_code_is_read_only_for_who_names_it(encoder):
+    text = dataclasses.replace(card_for(encoder), encoder={"name": "os:getcwd", "options": {}}).to_json()
+    for named in (None, "os:listdir", "simclr_resnet18"):
+        with pytest.raises(RunError) as refused:
+            Card.from_json(text, encoder=named)
+        assert refused.value.names == ("encoder",)
+    assert Card.from_json(text, encoder="os:getcwd").encoder["name"] == "os:getcwd"
+
+
+def test_the_card_says_for_people_whether_images_are_normalised(encoder):
+    described = card_for(encoder).encoder
+    options = {**described["options"], "mean": [0.5] * 3, "std": [1.0] * 3}
+    normalised = dataclasses.replace(card_for(encoder), encoder={**described, "options": options}, input="")
+    assert card_for(encoder).input == "[0,1] RGB, no mean/std"
+    assert normalised.input != card_for(encoder).input
+    assert Card.from_json(normalised.to_json()) == normalised
+
+
 def test_a_card_that_does_not_describe_what_is_saved_is_refused(encoder, tmp_path):
     with pytest.raises(ValueError):  # noqa: PT011 - a mistake in a program, not of a user
         save_encoder(tmp_path, encoder, ProjectionHead(64), card_for(encoder))

@@ -66,3 +66,38 @@ def test_nothing_is_downloaded(monkeypatch):
     monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
     create_encoder("resnet18.a1_in1k", 32)
     assert timm.is_model("resnet18.a1_in1k")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("simclr_resnet10", {"width": 0.125}),
+        ("simclr_resnet50", {"width": 0.125, "sk_ratio": 0.0625}),
+        ("resnet18", {}),
+    ],
+)
+def test_images_are_normalised_at_the_input_and_tensors_keep_their_names(name, options):
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    plain = create_encoder(name, 64, options).eval()
+    normalised = create_encoder(name, 64, {**options, "mean": mean, "std": std}).eval()
+    normalised.load_state_dict(plain.state_dict(), strict=True)
+    x = torch.rand(2, 3, 64, 64)
+    prepared = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(normalised(x), plain(prepared))
+        if hasattr(plain, "stages"):
+            stages = plain.stages(prepared)
+            assert all(torch.equal(value, stages[stage]) for stage, value in normalised.stages(x).items())
+        assert normalised.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mean": [0.5] * 3}, {"mean": [0.5], "std": [1.0]}, {"mean": [0.5] * 3, "std": [1.0, 0.0, 1.0]},
+     {"mean": [0.5] * 3, "std": ["1"] * 3}, {"mean": 0.5, "std": 1.0}, {"mean": [0.5] * 3, "std": [float("nan")] * 3}],
+)  # fmt: skip
+def test_a_wrong_normalisation_names_the_setting(options):
+    for name in ("simclr_resnet10", "resnet18"):
+        with pytest.raises(SettingError) as refused:
+            create_encoder(name, 32, options)
+        assert refused.value.field == "encoder_options.mean"

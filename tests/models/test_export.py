@@ -8,7 +8,8 @@ from torch import nn
 
 from simclr.errors import SettingError
 from simclr.models import create_encoder, resnet
-from simclr.models.export import to_timm, to_torchvision
+from simclr.models.export import save_pt2, to_timm, to_torchvision
+from simclr.models.resnet import SMALL_STEMS
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +31,8 @@ def from_torchvision(encoder, **allowed):
     name, state = to_torchvision(encoder, **allowed)
     model = getattr(torchvision.models, name)()
     model.fc = nn.Identity()
-    if encoder.stem == "small":
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if padding := SMALL_STEMS.get(encoder.stem):
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=padding, bias=False), nn.Identity()
     model.load_state_dict(state, strict=True)
     return model.eval()
 
@@ -56,6 +57,12 @@ def test_features_are_equal_with_the_same_padding(other):
     assert relative_difference(encoder, other(encoder), 64) < 1e-6
 
 
+@pytest.mark.parametrize("other", [from_torchvision, from_timm])
+def test_basic_blocks_with_the_shortcuts_of_torchvision_are_exported(other):
+    encoder = trained(18, pad="torchvision", width=1)
+    assert relative_difference(encoder, other(encoder), 64) < 1e-6
+
+
 def test_features_differ_by_the_padding_on_even_sides_only():
     encoder = trained(pad="tf")
     other = from_torchvision(encoder, allow_pad_difference=True)
@@ -64,8 +71,19 @@ def test_features_differ_by_the_padding_on_even_sides_only():
 
 
 def test_a_small_stem_goes_into_a_network_with_its_stem_replaced():
-    encoder = trained(stem="small")
-    assert relative_difference(encoder, from_torchvision(encoder, allow_small_stem=True), 32) < 1e-6
+    for encoder in (trained(stem="small"), trained(18, stem="solo-learn", pad="torchvision")):
+        assert relative_difference(encoder, from_torchvision(encoder, allow_small_stem=True), 32) < 1e-6
+
+
+def test_a_program_contains_the_normalisation(tmp_path):
+    encoder = create_encoder("simclr_resnet10", 32, {"width": 0.125, "mean": [0.5] * 3, "std": [0.25] * 3}).eval()
+    assert save_pt2(encoder, 32, tmp_path / "h.pt2", "{}") < 1e-4
+    plain = create_encoder("simclr_resnet10", 32, {"width": 0.125}).eval()
+    plain.load_state_dict(encoder.state_dict())
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "h.pt2").module()(x)
+        torch.testing.assert_close(found, plain((x - 0.5) / 0.25), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -131,8 +132,12 @@ class Convert:
         parts = ", ".join(f"{what} {count}" for what, count in converted.placed.items())
         print(f"{converted.card.encoder['name']} {options}")
         print(f"converted {sum(converted.placed.values())} variables: {parts}")
-        what = "of the training state" if self._is_official else "of heads, classifiers and copies"
-        print(f"ignored {len(converted.ignored)} variables {what}: {_grouped(converted.ignored)}")
+        if self._is_official:
+            print(f"ignored {len(converted.ignored)} variables of the training state: {_grouped(converted.ignored)}")
+        else:
+            counts = Counter(key.rpartition(".")[0].partition(".")[0] or key for key in converted.ignored)
+            listed = ", ".join(f"{part} ({count})" for part, count in counts.items()) or "none"
+            print(f"left out {len(converted.ignored)} tensors of heads, classifiers and copies: {listed}")
         print(f"images: {converted.card.input}")
         for name, difference in differences.items():
             print(f"{name}: maximum difference {difference:.2g} of the maximum value")
