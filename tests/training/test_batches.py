@@ -298,3 +298,47 @@ def test_images_that_do_not_fit_a_gpu_are_streamed(even, monkeypatch):
     free -= 2
     assert isinstance(batches_of(open_batches, even, **options), Streamed)
     assert isinstance(batches_of(open_batches, even, storage="resident", **options), Resident)
+
+
+MIXED = (Views(size=8), Views(size=8, grey=1.0), Views(size=6, crop_area=(0.1, 0.4)), Views(size=6), Views(size=6))
+
+
+def test_views_of_several_sizes_are_those_of_their_policies(even, even_pixels):
+    (batch,) = Resident(even, MIXED, BatchSampler(30, 10, 5))(range(1))
+    assert [group.shape for group in batch.views] == [(2, 10, 3, 8, 8), (3, 10, 3, 6, 6)]
+    for group in batch.views:
+        assert group.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    views = [view for group in batch.views for view in group]
+    for v, (policy, view) in enumerate(zip(MIXED, views, strict=True)):
+        expected = policy.apply(even_pixels[batch.indices], policy.draw(batch.indices, 0, v, 5, (10, 12)))
+        assert torch.equal(view, expected)
+    pair = next(iter(batches_of(Resident, even, batch=10, seed=5)(range(1))))
+    assert torch.equal(pair.views[0][0], views[0])  # whatever else there is, a view of a number is the same
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_views_of_several_sizes_are_cut_from_one_decoding(folder, workers, monkeypatch):
+    reads = []
+    read = decoding.LazyImage.read
+    monkeypatch.setattr(decoding.LazyImage, "read", lambda *a: reads.append(1) or read(*a))
+    loading = Loading(workers=workers, max_bad=0.2)
+    (batch,) = Streamed(folder, MIXED, BatchSampler(37, 20, 7), loading)(range(1))
+    assert [group.shape for group in batch.views] == [(2, 20, 3, 8, 8), (3, 20, 3, 6, 6)]
+    assert workers or len(reads) == 20
+    for k in (0, 13):
+        image = folder.read(batch.indices[k])
+        for v, (policy, view) in enumerate(zip(MIXED, (view for group in batch.views for view in group), strict=True)):
+            one = policy.draw(batch.indices[k : k + 1], 0, v, 7, image.shape[:2])
+            crop = torch.from_numpy(policy.crop(image, one.crop[0], one.flip[0]))[None]
+            assert torch.equal(view[k], policy.colour(crop, one)[0])
+
+
+def test_fast_decoding_keeps_the_pixels_of_every_view(tmp_path, monkeypatch):
+    source, parts = photographs(tmp_path, 900), []
+    read = decoding.LazyImage.read
+    monkeypatch.setattr(decoding.LazyImage, "read", lambda *a: parts.append(a[2]) or read(*a))
+    large, small = Views(size=120, crop_area=(0.9, 1.0)), Views(size=6, crop_area=(0.9, 1.0))
+    for policies, most in (((large, small), 7), ((small, small), 8)):
+        next(iter(Streamed(source, policies, BatchSampler(8, 8, 3), Loading(workers=0, decode="fast"))(range(1))))
+        assert max(parts) <= most
+    assert max(parts) == 8

@@ -39,3 +39,13 @@ def test_wrong_settings():
         contact_sheet([], Views(size=32))
     with pytest.raises(ValueError):  # noqa: PT011
         contact_sheet(images(), Views(size=32), pairs=0)
+
+
+def test_a_sheet_of_many_views_shows_each_at_its_size():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    policies = (Views(size=48), Views(size=48, blur=0.0), Views(size=24))
+    sheet = np.asarray(contact_sheet([image], policies, pairs=2))
+    assert sheet.shape == (12 + 108, 12 + 108 + 2 * (96 + 4 + 96 + 4 + 48 + 12), 3)
+    pixels = policies[2].apply(image[None], policies[2].draw(np.array([0]), 1, 2, 0, (32, 32)))[0]
+    left = 120 + 260 + 200
+    np.testing.assert_allclose(sheet[12:60:2, left : left + 48 : 2], pixels.permute(1, 2, 0).numpy() * 255, atol=0.501)
