@@ -75,7 +75,7 @@ class Process:
     def __init__(self, mutant: Mutant, original: Path, folder: Path) -> None:
         """Fork the process; a mutant works on a copy of the folder `original`, in which the package as it is compiles
         itself. Compiled files of unchanged ones stay valid, since the times of the files are copied too."""
-        self.mutant, self.folder, self.start = mutant, folder, time.monotonic()
+        self.mutant, self.folder, self.start, self.cpu = mutant, folder, time.monotonic(), PATIENCE
         folder.mkdir()
         self.source = original / "src"
         if mutant.file:
@@ -114,14 +114,14 @@ class Process:
 
     def poll(self) -> str | None:
         """Return the outcome once there is one: `killed`, `time-out`, `survived` or `broken`."""
-        ended, status = os.waitpid(self.id, os.WNOHANG)
+        ended, status, usage = os.wait4(self.id, os.WNOHANG)
         if not ended:
             if time.monotonic() - self.start < PATIENCE * (1 if self.mutant.file else 5):
                 return None
             os.killpg(self.id, signal.SIGKILL)
             os.waitpid(self.id, 0)
             return "time-out"
-        code = os.waitstatus_to_exitcode(status)
+        code, self.cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         return "survived" if code == 0 else "killed" if code == 1 and self.killer else "broken"
 
     @property
@@ -152,9 +152,9 @@ def run(mutants: Sequence[Mutant], original: Path) -> Iterator[dict[str, Any]]:
             if (outcome := process.poll()) is None:
                 continue
             running.remove(process)
-            seconds, log = round(time.monotonic() - process.start, 1), process.folder / "log"
-            row = {"name": process.mutant.name, "traps": list(process.mutant.traps), "file": process.mutant.file}
-            yield {**row, "outcome": outcome, "by": process.killer, "seconds": seconds, "log": log.read_text()}
+            fault, log = process.mutant, (process.folder / "log").read_text(errors="replace")
+            row = {"name": fault.name, "traps": list(fault.traps), "file": fault.file, "outcome": outcome}
+            yield {**row, "by": process.killer, "cpu_seconds": round(process.cpu, 1), "log": log}
             shutil.rmtree(process.folder)
 
 
@@ -178,7 +178,7 @@ def main(parts: Sequence[str]) -> int:
         for part, expected in ((whole, ("survived",)), (mutants, ("killed", "time-out"))):
             for row in run(part, original):
                 log = row.pop("log")
-                print(f"{row['name']:<70} {row['outcome']:<9} {row['seconds']:6.1f} s  {row['by']}", flush=True)
+                print(f"{row['name']:<70} {row['outcome']:<9} {row['cpu_seconds']:6.1f} s  {row['by']}", flush=True)
                 if row["outcome"] not in expected:
                     wrong.append(row["name"])
                     print(log[-1500:] if row["outcome"] != "survived" else "", flush=True)

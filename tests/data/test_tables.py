@@ -1,6 +1,7 @@
 """Tables, lists and arrays as people and programs write them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -147,3 +148,14 @@ def test_files_that_are_not_arrays_are_named(tmp_path, content):
     with pytest.raises(DataError) as error:
         open_source(tmp_path / "a.npz", "all")
     assert error.value.path == str(tmp_path / "a.npz")
+
+
+def test_arrays_of_objects_run_no_code(tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    np.savez(tmp_path / "a.npz", images=np.array([Planted()], dtype=object))
+    with pytest.raises(DataError):
+        open_source(tmp_path / "a.npz", "all")
+    assert not (tmp_path / "executed").exists()

@@ -112,3 +112,17 @@ def test_other_encoders_are_refused():
     with pytest.raises(SettingError) as refused:
         to_timm(create_encoder("resnet18", 32))
     assert refused.value.field == "to"
+
+
+def test_a_program_whose_output_differs_is_not_written(tmp_path, monkeypatch):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
+    assert save_pt2(network, 4, tmp_path / "good.pt2", "{}") < 1e-6
+
+    class Other:
+        def module(self):
+            return lambda images: network(images) + 1e-3
+
+    monkeypatch.setattr(torch.export, "load", lambda file: Other())
+    with pytest.raises(RuntimeError):
+        save_pt2(network, 4, tmp_path / "other.pt2", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["good.pt2"]

@@ -75,9 +75,10 @@ def test_initial_weights_are_those_of_the_official_code(depth):
             assert (module.eps, module.momentum) == (1e-5, 0.1)
 
 
-def test_a_fresh_block_passes_only_its_shortcut():
-    encoder = resnet(18, width=0.125).eval()
-    x = torch.rand(2, 8, 6, 6)
+@pytest.mark.parametrize(("depth", "channels"), [(18, 8), (50, 32)])
+def test_a_fresh_block_passes_only_its_shortcut(depth, channels):
+    encoder = resnet(depth, width=0.125).eval()
+    x = torch.rand(2, channels, 6, 6)
     torch.testing.assert_close(encoder.layer1[1](x), x)
 
 

@@ -93,3 +93,15 @@ def test_where_nothing_can_be_read_all_are_named(tmp_path):
     with pytest.raises(RunError) as refused:
         Checkpoints(tmp_path).read(RUN)
     assert refused.value.names == ("last.pt", "previous.pt")
+
+
+def test_a_hash_depends_on_every_value_shape_type_and_name():
+    w = torch.arange(6.0)
+    one = w.clone()
+    one[5] += 1e-6
+    states = [
+        {"w": w, "n": 1}, {"w": one, "n": 1}, {"w": w.view(2, 3), "n": 1}, {"w": w.double(), "n": 1},
+        {"v": w, "n": 1}, {"w": w, "n": 1.0}, {"w": w, "n": [1]}, {"w": [w], "n": 1},
+    ]  # fmt: skip
+    assert len({content_hash(state) for state in states}) == len(states)
+    assert content_hash({"w": w.clone(), "n": 1}) == content_hash(states[0])

@@ -33,3 +33,15 @@ def test_the_code_hash_ignores_docstrings_and_comments_alone():
     assert code_of(code) == code_of(other)
     assert code_of(code) != code_of(code.replace("= 1", "= 2"))
     assert len(code_hash()) == 12
+
+
+def test_the_hash_of_the_package_changes_with_its_code_alone(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "runs" / "environment.py"))
+    hashes = []
+    for text in ("x = 1\n", "# a comment\nx  =  1\n", "x = 2\n"):
+        (tmp_path / "a.py").write_text(text)
+        hashes.append(code_hash.__wrapped__())
+    assert hashes[0] == hashes[1] != hashes[2]
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert code_hash.__wrapped__() not in hashes
