@@ -181,7 +181,7 @@ def test_what_a_run_of_many_views_records(data, tmp_path):
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["images_per_s"] > 0
     largest = small(data, tmp_path / "largest", policies=CROPS, key_views="largest")
-    assert largest.count_key_views() == 2
+    assert largest.key_count == 2
 
 
 def test_two_views_written_as_a_list_are_the_same_run(data, tmp_path):

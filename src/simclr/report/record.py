@@ -12,7 +12,7 @@ from simclr.cli.commands import COMMANDS
 from simclr.losses.objective import Objective
 from simclr.optim import total_steps, warmup_steps
 from simclr.runs.recipe import flatten, plain
-from simclr.views import Views, by_size, view_policies
+from simclr.views import Views, count_key_views, view_policies
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class RunRecord:
     @property
     def key_views(self) -> int:
         """Number of views of an image that anchors are compared with."""
-        groups = by_size(self.view_policies) or [(2, 0)]
-        return groups[0][0] if self.recipe.get("key_views") == "largest" else sum(count for count, _ in groups)
+        policies = self.view_policies
+        return count_key_views(policies, self.recipe.get("key_views", "all")) if policies else 2
 
     @property
     def chance_formula(self) -> str:

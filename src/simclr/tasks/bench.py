@@ -106,7 +106,7 @@ class Bench:
         """Return a function that computes the loss of a whole batch and its gradient."""
         task, objective = self.pretrain, self.pretrain.objective
         z = torch.randn(len(task.view_policies), task.batch, task.head_features, device=device)
-        labels, key_views = torch.arange(task.batch, device=device), task.count_key_views()
+        labels, key_views = torch.arange(task.batch, device=device), task.key_count
 
         def work() -> Tensor:
             views = tuple(z.clone().requires_grad_())

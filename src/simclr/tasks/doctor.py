@@ -136,7 +136,7 @@ class Doctor:
             return
         loss = fabric.all_reduce(loss, reduce_op="mean").item()
         views = list(map(gather, outputs.z))
-        yield from checks.check_initial_loss(loss, views, task.temperature, task.count_key_views())
+        yield from checks.check_initial_loss(loss, views, task.temperature, task.key_count)
         seconds = yield from self._check_learning(fabric, parts, batch)
         yield from self._check_step(fabric, parts, batch, source, max(rates))
 
@@ -175,7 +175,7 @@ class Doctor:
         trained = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
         reached = dict.fromkeys(trained, False)
         n = len(batch.indices) * fabric.world_size
-        key_views = task.count_key_views()
+        key_views = task.key_count
         goal = checks.learning_goal(n, task.temperature, key_views)
         losses, times, finite, start = [], [], True, time.perf_counter()
         optimizer.zero_grad()

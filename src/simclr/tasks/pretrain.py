@@ -37,7 +37,7 @@ from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views, by_size, describe_sizes, view_policies
+from simclr.views import Views, by_size, count_key_views, describe_sizes, view_policies
 from simclr.views.preprocess import Preprocess
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
@@ -150,7 +150,9 @@ class Pretrain(StartsFromWeights, Training):
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
         self.settle_encoder()
         check_options(self.encoder, self.encoder_options)
-        _ = self.objective, self.count_key_views()  # which check the combination of their settings
+        if self.key_views == "largest" and self.negatives == "other":
+            raise SettingError("negatives", "both with key_views largest", "other")
+        _ = self.objective, self.key_count  # which check the combination of their settings
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -195,14 +197,10 @@ class Pretrain(StartsFromWeights, Training):
         """The augmentation policy of each view, the largest views first."""
         return view_policies(self.views, self.policies)
 
-    def count_key_views(self) -> int:
-        """Return the number of views that anchors are compared with, the first ones."""
-        groups = by_size(self.view_policies)
-        if self.key_views == "largest" and self.negatives == "other":
-            raise SettingError("negatives", "both with key_views largest", "other")
-        if self.key_views == "largest" and groups[0][0] < 2:
-            raise SettingError("key_views", "all unless two views or more have the largest size", "largest")
-        return groups[0][0] if self.key_views == "largest" else sum(count for count, _ in groups)
+    @property
+    def key_count(self) -> int:
+        """The number of views that anchors are compared with, the first ones."""
+        return count_key_views(self.view_policies, self.key_views)
 
     @property
     def folder(self) -> Path:
@@ -233,7 +231,8 @@ class Pretrain(StartsFromWeights, Training):
     def assemble(self, fabric: Fabric, source: Source) -> Parts:
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
-        size, *smaller = (size for _, size in by_size(self.view_policies))
+        policies, key_count = self.view_policies, self.key_count
+        size, *smaller = (size for _, size in by_size(policies))
         encoder = create_encoder(self.encoder, size, self.encoder_options)
         check_image_sizes(self.encoder, encoder, smaller)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
@@ -243,11 +242,10 @@ class Pretrain(StartsFromWeights, Training):
         optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
-        batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
+        batches = self.open_batches(fabric, source, policies, self.batch, self.decode)
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
-        key_views = self.count_key_views()
 
         def scaled_loss(z: Sequence[Tensor], labels: Tensor | None, keys: Keys) -> Tensor:
             return self.loss_scale * objective(z, labels, keys)
@@ -257,7 +255,7 @@ class Pretrain(StartsFromWeights, Training):
             name = (self.seed, batch.step, fabric.global_rank)
             micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
             views = [group.to(dtype) for group in batch.views]
-            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, key_views)
+            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, key_count)
             return loss / self.loss_scale, outputs
 
         depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
@@ -268,9 +266,8 @@ class Pretrain(StartsFromWeights, Training):
         of the first process."""
         z_a, z_b, *_ = outputs.z
         statistics = contrast_statistics(z_a, z_b, self.temperature)
-        key_views = self.count_key_views()
-        chance = self.objective.chance(len(z_a), key_views)  # 0 for a single image, which has no negatives
-        keys = Keys.of(outputs.z[:key_views])
+        chance = self.objective.chance(len(z_a), self.key_count)  # 0 for a single image, which has no negatives
+        keys = Keys.of(outputs.z[: self.key_count])
         relative = {"loss_over_chance": self.objective(outputs.z, keys=keys).item() / chance} if chance else {}
         return relative | {
             "contrastive_top1": statistics.top1.item(),
@@ -283,8 +280,7 @@ class Pretrain(StartsFromWeights, Training):
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
         local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
-        key_views = self.count_key_views()
-        chance = self.objective.chance(self.batch, key_views)
+        chance = self.objective.chance(self.batch, self.key_count)
         level = f"loss {self.loss}" if chance is None else f"chance level of the loss {chance:.3f}"
         left_out = source.split == "train" and not source.has_own_split
         return (
@@ -292,7 +288,7 @@ class Pretrain(StartsFromWeights, Training):
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
             f"{self.describe_schedule(steps, self.batch)}{local}; "
-            f"{self.objective.count_negatives(self.batch, key_views):,} negatives per anchor; {level}"
+            f"{self.objective.count_negatives(self.batch, self.key_count):,} negatives per anchor; {level}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:

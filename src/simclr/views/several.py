@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from simclr.errors import SettingError
 from simclr.views.policy import Views
@@ -27,13 +27,21 @@ def view_policies(views: Views, changes: Sequence[Mapping[str, Any]] = ()) -> tu
             raise SettingError("policies", allowed, min(unknown))
         if type(count) is not int or count < 1:
             raise SettingError("policies", "a list whose counts are whole numbers of at least 1", count)
-        policies += [replace(views, **settings)] * count
+        policies += [replace(views, **settings) if settings else views] * count
     if len(policies) < 2:
         raise SettingError("policies", "two views or more, since a loss compares views of an image", len(policies))
     sizes = [policy.size for policy in policies]
     if sizes != sorted(sizes, reverse=True):
         raise SettingError("policies", "in the order of their sizes, the largest first", sizes)
     return tuple(policies)
+
+
+def count_key_views(policies: Sequence[Views], which: Literal["all", "largest"]) -> int:
+    """Return the number of views that anchors are compared with, the first ones. Raises SettingError below two."""
+    count = by_size(policies)[0][0] if which == "largest" else len(policies)
+    if count < 2:
+        raise SettingError("key_views", "all unless two views or more have the largest size", which)
+    return count
 
 
 def describe_sizes(policies: Sequence[Views]) -> str:
