@@ -10,6 +10,7 @@ fault remains unnoticed or cannot be put in.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = Path(__file__).with_name("mutants")
 RESULTS = ROOT / "results" / "reliability" / "mutants.json"
 PROCESSES = 2
+KILLED = {"killed", "time-out"}
 BROKEN = 70  # exit code of a process whose tests could not be run
 PATIENCE = 180.0  # seconds of a process; a fault that makes its tests run longer is noticed by that
 # what the package and its tests import, so that no process spends its time on it
@@ -158,16 +161,40 @@ def run(mutants: Sequence[Mutant], original: Path) -> Iterator[dict[str, Any]]:
             shutil.rmtree(process.folder)
 
 
+def circumstances_of_run() -> dict[str, Any]:
+    """Return what the table says of how it was made, from a process of its own: the package must not be loaded here."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_circumstances).result()
+
+
+def _circumstances() -> dict[str, Any]:
+    from children import circumstances
+
+    return {name: value for name, value in circumstances(0).items() if name != "seed"}
+
+
+def write_table(rows: Sequence[dict[str, Any]], facts: dict[str, Any], minutes: float) -> None:
+    """Write the outcomes, each with the circumstances of its run; those of faults that did not run are kept."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": [], "faults": []}
+    runs = [*old["runs"], {**facts, "minutes": minutes, "faults": len(rows)}]
+    by_name = {row["name"]: row for row in old["faults"]} | {row["name"]: {**row, "run": len(runs)} for row in rows}
+    faults = [by_name[mutant.name] for mutant in read_mutants() if mutant.name in by_name]
+    used = sorted({row["run"] for row in faults})
+    content = {
+        "killed": sum(row["outcome"] in KILLED for row in faults), "faults": [
+            {**row, "run": used.index(row["run"]) + 1} for row in faults
+        ], "runs": [runs[number - 1] for number in used],
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def main(parts: Sequence[str]) -> int:
-    mutants = [
-        mutant
-        for mutant in read_mutants()
-        if not parts or any(part in f"{mutant.name} {mutant.file}" for part in parts)
-    ]
+    mutants = [m for m in read_mutants() if not parts or any(part in f"{m.name} {m.file}" for part in parts)]
     by_file: dict[str, set[str]] = {}
     for test in (test for mutant in mutants for test in mutant.tests):
         by_file.setdefault(test.partition("::")[0], set()).add(test)
     whole = [Mutant(name=f"no fault: {file}", tests=sorted(tests)) for file, tests in sorted(by_file.items())]
+    facts = circumstances_of_run()
     for name in LIBRARIES:
         __import__(name)
     start, rows, wrong = time.monotonic(), [], []
@@ -175,7 +202,7 @@ def main(parts: Sequence[str]) -> int:
         original = Path(top) / "original"
         shutil.copytree(ROOT / "src", original / "src")
         (original / "recipes").symlink_to(ROOT / "recipes")
-        for part, expected in ((whole, ("survived",)), (mutants, ("killed", "time-out"))):
+        for part, expected in ((whole, {"survived"}), (mutants, KILLED)):
             for row in run(part, original):
                 log = row.pop("log")
                 print(f"{row['name']:<70} {row['outcome']:<9} {row['cpu_seconds']:6.1f} s  {row['by']}", flush=True)
@@ -185,11 +212,7 @@ def main(parts: Sequence[str]) -> int:
                 rows += [row] if part is mutants else []
     minutes = round((time.monotonic() - start) / 60, 1)
     print(f"{len(rows)} faults, {minutes} minutes; not as they must be: {', '.join(wrong) or 'none'}")
-    if not parts:
-        from children import circumstances  # imports the package, which the tests import from their copies
-
-        content = {**circumstances(0), "minutes": minutes, "faults": len(rows), "wrong": wrong, "rows": rows}
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_table(rows, facts, minutes)
     return bool(wrong)
 
 
