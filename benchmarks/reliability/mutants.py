@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = Path(__file__).with_name("mutants")
 RESULTS = ROOT / "results" / "reliability" / "mutants.json"
-PROCESSES = 2
-KILLED = {"killed", "time-out"}
+PROCESSES, KILLED = 2, {"killed", "time-out"}
 BROKEN = 70  # exit code of a process whose tests could not be run
 PATIENCE = 180.0  # seconds of a process; a fault that makes its tests run longer is noticed by that
 # what the package and its tests import, so that no process spends its time on it
@@ -57,8 +57,6 @@ class Mutant:
 
     def apply(self, package: Path) -> None:
         """Put the fault into a copy of the package; raise ValueError unless its place is found once."""
-        if not self.file:
-            return
         path = package / self.file
         text = path.read_text(encoding="utf-8")
         if text.count(self.old) != 1 or self.old == self.new:
@@ -78,7 +76,8 @@ class Process:
     def __init__(self, mutant: Mutant, original: Path, folder: Path) -> None:
         """Fork the process; a mutant works on a copy of the folder `original`, in which the package as it is compiles
         itself. Compiled files of unchanged ones stay valid, since the times of the files are copied too."""
-        self.mutant, self.folder, self.start, self.cpu = mutant, folder, time.monotonic(), PATIENCE
+        self.mutant, self.folder, self.start = mutant, folder, time.monotonic()
+        self.killer, self.cpu = "", PATIENCE  # the test that failed first, and the time of its processors, seconds
         folder.mkdir()
         self.source = original / "src"
         if mutant.file:
@@ -112,7 +111,6 @@ class Process:
             code = BROKEN
         finally:
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(code)
 
     def poll(self) -> str | None:
@@ -125,13 +123,8 @@ class Process:
             os.waitpid(self.id, 0)
             return "time-out"
         code, self.cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
-        return "survived" if code == 0 else "killed" if code == 1 and self.killer else "broken"
-
-    @property
-    def killer(self) -> str:
-        """The test that failed first."""
-        path = self.folder / "first"
-        return path.read_text() if path.is_file() else ""
+        self.killer = (self.folder / "first").read_text() if code in (0, 1) else ""
+        return "survived" if code == 0 else "killed" if self.killer else "broken"
 
 
 class Failures:
@@ -155,46 +148,31 @@ def run(mutants: Sequence[Mutant], original: Path) -> Iterator[dict[str, Any]]:
             if (outcome := process.poll()) is None:
                 continue
             running.remove(process)
-            fault, log = process.mutant, (process.folder / "log").read_text(errors="replace")
-            row = {"name": fault.name, "traps": list(fault.traps), "file": fault.file, "outcome": outcome}
+            mutant, log = process.mutant, (process.folder / "log").read_text(errors="replace")
+            row = {"name": mutant.name, "traps": list(mutant.traps), "file": mutant.file, "outcome": outcome}
             yield {**row, "by": process.killer, "cpu_seconds": round(process.cpu, 1), "log": log}
             shutil.rmtree(process.folder)
 
 
-def circumstances_of_run() -> dict[str, Any]:
-    """Return what the table says of how it was made, from a process of its own: the package must not be loaded here."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        return pool.submit(_circumstances).result()
-
-
-def _circumstances() -> dict[str, Any]:
-    from children import circumstances
-
-    return {name: value for name, value in circumstances(0).items() if name != "seed"}
-
-
-def write_table(rows: Sequence[dict[str, Any]], facts: dict[str, Any], minutes: float) -> None:
-    """Write the outcomes, each with the circumstances of its run; those of faults that did not run are kept."""
-    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": [], "faults": []}
-    runs = [*old["runs"], {**facts, "minutes": minutes, "faults": len(rows)}]
-    by_name = {row["name"]: row for row in old["faults"]} | {row["name"]: {**row, "run": len(runs)} for row in rows}
-    faults = [by_name[mutant.name] for mutant in read_mutants() if mutant.name in by_name]
-    used = sorted({row["run"] for row in faults})
-    content = {
-        "killed": sum(row["outcome"] in KILLED for row in faults), "faults": [
-            {**row, "run": used.index(row["run"]) + 1} for row in faults
-        ], "runs": [runs[number - 1] for number in used],
-    }  # fmt: skip
+def write_table(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the outcomes of a run; one of some faults only replaces their rows."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    names, by_name = [m.name for m in read_mutants()], {row["name"]: row for row in [*old.get("faults", []), *rows]}
+    faults = [by_name[name] for name in names if name in by_name]
+    head = facts if len(rows) == len(names) else {**facts, **old}
+    content = {**head, "killed": sum(row["outcome"] in KILLED for row in faults), "faults": faults}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main(parts: Sequence[str]) -> int:
+    from children import circumstances
+
     mutants = [m for m in read_mutants() if not parts or any(part in f"{m.name} {m.file}" for part in parts)]
-    by_file: dict[str, set[str]] = {}
-    for test in (test for mutant in mutants for test in mutant.tests):
-        by_file.setdefault(test.partition("::")[0], set()).add(test)
-    whole = [Mutant(name=f"no fault: {file}", tests=sorted(tests)) for file, tests in sorted(by_file.items())]
-    facts = circumstances_of_run()
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    by_file = groupby(tests, key=lambda test: test.partition("::")[0])
+    whole = [Mutant(name=f"no fault: {file}", tests=list(tests)) for file, tests in by_file]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:  # the package must not be loaded here
+        facts = pool.submit(circumstances, 0).result()
     for name in LIBRARIES:
         __import__(name)
     start, rows, wrong = time.monotonic(), [], []
@@ -209,10 +187,10 @@ def main(parts: Sequence[str]) -> int:
                 if row["outcome"] not in expected:
                     wrong.append(row["name"])
                     print(log[-1500:] if row["outcome"] != "survived" else "", flush=True)
-                rows += [row] if part is mutants else []
-    minutes = round((time.monotonic() - start) / 60, 1)
-    print(f"{len(rows)} faults, {minutes} minutes; not as they must be: {', '.join(wrong) or 'none'}")
-    write_table(rows, facts, minutes)
+                rows += [{**row, "code": facts["code"]}] if part is mutants else []
+    facts["minutes"] = round((time.monotonic() - start) / 60, 1)
+    print(f"{len(rows)} faults, {facts['minutes']} minutes; not as they must be: {', '.join(wrong) or 'none'}")
+    write_table(rows, facts)
     return bool(wrong)
 
 
