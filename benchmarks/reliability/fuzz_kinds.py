@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save as safetensors_of
 from support import bundle, official
 
 from simclr.cli.parsing import parse
 from simclr.data import decode, open_source
 from simclr.models import Card, ProjectionHead, create_encoder, load_encoder, load_supervised, save_encoder
+from simclr.models.imports import Architecture, import_weights
 from simclr.models.official.convert import convert
 from simclr.models.official.crc32c import masked_crc32c
 from simclr.models.resnet import resnet
@@ -365,6 +367,40 @@ class Checkpoints(Kind):
         convert(path)
 
 
+class ForeignCheckpoints(Kind):
+    """Checkpoints of other toolkits: pickles in zip files, in torch's older format, and safetensors."""
+
+    def valid(self) -> list[tuple[str, bytes]]:
+        torch.manual_seed(0)
+        options = {"width": 0.125, "pad": "torchvision", "stem": "small"}
+        state = create_encoder("simclr_resnet10", 32, options).state_dict()
+        named = {"state_dict": {f"backbone.{name}": tensor for name, tensor in state.items()}}
+        plain = dict(named)
+        named |= {"callbacks": {"best": Path("a/b"), "rate": np.float64(0.1)}, "epoch": 3}
+        contents = []
+        for suffix, content, zipped in (("pth", state, True), ("ckpt", named, True), ("pt", plain, False)):
+            file = io.BytesIO()
+            torch.save(content, file, _use_new_zipfile_serialization=zipped)
+            contents.append((f"weights.{suffix}", file.getvalue()))
+        return [*contents, ("weights.safetensors", safetensors_of(state))]
+
+    def write(self, folder: Path, mutation: Mutation, rng: np.random.Generator) -> str:
+        name, content = self.contents[int(rng.integers(len(self.contents)))]
+        if not content.startswith(b"PK") or not rng.integers(3):
+            return super().write(folder, mutation, rng)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(folder / name, "w") as changed:
+            for member in archive.namelist():
+                value = archive.read(member)
+                changed.writestr(member, mutation(value, PICKLED) if member.endswith("data.pkl") else value)
+        return name
+
+    def read(self, path: Path) -> None:
+        import_weights(path, Architecture())
+
+
+PICKLED = b"cos\nsystem\n(S'mkdir planted'\ntR." * 3  # code for a pickle that executes what it contains
+
+
 def _is_block(content: bytes, start: int, end: int) -> bool:
     return False if end - start < 9 else content[end - 5] == 0 and struct.pack(
         "<I", masked_crc32c(np.frombuffer(content[start : end - 4], np.uint8))
@@ -374,4 +410,5 @@ def _is_block(content: bytes, start: int, end: int) -> bool:
 KINDS = {
     **dict.fromkeys(("jpeg", "png", "png16", "webp", "tiff"), Images), "recipe": Recipes, "safetensors": Weights,
     "card": Cards, "tar": Tars, "table": Tables, "npz": Arrays, "tensorflow": Checkpoints,
+    "checkpoint": ForeignCheckpoints,
 }  # fmt: skip

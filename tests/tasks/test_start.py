@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from support import own_network
 from support.evaluated import write_arrays, write_encoder
 
+from simclr.cli import main
 from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.errors import Error, RunError
@@ -187,10 +189,29 @@ def test_a_normalised_encoder_takes_images_in_0_to_1_everywhere(images, tmp_path
     result = Knn(run=Path("timm:test_resnet:weights.pth"), data=images, baselines=True)()
     assert [row["role"] for row in result["results"]] == ["baseline", "baseline", "model"]
     assert len(result["results"][-1]["weights"]) == 12
-    assert (tmp_path / "runs" / "timm-test_resnet" / "knn.json").is_file()
+    assert main(["report", "runs/timm-test_resnet"]) == 0
     tuned = FineTune(run=Path("timm:test_resnet:weights.pth"), data=images, steps=1, batch=8, machine=MACHINE)
     tuned()
     assert load(tmp_path / "runs" / "timm-test_resnet" / "finetune").card.encoder["options"]["mean"] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["linear"], ["transfer"], ["robustness", "--images", "8"], ["information", "--images", "16", "--epochs", "2"],
+        ["health", "--images", "16"], ["embed"], ["neighbours", "--among", "DATA"], ["export"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_every_measuring_command_takes_a_model_of_timm(words, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), "weights.pth")
+    Image.new("RGB", (16, 16)).save("query.png")
+    given = {"export": [], "neighbours": ["query.png"]}.get(words[0], [images])
+    words = [images if word == "DATA" else word for word in words]
+    assert main([words[0], "timm:test_resnet:weights.pth", *given, *words[1:]]) == 0
+    assert words[0] == "neighbours" or any(Path("runs/timm-test_resnet").iterdir())
 
 
 def test_code_of_the_users_own_is_trained_measured_and_started_from(images, tmp_path):

@@ -108,6 +108,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], list[str]]:
         raise error if isinstance(error, RunError) else RunError(path, "does not exist") from None
     except Exception as error:  # torch reads pickles: a file can raise nearly anything
         reason = " ".join(str(error).partition("WeightsUnpickler error:")[2].split() or str(error).split())[:200]
+        reason = reason.partition(" was not an allowed global")[0]
         problem = f"cannot be read as tensors and plain values, and nothing in it is executed ({reason})"
         raise RunError(path, problem, "Save its state dict alone: torch.save(model.state_dict(), FILE)") from None
     if not isinstance(content, Mapping):

@@ -41,6 +41,12 @@ class Start(NamedTuple):
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in (head.state_dict(), self.head)]
         return bool(self.head) and shapes[0] == shapes[1]
 
+    def describe(self, head: ProjectionHead) -> str:
+        """Return as text what starts from these weights."""
+        form = self.card.source.get("format", "run")
+        rest = "projection head" if self.fits(head) else "a new projection head"
+        return f"starts from {self.name} ({form}): encoder and {rest}; images {self.card.input}"
+
     def fill(self, encoder: nn.Module, head: ProjectionHead) -> None:
         """Load the weights into an encoder, and into a head of the same shape."""
         check_match(encoder.state_dict(), self.encoder, self.name)

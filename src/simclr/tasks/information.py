@@ -49,8 +49,9 @@ class Information:
     """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
     data: str
     """images; a source without a test split is divided by a hash of the file names"""
-    layers: tuple[str, ...] | Literal["all"] = ("h", "z")
-    """layers of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; all measures every layer"""
+    layers: tuple[str, ...] | Literal["all"] | None = None
+    """layers of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; all measures every layer
+    (default: h, and z if there is a head)"""
     images: int = setting(10_000, at_least=1)
     """maximum number of training images, chosen by a hash of the file name; half as many test images"""
     hidden: int = setting(512, at_least=1)
@@ -69,7 +70,8 @@ class Information:
 
     def __call__(self) -> dict[str, Any]:
         path, encoder = result_path(self), load(self.run)
-        names = layer_names(encoder.network, encoder.head) if self.layers == "all" else self.layers
+        available = layer_names(encoder.network, encoder.head)
+        names = available if self.layers == "all" else self.layers or tuple(n for n in ("h", "z") if n in available)
         networks = {name: read_layer(encoder.network, encoder.head, name).to(self.machine.kind) for name in names}
         train = sample(open_source(self.data, "train"), self.images)
         test = sample(open_source(self.data, "test"), max(1, self.images // 2))

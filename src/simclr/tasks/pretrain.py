@@ -167,8 +167,7 @@ class Pretrain(StartsFromWeights, Training):
         encoder, head = parts.model["encoder"], parts.model["head"]
         fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
         if self.start is not None:
-            rest = "projection head" if self.start.fits(head) else "a new projection head"
-            fabric.print(f"starts from {self.init}: encoder and {rest}")
+            fabric.print(self.start.describe(head))
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
             workers = self.machine.worker_processes
