@@ -160,6 +160,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run, images, tm
         (tmp_path / "part.pt", {}),
         (tmp_path / "missing.pt", {}),
         (tmp_path / "folder", {}),
+        (tmp_path / "run", {}),
         ("timm:test_resnet", {}),
         (f"timm:test_resnet:{tmp_path / 'missing.pth'}", {}),
         (f"timm:no_such_model:{tmp_path / 'part.pt'}", {}),

@@ -25,7 +25,6 @@ from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.encoder import check_image_sizes
 from simclr.models.head import EncoderWithHead
-from simclr.models.options import check_options
 from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
 from simclr.runs.recipe import plain
@@ -149,7 +148,6 @@ class Pretrain(StartsFromWeights, Training):
         if self.batch < 2:
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
         self.settle_encoder()
-        check_options(self.encoder, self.encoder_options)
         if self.key_views == "largest" and self.negatives == "other":
             raise SettingError("negatives", "both with key_views largest", "other")
         _ = self.objective, self.key_count  # which check the combination of their settings

@@ -4,10 +4,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simclr.errors import RunError
+from simclr.errors import RunError, SettingError
+from simclr.models.options import check_options
 from simclr.models.start import Start, open_start
 from simclr.runs.recipe import is_import_path, saved_recipe
-from simclr.runs.results import named_run
+from simclr.runs.results import named_run, weights_path
 from simclr.runs.run import Run
 
 DEFAULT = "simclr_resnet50"  # encoder of a run that starts from random weights
@@ -30,7 +31,12 @@ class StartsFromWeights:
     @cached_property
     def start(self) -> Start | None:
         """The weights to start from; None for random ones, and for a run that has begun and whose file is gone."""
-        if self.init is None or (not named_run(self.init).path.exists() and self._has_begun):
+        if self.init is None:
+            return None
+        path = named_run(self.init).path
+        if path.resolve() == self.folder.resolve():
+            raise SettingError("init", "another folder than that of the run", str(self.init))
+        if not (path.is_file() or weights_path(path).is_file()) and self._has_begun:
             return None
         return open_start(self.init, self.encoder, self.encoder_options)
 
@@ -45,6 +51,7 @@ class StartsFromWeights:
             name, options = recipe["encoder"], recipe["encoder_options"]
             if is_import_path(name) and name != self.encoder:
                 raise code_refused(self.folder / "recipe.yaml", name)
+        check_options(name, options)
         object.__setattr__(self, "encoder", name)
         object.__setattr__(self, "encoder_options", options)
 
