@@ -171,7 +171,7 @@ def test_a_step_compares_both_networks_on_the_same_views_and_weighs_the_labels(t
     parts = distilled.assemble(MACHINE.launch(), source, student, given, card.image_size, 40)
     (batch,) = parts.batches(range(1))
     loss, (scores, targets) = parts.backward(batch)
-    torch.testing.assert_close(targets, given(batch.views[0]))
+    torch.testing.assert_close(targets, given(batch.views[0][0]))
     labels = distilled.labels(source)[torch.from_numpy(batch.indices)]
     assert weight == 0 or 0 < (labels >= 0).sum() < 40
     expected = (1 - weight) * distillation(scores, targets, 2.0)
