@@ -33,6 +33,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
 
 
+@pytest.mark.slow
 def test_import_loads_nothing_outside_the_declared_dependencies():
     spoken = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT_EVERYTHING], capture_output=True, check=True)
     imported = set(json.loads(spoken.stdout))

@@ -66,6 +66,7 @@ def test_a_transparent_image_is_composited_in_strips(tmp_path):
     assert (pixels[::977, ::977] == np.array(one)[0, 0, :3]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
 def test_stretching_uses_the_percentiles_of_numpy(kind):
     rng = np.random.default_rng(0)
@@ -118,6 +119,7 @@ def test_an_image_that_is_a_pipe_is_unreadable(tmp_path):
     assert error.value.path == str(tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_a_range_of_tar_files_ends_at_the_first_that_is_missing(tmp_path):
     for numbers in ("{0..9999999999}", "{0..999999999}"):
         with pytest.raises(DataError):

@@ -35,6 +35,7 @@ def test_part(zips):
     return open_source(f"cifar10:{zips}", "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_zips_hold_the_official_arrays(zips, split):
     source = open_source(f"cifar10:{zips}", split)
@@ -116,6 +117,7 @@ class Harmful:
         return open, (self.path, "w")
 
 
+@pytest.mark.slow
 def test_a_pickle_cannot_run_code(tmp_path):
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Harmful(str(tmp_path / "written")), "labels": []}))
     with pytest.raises(DataError) as error:

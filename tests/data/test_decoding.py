@@ -179,6 +179,7 @@ assert all(np.array_equal(image, images[0]) for image in images)
 """
 
 
+@pytest.mark.slow
 def test_threads_leave_the_warning_filters_as_they_were(tmp_path):
     """In a process of its own: a thread that another test has left behind may be decoding in this one."""
     image = Image.fromarray(COLOURS).quantize(8)
@@ -329,6 +330,7 @@ except UnreadableImage as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "output"),
     [(None, "large.png True"), ("180000000", "(9000, 20000, 3)"), ("many", "SettingError: SIMCLR_MAX_PIXELS")],

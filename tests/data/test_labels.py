@@ -37,6 +37,7 @@ class Items:
         return PICTURES[i], self.label(i)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "labels", "classes"),
     [

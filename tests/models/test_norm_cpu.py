@@ -87,6 +87,7 @@ def part_of(rank, world):
     return {"loss": loss.detach(), "gradients": [p.grad for p in module.parameters()], "state": state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_compute_what_one_does_in_float32(world):
     whole, results = part_of(0, 1), in_processes(part_of, world=world)

@@ -59,34 +59,34 @@ ELSEWHERE = """
 import sys
 import numpy as np
 import torch
-program = torch.export.load(sys.argv[1]).module()
-x = torch.from_numpy(np.load(sys.argv[2]))
-with torch.no_grad():
-    np.save(sys.argv[3], program(x).numpy())
+for path in sys.argv[2:]:
+    program = torch.export.load(path).module()
+    with torch.no_grad():
+        np.save(path + ".npy", program(torch.from_numpy(np.load(sys.argv[1]))).numpy())
 assert not any(name.partition(".")[0] in ("simclr", "timm") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("layer", ["h", "head.1", "z", "block_group3", "scores"])
-def test_a_program_gives_every_layer_without_this_package(tmp_path, layer):
-    run = write_encoder(tmp_path / "run")
-    if layer == "scores":
-        data = write_arrays(tmp_path / "squares.npz")
-        FineTune(run=run, data=str(data), out=tmp_path / "tuned", steps=2, batch=8, machine=Machine(workers=0))()
-        run = tmp_path / "tuned"
-    out = tmp_path / "program.pt2"
-    Export(run=run, layer=layer, out=out)()
+def test_a_program_gives_every_layer_without_this_package(tmp_path):
+    run, data = write_encoder(tmp_path / "run"), write_arrays(tmp_path / "squares.npz")
+    tuned = tmp_path / "tuned"
+    FineTune(run=run, data=str(data), out=tuned, steps=2, batch=8, machine=Machine(workers=0))()
+    layers = {"h": run, "head.1": run, "z": run, "block_group3": run, "scores": tuned}
+    for layer, folder in layers.items():
+        Export(run=folder, layer=layer, out=tmp_path / f"{layer}.pt2")()
     x = torch.rand(5, 3, 16, 16)
     np.save(tmp_path / "x.npy", x.numpy())
-    words = [sys.executable, "-c", ELSEWHERE, *(str(tmp_path / name) for name in ("program.pt2", "x.npy", "y.npy"))]
-    subprocess.run(words, check=True, capture_output=True)
-    encoder = simclr.load(run)
-    network = load_classifier(run) if layer == "scores" else read_layer(encoder.network, encoder.head, layer)
-    with torch.no_grad():
-        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), network(x).numpy(), rtol=1e-4, atol=1e-5)
-    kept = {"card.json": ""}
-    torch.export.load(out, extra_files=kept)
-    assert Card.from_json(kept["card.json"]) == encoder.card
+    paths = [str(tmp_path / name) for name in ("x.npy", *(f"{layer}.pt2" for layer in layers))]
+    subprocess.run([sys.executable, "-c", ELSEWHERE, *paths], check=True, capture_output=True)
+    for layer, folder in layers.items():
+        encoder = simclr.load(folder)
+        network = load_classifier(folder) if layer == "scores" else read_layer(encoder.network, encoder.head, layer)
+        with torch.no_grad():
+            expected = network(x).numpy()
+        np.testing.assert_allclose(np.load(tmp_path / f"{layer}.pt2.npy"), expected, rtol=1e-4, atol=1e-5)
+        kept = {"card.json": ""}
+        torch.export.load(tmp_path / f"{layer}.pt2", extra_files=kept)
+        assert Card.from_json(kept["card.json"]) == encoder.card
 
 
 def test_onnx_gives_the_same_features_and_holds_the_card(tmp_path):

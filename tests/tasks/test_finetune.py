@@ -2,9 +2,6 @@
 once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.evaluated import fingerprint, write_arrays, write_encoder, write_folder
-from support.processes import COMPILED_CHEAPLY
+from support.processes import compile_cheaply, run_program, succeed
 
 from simclr.cli import main
 from simclr.cli.parsing import parse
@@ -48,11 +45,6 @@ def data(tmp_path_factory):
 def task(encoder, data, out, **settings):
     common = {"run": encoder, "data": str(data), "out": out, "machine": HERE}
     return FineTune(**{**common, "batch": 24, "steps": 3, **settings})
-
-
-def command(words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("freeze", FROZEN)
@@ -106,13 +98,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(encoder, data, tmp_path
 
 
 def test_two_processes_train_as_one_does(encoder, data, tmp_path):
-    for out, devices in (("one", "1"), ("two", "2")):
+    for out, processes in (("one", 1), ("two", 2)):
         words = [
             "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
-            "--lr", "1", "--freeze", "block_group1", "--machine.devices", devices, "--machine.precision", "64",
+            "--lr", "1", "--freeze", "block_group1", "--machine.precision", "64",
         ]  # fmt: skip
-        done = command(["-m", "simclr", *words])
-        assert done.returncode == 0, done.stderr
+        succeed(words, processes)
     for name in ("encoder", "supervised"):
         one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
         for key in one:
@@ -188,11 +179,12 @@ def test_the_batch_is_reduced_to_what_all_processes_can_share(encoder, data, tmp
 
 def test_a_compiled_network_under_autocast_trains_as_it_does_uncompiled(encoder, data, tmp_path):
     task(encoder, data, tmp_path / "plain", log_every=1, machine=Machine(workers=0, precision="bf16"))()
-    done = command([
-        "-c", COMPILED_CHEAPLY, "finetune", str(encoder), str(data), "--out", str(tmp_path / "compiled"),
-        "--batch", "24", "--steps", "3", "--log_every", "1", "--machine.precision", "bf16", "--machine.compile", "true",
-    ])  # fmt: skip
-    assert done.returncode == 0, done.stderr[-1000:]
+    words = [
+        "finetune", str(encoder), str(data), "--out", str(tmp_path / "compiled"), "--batch", "24", "--steps", "3",
+        "--log_every", "1", "--machine.precision", "bf16", "--machine.compile", "true",
+    ]  # fmt: skip
+    (program,) = run_program(words, before=compile_cheaply)
+    assert program.poll() == 0, program.stderr
     plain, compiled = ([line["loss"] for line in Run(tmp_path / name).metrics()] for name in ("plain", "compiled"))
     assert len(plain) == 3
     assert compiled == pytest.approx(plain, rel=1e-3)

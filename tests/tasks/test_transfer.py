@@ -1,13 +1,11 @@
 """Transfer to several data sets."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from support.evaluated import write_encoder
+from support.processes import succeed
 
 from simclr.errors import DataError
 from simclr.evaluation.protocol import open_labelled
@@ -48,14 +46,11 @@ def test_training_from_scratch_is_a_baseline(encoder, data, tmp_path):
 def test_two_processes_write_one_result(encoder, data, tmp_path):
     words = [
         "transfer", str(encoder), str(data), "--protocols", "[linear,finetune]", "--lrs", "[0.1]", "--decays", "[0.0]",
-        "--steps", "1", "--batch", "24", "--out", str(tmp_path / "out"), "--machine.devices", "2",
-        "--machine.workers", "0",
+        "--steps", "1", "--batch", "24", "--out", str(tmp_path / "out"), "--machine.workers", "0",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-m", "simclr", *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output = succeed(words, processes=2)
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["transfer.json"]
-    assert done.stdout.count("linear, L-BFGS") == 2  # top-1 and mean per-class accuracy
+    assert output.count("linear, L-BFGS") == 2  # top-1 and mean per-class accuracy
 
 
 def test_multilabel_images_are_measured_by_average_precision(encoder, tmp_path):

@@ -50,6 +50,7 @@ def streamed(folder):
     return list(batches_of(Streamed, folder, batch=20, seed=7, workers=0, max_bad=0.2)(range(4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (4, "fork"), (2, "spawn")])
 def test_batches_do_not_depend_on_the_workers(folder, streamed, workers, method):
     batches = batches_of(Streamed, folder, batch=20, seed=7, workers=workers, max_bad=0.2, start_method=method)
@@ -138,6 +139,7 @@ def test_the_global_generator_does_not_change(folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_crops_and_their_data_set_can_be_pickled(folder):
     copy = pickle.loads(pickle.dumps(CropDataset(folder, PAIR, BatchSampler(37, 20, 7))))
     mine, theirs = CropDataset(folder, PAIR, BatchSampler(37, 20, 7))[3, np.arange(8)], copy[3, np.arange(8)]
@@ -193,6 +195,7 @@ class Holes:
         return np.full((9, 9, 3), i % 256, np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_ends_past_the_allowed_fraction_of_unreadable_images(workers):
     source = open_source(Holes(set(range(1, 2000, 10))), "all")  # 10 %
@@ -235,6 +238,7 @@ def test_resident_views_are_those_of_the_library(even, even_pixels):
     assert batches.bad == {"04.png": "empty file"}
 
 
+@pytest.mark.slow
 def test_resident_and_streamed_take_the_same_images(even):
     resident = batches_of(Resident, even, batch=10, seed=5)
     streamed = batches_of(Streamed, even, batch=10, seed=5, workers=0)

@@ -59,6 +59,7 @@ def test_the_official_outputs_are_reproduced_from_every_form(form, shared, expec
             np.testing.assert_array_equal(from_torch(value), rule(key, tf_shape(value)))
 
 
+@pytest.mark.slow
 def test_nothing_is_written_when_the_outputs_differ(shared, expected, golden, tmp_path):
     wrong = golden("ckpt_small/expected.npz")["logits_sup"] + np.float32(0.01)
     cases = [
