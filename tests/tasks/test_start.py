@@ -136,11 +136,13 @@ def test_other_weights_under_the_same_name_are_refused(run, images, tmp_path, mo
     assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
 
 
-def test_a_start_that_is_gone_before_the_first_checkpoint_is_missed(run, images, tmp_path, monkeypatch):
-    interrupt(task(images, tmp_path / "run", run), monkeypatch)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_start_that_is_gone_is_missed_without_a_checkpoint(finished, run, images, tmp_path, monkeypatch):
+    begun = task(images, tmp_path / "run", run)
+    begun() if finished else interrupt(begun, monkeypatch)
     shutil.rmtree(run)
-    for name in ("last.pt", "previous.pt"):
-        (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "encoder.safetensors").unlink(missing_ok=True)  # lost, so that it must be computed again
     with pytest.raises(RunError) as refused:
         task(images, tmp_path / "run", run)()
     assert refused.value.path == str(run)
