@@ -43,7 +43,7 @@ class Program:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
         """Return the exit status; end the process and raise TimeoutExpired after `timeout` seconds."""
         self._process.join(timeout)
         if self.poll() is None:
@@ -84,7 +84,7 @@ def succeed(words: Sequence, processes: int = 1) -> str:
     return programs[0].stdout
 
 
-def wait_for(condition: Callable[[], bool], program: Program, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], program: Program, seconds: float = 300) -> None:
     """Wait until the condition holds, while the program runs."""
     end = time.monotonic() + seconds
     while not condition():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -145,6 +146,46 @@ def stopped(rank, world, folder):
 def test_no_process_leaves_before_the_checkpoint_is_written(tmp_path):
     assert in_processes(stopped, tmp_path) == [True, True]
     assert Run(tmp_path).bad == {"0.jpg": "broken", "1.jpg": "broken"}
+
+
+class Stalled(Batches):
+    """Batches of which the fourth never comes."""
+
+    def __call__(self, steps):
+        for step, batch in zip(steps, super().__call__(steps), strict=True):
+            if step == 3:
+                time.sleep(60)
+            yield batch
+
+
+def waiting(rank, world, folder):
+    """One of two processes that wait for data when the first is asked to stop."""
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    fabric = Machine(accelerator="cpu", devices=world).launch()
+    model = nn.Linear(1, 1, bias=False)
+    network, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+    steps = []
+
+    def backward(batch):
+        loss = network(batch.x).square().mean()
+        fabric.backward(loss)
+        steps.append(batch)
+        if rank == 0 and len(steps) == 3:
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        return loss.detach(), None
+
+    schedule = Schedule(steps=9, lr=lambda s: 0.1, seed=0, log_every=1)
+    run = Run.start(folder, Task(), writes=fabric.is_global_zero)
+    start = time.perf_counter()
+    with pytest.raises(Interrupted):
+        fit(run, fabric, Parts(model, optimizer, Stalled(), backward), schedule)
+    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"]
+    return saved if time.perf_counter() - start < 40 else -1
+
+
+def test_a_request_reaches_all_processes_that_wait_for_data(tmp_path):
+    assert in_processes(waiting, tmp_path) == [3, 3]
 
 
 @pytest.mark.parametrize("change", [{"storage": "streamed"}, {"processes": 2}])

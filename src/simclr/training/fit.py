@@ -15,7 +15,7 @@ from simclr.randomness import bits
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_lost_peer, is_same_on_all_ranks
 from simclr.training.progress import Progress
-from simclr.training.stopping import StopRequested, StopRequests
+from simclr.training.stopping import StopRequests
 
 Backward = Callable[[Any], tuple[Tensor, Any]]
 """Forward and backward pass of one step: leaves gradients, returns the loss and what `describe` reads."""
@@ -105,10 +105,8 @@ def _train(
     steps = range(start, schedule.steps)
     batches = iter(parts.batches(steps))
     for step in steps:
-        try:
-            with stop.waiting():
-                batch = recorder.clock.next(batches)
-        except StopRequested:
+        batch = stop.wait_for(lambda: recorder.clock.next(batches))
+        if stop.on_any_rank():
             recorder.save(parts, step)
             stop.leave(step, schedule.steps)
         loss, outputs = _train_step(fabric, parts, schedule, step, batch)
@@ -118,12 +116,9 @@ def _train(
             recorder.log(done, schedule.lr(step), loss, outputs)
         if schedule.evaluate_every and done % schedule.evaluate_every == 0 and not last:
             recorder.evaluate(done)
-        stopping = stop.on_any_rank() and not last
-        if last or stopping or done % schedule.save_every == 0:
+        if last or done % schedule.save_every == 0:
             recorder.save(parts, done)
         recorder.progress.advance()
-        if stopping:
-            stop.leave(done, schedule.steps)
 
 
 def _train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:

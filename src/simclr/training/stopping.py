@@ -1,12 +1,14 @@
 """Requests to stop: signals that end a run after a checkpoint."""
 
 import contextlib
+import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,17 +25,25 @@ SIGNALS = [
 PATIENCE = timedelta(seconds=30)  # for the other processes to leave
 
 
-class StopRequested(Exception):
+FORWARDED = getattr(signal, "SIGUSR1", signal.SIGTERM)  # not SIGINT, which ends a process when it arrives twice
+T = TypeVar("T")
+
+
+class _Requested(Exception):
     """A signal arrived while the process waited for data."""
 
 
 class StopRequests:
-    """Signals that ask a run to stop, agreed on by all processes after every step; a second SIGINT ends it at once."""
+    """Signals that ask a run to stop, agreed on by all processes before every step; a second SIGINT ends it at once.
+
+    A process that gets a signal passes it on to the others on its machine, which may be waiting for data, too.
+    """
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._requested = self._waiting = False
         self._before: dict[int, object] = {}
+        self._peers: list[int] = []
         # messages between CPUs, so that no step waits for a GPU
         needs_group = fabric.world_size > 1 and fabric.device.type != "cpu"
         self._group = dist.new_group(backend="gloo") if needs_group else None
@@ -41,6 +51,11 @@ class StopRequests:
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
+        if self._fabric.world_size > 1:
+            here = (socket.gethostname(), os.getpid())
+            everyone: list = [None] * self._fabric.world_size
+            dist.all_gather_object(everyone, here, group=self._group)
+            self._peers = [pid for host, pid in everyone if host == here[0] and pid != here[1]]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -50,19 +65,24 @@ class StopRequests:
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._requested = True
+        if not self._requested:
+            self._requested = True
+            for pid in self._peers:
+                with contextlib.suppress(OSError):  # it has ended
+                    os.kill(pid, FORWARDED)
         if self._waiting:
             self._waiting = False
-            raise StopRequested
+            raise _Requested
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Raise StopRequested as soon as a request arrives in this block, which waits for data."""
-        if self._requested and self._fabric.world_size == 1:
-            raise StopRequested
-        self._waiting = True
+    def wait_for(self, produce: Callable[[], T]) -> T | None:
+        """Return `produce()`, which waits for data; return None as soon as a request arrives."""
         try:
-            yield
+            self._waiting = True
+            if self._requested:
+                return None
+            return produce()
+        except _Requested:
+            return None
         finally:
             self._waiting = False
 
