@@ -1,5 +1,7 @@
 """Hold-outs and subsets: stratified, of exact size, and functions of the names alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -142,3 +144,21 @@ def test_images_are_split_off_without_an_overlap(source):
 def test_single_labels_stay_as_they_are(source):
     assert class_names(source) == ["a", "b", "c"]
     assert targets(source) is source.labels
+
+
+def test_a_hold_out_of_groups_depends_on_names_alone(source):
+    grouped = dataclasses.replace(source, groups=np.arange(len(source)) // 2)
+    order = np.random.default_rng(1).permutation(len(source))
+    for seed in (None, 0):
+        mask = holdout_mask(grouped, 0.3, seed)
+        other = grouped.select(order, "all")
+        other = dataclasses.replace(other, groups=len(source) - other.groups)  # numbered in the other direction
+        assert np.array_equal(holdout_mask(other, 0.3, seed), mask[order])
+
+
+def test_every_class_keeps_an_image_however_many_are_held_out(source):
+    few = source.select(np.flatnonzero((source.labels == 0) | (np.arange(len(source)) % 31 == 19)), "all")
+    for size in (0.5, 0.9, 1.0):
+        mask = holdout_mask(few, size)
+        assert present_classes(few.select(np.flatnonzero(~mask), "all")) == present_classes(few)
+        assert mask.sum() <= len(few) - len(present_classes(few))
