@@ -182,6 +182,18 @@ def test_a_list_needs_no_brackets(capsys):
         assert (settings["protocols"], settings["data"]) == (expected, ["a", "b"])
 
 
+def test_policies_of_views_are_short_on_a_command_line_and_a_list_in_a_recipe(tmp_path):
+    recipe = tmp_path / "crops.yaml"
+    recipe.write_text("policies:\n  - {count: 2}\n  - {size: 96, crop_area: [0.1, 0.4]}\n")
+    words = "{count: 2}, {size: 96, crop_area: [0.1, 0.4]}"
+    found = [
+        parse(simclr.Pretrain, "pretrain", ("data",), ["x", "--views.blur", "0", *more]).view_policies
+        for more in (["--policies", words], ["--policies", f"[{words}]"], ["--config", str(recipe)])
+    ]
+    small = simclr.Views(size=96, blur=0.0, crop_area=(0.1, 0.4))
+    assert found == [(*[simclr.Views(size=224, blur=0.0)] * 2, small)] * 3
+
+
 def test_a_default_warm_up_fits_a_short_run(capsys):
     settings_of(capsys, "pretrain", "sample", "--epochs", "3")
 
