@@ -159,3 +159,10 @@ def test_arrays_of_objects_run_no_code(tmp_path):
     with pytest.raises(DataError):
         open_source(tmp_path / "a.npz", "all")
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_test_split_of_a_table_has_precedence_over_validation(folder):
+    table = write(folder, "path,split\n0.png,train\n1.png,val\n2.png,test\n3.png,train\n")
+    for split, names in (("train", ["0.png", "3.png"]), ("test", ["2.png"])):
+        source = open_source(table, split)
+        assert [source.path(i) for i in range(len(source))] == names
