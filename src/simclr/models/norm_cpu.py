@@ -19,6 +19,7 @@ from simclr.views.cpu_compile import contracted, spread_loops
 WIDTH = 256  # maximum of numbers in a row that holds several positions
 BLOCK = 64  # rows that are added up in float32
 PIECE = 1 << 16  # numbers in a piece of work: sums of pieces are added in their order, whichever thread computes them
+THREADS = vars(numba.config)["NUMBA_NUM_THREADS"]  # the maximum, fixed when numba is loaded
 PARALLEL = 4  # minimum of pieces that are spread over threads
 
 Sums = Float[np.ndarray, "2 c"]
@@ -98,7 +99,7 @@ def _as_rows(tensors: Sequence[Tensor]) -> tuple[int, *tuple[Float[np.ndarray, "
     positions = 1
     while 2 * positions * channels <= WIDTH and count % (2 * positions) == 0:
         positions *= 2
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(torch.get_num_threads(), THREADS))
     rows = (x.detach().permute(0, 2, 3, 1).reshape(-1, positions * channels).numpy() for x in tensors)
     return positions, *rows
 

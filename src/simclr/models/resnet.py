@@ -255,8 +255,8 @@ def resnet(
     """
     if depth not in DEPTHS:
         raise SettingError("depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
-    if round(64 * width) < 1:
-        raise SettingError("width", "at least 1/64, which leaves one channel", width)
+    if round(64 * width) < 8:  # torch 2.14 crashes on a CPU in the backward pass of a strided convolution of 4 channels
+        raise SettingError("width", "at least 1/8, which is 8 channels", width)
     if sk_ratio < 0 or se_ratio < 0:
         name, ratio = ("sk_ratio", sk_ratio) if sk_ratio < 0 else ("se_ratio", se_ratio)
         raise SettingError(name, "at least 0", ratio)
