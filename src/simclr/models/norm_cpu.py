@@ -47,7 +47,7 @@ def moments(x: Float[Tensor, "b c h w"]) -> Sums:
 
 def normalise(x: Float[Tensor, "b c h w"], mean: Vector, scale: Vector, shift: Vector) -> Float[Tensor, "b c h w"]:
     """Return (x - mean) * scale + shift."""
-    y = torch.empty_like(x)
+    y = _empty_like(x)
     _map_rows((_normalise, _normalise_pieces), (x, y), (mean, scale, shift))
     return y
 
@@ -62,9 +62,16 @@ def input_gradient(
     gradient: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"], mean: Vector, factors: Float[np.ndarray, "3 c"]
 ) -> Float[Tensor, "b c h w"]:
     """Return factors[0] * gradient - factors[1] - factors[2] * (x - mean)."""
-    dx = torch.empty_like(x)
+    dx = _empty_like(x)
     _map_rows((_input_gradient, _input_gradient_pieces), (gradient, x, dx), (mean, *factors))
     return dx
+
+
+def _empty_like(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Return memory for a tensor of the same layout. numpy asks for huge pages; getting ordinary ones takes most of the
+    time of a large tensor."""
+    memory = torch.from_numpy(np.empty(x.numel(), np.float32)).untyped_storage()
+    return torch.empty(0).set_(memory, 0, x.shape, x.stride())  # no view, so that it may be changed in place
 
 
 def _sum_rows(kernels: tuple[Callable, Callable], tensors: Sequence[Tensor], about: Vector) -> Sums:
