@@ -168,8 +168,7 @@ class Pretrain(StartsFromWeights, Training):
             fabric.print(self.start.describe(head))
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
-            workers = self.machine.worker_processes
-            policy = self.view_policies[0]
+            workers, policy = self.machine.worker_processes, self.view_policies[0]
             knn_check = KnnCheck.of(source, Preprocess(policy.size), workers)
             health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
 
@@ -228,8 +227,7 @@ class Pretrain(StartsFromWeights, Training):
     def assemble(self, fabric: Fabric, source: Source) -> Parts:
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
-        policies, key_count = self.view_policies, self.key_count
-        size, *smaller = (size for _, size in by_size(policies))
+        size, *smaller = (size for _, size in by_size(self.view_policies))
         encoder = create_encoder(self.encoder, size, self.encoder_options)
         check_image_sizes(self.encoder, encoder, smaller)
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
@@ -239,7 +237,7 @@ class Pretrain(StartsFromWeights, Training):
         optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
-        batches = self.open_batches(fabric, source, policies, self.batch, self.decode)
+        batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
@@ -252,7 +250,7 @@ class Pretrain(StartsFromWeights, Training):
             name = (self.seed, batch.step, fabric.global_rank)
             micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
             views = [group.to(dtype) for group in batch.views]
-            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, key_count)
+            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, self.key_count)
             return loss / self.loss_scale, outputs
 
         depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
