@@ -167,8 +167,9 @@ def loader(
         worker_init_fn=_ignore_signals_of_others,
         **options,
     )
+    iterator = iter(loaded)
     try:
-        for item in loaded:
+        for item in iterator:
             yield _replace(item, _Sent, lambda sent: torch.from_numpy(sent.array)) if workers else item
     except RuntimeError as error:
         text = str(error)
@@ -179,6 +180,9 @@ def loader(
             problem = f"a worker process ended unexpectedly ({' '.join(text.split())})"
             raise DataError("workers", problem, "Often memory is short; try fewer --workers") from None
         raise
+    finally:
+        for worker in getattr(iterator, "_workers", ()):  # torch would wait five seconds for each one that is busy
+            worker.terminate()
 
 
 class _Sent(NamedTuple):
