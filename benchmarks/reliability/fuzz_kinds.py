@@ -1,5 +1,6 @@
 """Kinds of files for `fuzz`: how each is written, mutated and read."""
 
+import functools
 import io
 import json
 import struct
@@ -353,11 +354,10 @@ class Checkpoints(Kind):
 
     def repaired(self, content: bytes) -> bytes:
         """Return an index with right checksums of its blocks, where their places have not moved."""
-        for original in self.files.values():
-            if len(original) == len(content) and original[-8:] == content[-8:]:
+        for name, original in self.files.items():
+            if name.endswith(".index") and len(original) == len(content) and original[-8:] == content[-8:]:
                 data, at = bytearray(content), 0
-                ends = [end for end in range(5, len(original) - 47) if _is_block(original, at, end)]
-                for end in ends[:1000]:
+                for end in _block_ends(original):
                     data[end - 4 : end] = struct.pack("<I", masked_crc32c(np.frombuffer(data[at : end - 4], np.uint8)))
                     at = end
                 return bytes(data)
@@ -401,10 +401,20 @@ class ForeignCheckpoints(Kind):
 PICKLED = b"cos\nsystem\n(S'mkdir planted'\ntR." * 3  # code for a pickle that executes what it contains
 
 
-def _is_block(content: bytes, start: int, end: int) -> bool:
-    return False if end - start < 9 else content[end - 5] == 0 and struct.pack(
-        "<I", masked_crc32c(np.frombuffer(content[start : end - 4], np.uint8))
-    ) == content[end - 4 : end]  # fmt: skip
+@functools.cache
+def _block_ends(content: bytes) -> list[int]:
+    """Return where the blocks of an index end, with their checksums."""
+    ends, at = [], 0
+    for end in range(9, len(content) - 47):
+        block = np.frombuffer(content[at : end - 4], np.uint8)
+        if (
+            end - at >= 9
+            and content[end - 5] == 0
+            and struct.pack("<I", masked_crc32c(block)) == content[end - 4 : end]
+        ):
+            ends.append(end)
+            at = end
+    return ends
 
 
 KINDS = {
