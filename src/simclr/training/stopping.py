@@ -77,14 +77,13 @@ class StopRequests:
     def wait_for(self, produce: Callable[[], T]) -> T | None:
         """Return `produce()`, which waits for data; return None as soon as a request arrives."""
         try:
-            self._waiting = True
-            if self._requested:
-                return None
-            return produce()
-        except _Requested:
+            try:
+                self._waiting = True
+                return None if self._requested else produce()
+            finally:
+                self._waiting = False
+        except _Requested:  # raised in `produce`, or just after it
             return None
-        finally:
-            self._waiting = False
 
     def on_any_rank(self) -> bool:
         """Return True on every process as soon as one was asked to stop, so that none waits for another for ever."""
