@@ -317,13 +317,14 @@ class Shapes:
         return self.images[i], int(self.labels[i])
 
 
-def test_pretraining_learns_to_ignore_colour_and_position(tmp_path):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pretraining_learns_to_ignore_colour_and_position(tmp_path, seed):
     from simclr import load
 
-    train, test = Shapes(1024, 0), Shapes(400, 100)
+    train, test = Shapes(1024, seed), Shapes(400, seed + 100)
     task = small(
         data=train, out=tmp_path / "run", views=Views(size=16, blur=0.0, crop_area=(0.6, 1.0), grey=0.5),
-        encoder_options={"width": 0.25}, temperature=0.5, lr=4.0, epochs=18, warmup_epochs=1, knn_every=0,
+        encoder_options={"width": 0.25}, temperature=0.5, lr=8.0, epochs=18, warmup_epochs=1, knn_every=0, seed=seed,
     )  # fmt: skip
     task()
     encoder = load(tmp_path / "run")
@@ -336,8 +337,7 @@ def test_pretraining_learns_to_ignore_colour_and_position(tmp_path):
         return accuracy(votes, torch.from_numpy(test.labels))
 
     trained, untrained = knn(encoder.network), knn(fresh)
-    # seeds differ: 41 to 54 % in float64, 23 % untrained
-    assert trained >= untrained + 0.12, f"{untrained:.1%} untrained, {trained:.1%} trained"
+    assert trained >= untrained + 0.25, f"{untrained:.1%} untrained, {trained:.1%} trained"
 
 
 def test_a_timm_encoder_by_name(folder, tmp_path):
