@@ -105,6 +105,16 @@ def test_labels_that_tell_nothing_give_chance_and_labels_that_do_give_more(encod
     assert something["value"] > 0.6
 
 
+@pytest.mark.parametrize("name", ["knn", "lbfgs", "sgd", "bank"])
+def test_a_classifier_knows_the_training_images_alone(encoder, data, tmp_path, name):
+    """Test labels that are all wrong are missed by what was fitted on right ones."""
+    arrays = dict(np.load(data))
+    arrays["test_labels"] = (arrays["test_labels"] + 1) % CLASSES
+    np.savez(wrong := tmp_path / "wrong.npz", **arrays)
+    (result,) = tasks(encoder, wrong, tmp_path)[name]()["results"]
+    assert result["value"] < 1 / CLASSES
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["knn", "lbfgs", "sgd", "bank", "robustness", "information", "transfer"])
 def test_a_gpu_finds_what_the_cpu_finds(encoder, data, tmp_path, name):

@@ -81,7 +81,7 @@ def _sum_rows(kernels: tuple[Callable, Callable], tensors: Sequence[Tensor], abo
     step = max(1, PIECE // width)
     sums = np.zeros((-(-n // step), 2, width))
     vector = np.tile(about.astype(np.float32), positions)
-    if len(sums) < PARALLEL:
+    if len(sums) < PARALLEL or not _use_threads():
         for piece, total in enumerate(sums):
             kernels[0](*(array[piece * step : (piece + 1) * step] for array in arrays), vector, total)
     else:
@@ -93,10 +93,19 @@ def _map_rows(kernels: tuple[Callable, Callable], tensors: Sequence[Tensor], vec
     """Compute the last tensor from the others, by a kernel for one piece or one for all."""
     positions, *arrays = _as_rows(tensors)
     matrix = np.tile(np.stack(vectors).astype(np.float32), positions)
-    if arrays[0].size < PARALLEL * PIECE:
+    if arrays[0].size < PARALLEL * PIECE or not _use_threads():
         kernels[0](*arrays, matrix)
     else:
         kernels[1](*arrays, matrix, max(1, PIECE // arrays[0].shape[1]))
+
+
+def _use_threads() -> bool:
+    """Give numba as many threads as torch has; return whether there is more than one. A parallel kernel wakes all of
+    numba's threads even if it may use only one, which takes many times the work itself on a busy machine."""
+    threads = min(torch.get_num_threads(), THREADS)
+    if threads > 1:
+        numba.set_num_threads(threads)
+    return threads > 1
 
 
 def _as_rows(tensors: Sequence[Tensor]) -> tuple[int, *tuple[Float[np.ndarray, "n w"], ...]]:
@@ -106,7 +115,6 @@ def _as_rows(tensors: Sequence[Tensor]) -> tuple[int, *tuple[Float[np.ndarray, "
     positions = 1
     while 2 * positions * channels <= WIDTH and count % (2 * positions) == 0:
         positions *= 2
-    numba.set_num_threads(min(torch.get_num_threads(), THREADS))
     rows = (x.detach().permute(0, 2, 3, 1).reshape(-1, positions * channels).numpy() for x in tensors)
     return positions, *rows
 
