@@ -26,6 +26,7 @@ SETTINGS = {
     "nt_logistic": {"semi_hard": True},
     "margin_triplet": {"negatives": "other", "margin": 0.4},
     "dcl": {"normalize": False, "temperature": 10.0},
+    "sogclr": {"gamma": 0.5},
     "supcon": {},
 }
 
@@ -142,6 +143,8 @@ def _end(task) -> Path:
         ({"loss": "margin_triplet", "semi_hard": True, "margin": 0.0}, "semi_hard"),
         ({"margin": -0.1}, "margin"),
         ({"loss": "supcon", "negatives": "other"}, "negatives"),
+        ({"loss": "sogclr", "negatives": "other"}, "negatives"),
+        ({"gamma": 0.0}, "gamma"),
         ({"temperature": 0.0}, "temperature"),
     ],
 )

@@ -12,6 +12,7 @@ whole batch.
 
 from simclr.losses.alternatives import dcl, margin_triplet, nt_logistic
 from simclr.losses.distillation import distillation
+from simclr.losses.global_contrast import sogclr
 from simclr.losses.nt_xent import nt_xent
 from simclr.losses.objective import Objective
 from simclr.losses.similarity import Keys, similarities, unit_rows
@@ -30,6 +31,7 @@ __all__ = [
     "nt_xent",
     "official_contrast_statistics",
     "similarities",
+    "sogclr",
     "supcon",
     "unit_rows",
 ]

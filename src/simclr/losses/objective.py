@@ -10,12 +10,13 @@ from torch import Tensor
 
 from simclr.errors import SettingError
 from simclr.losses.alternatives import dcl, margin_triplet, nt_logistic
+from simclr.losses.global_contrast import sogclr
 from simclr.losses.nt_xent import nt_xent
 from simclr.losses.similarity import Keys, Negatives
 from simclr.losses.supervised import supcon
 from simclr.settings import check_settings, setting
 
-Loss = Literal["nt_xent", "nt_logistic", "margin_triplet", "dcl", "supcon"]
+Loss = Literal["nt_xent", "nt_logistic", "margin_triplet", "dcl", "sogclr", "supcon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Objective:
 
     loss: Loss = "nt_xent"
     temperature: float = setting(0.1, above=0)
+    gamma: float = setting(0.9, above=0, at_most=1)
     margin: float = setting(0.8, at_least=0)
     semi_hard: bool = False
     normalize: bool = True
@@ -40,18 +42,23 @@ class Objective:
             )
         if self.negatives == "other" and self.loss == "supcon":
             raise SettingError("negatives", "both with loss supcon, whose positives are in both views", "other")
+        if self.negatives == "other" and self.loss == "sogclr":
+            raise SettingError("negatives", "both with loss sogclr, whose averages are over all views", "other")
 
     def __call__(
         self,
         views: Sequence[Float[Tensor, "n d"]],
         labels: Int64[Tensor, " n"] | None = None,
         keys: Keys | None = None,
+        averages: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss of two or more views of n images; `labels` are needed by supcon alone."""
+        """Return the loss of two or more views of n images; `labels` are for supcon alone, `averages` for sogclr."""
         z_a, z_b, *more = views
         settings: dict[str, Any] = {"normalize": self.normalize, "keys": keys, "more": more}
         if self.loss == "supcon":
             return supcon(z_a, z_b, labels, self.temperature, **settings)
+        if self.loss == "sogclr":
+            return sogclr(z_a, z_b, self.temperature, averages=averages, gamma=self.gamma, **settings)
         settings |= {"negatives": self.negatives}
         match self.loss:
             case "nt_xent":

@@ -148,7 +148,9 @@ class RunRecord:
 
     @property
     def chance(self) -> float | None:
-        """NT-Xent at chance level, nats; None for runs with another loss."""
+        """NT-Xent at chance level, nats; None for runs with another loss, a queue or a changing temperature."""
+        if self.recipe.get("queue") or self.recipe.get("temperature_min") is not None:
+            return None
         if self.kind != "pretrain" or (self.batch or 0) < 2 or self.recipe.get("loss", "nt_xent") != "nt_xent":
             return None
         return self._objective.chance(self.batch, self.key_views)

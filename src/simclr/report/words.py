@@ -26,6 +26,7 @@ TERMS = {
     "contrastive_top1": Term("contrastive top-1", "%", "fraction of anchors whose nearest candidate is their positive"),
     "loss": Term("loss", "nats", "mean over the anchors of a batch"),
     "loss_over_chance": Term("loss ÷ chance", "", "on the first process's part of the batch"),
+    "temperature": Term("temperature", "", "of the loss, as applied"),
     "lr": Term("learning rate", "", "as applied"),
     "positive_cosine": Term("positive cosine", "", "cosine of the two views of an image"),
     "negative_cosine": Term("negative cosine", "", "cosine of views of different images"),

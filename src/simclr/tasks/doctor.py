@@ -153,7 +153,8 @@ class Doctor:
         """Return the task with NT-Xent and another batch, which its micro-batches still divide."""
         task = self.pretrain
         micro = math.gcd(task.micro_batch, batch // world) if task.micro_batch else 0
-        plain = {"loss": "nt_xent", "normalize": True, "negatives": "both", "semi_hard": False}
+        plain = {"loss": "nt_xent", "normalize": True, "negatives": "both", "semi_hard": False, "queue": 0}
+        plain |= {"temperature_min": None}
         return replace(task, batch=batch, micro_batch=micro, machine=machine, **plain)
 
     def _check_views(self, source: Source, batch: Any, after: Any) -> Iterator[Finding]:
@@ -202,16 +203,17 @@ class Doctor:
     def _check_step(self, fabric: Fabric, parts: Parts, batch: Any, source: Source, peak: float) -> Iterator[Finding]:
         """Check one step of the run's own optimizer at its maximum learning rate, and that processes agree after it."""
         parts.backward(batch)
-        before = [p.detach().clone() for p in parts.model.parameters()]
+        trained = [p for p in parts.model.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in trained]
         for group in parts.optimizer.param_groups:
             group["lr"] = peak
         parts.optimizer.step()
         parts.optimizer.zero_grad()
-        pairs = zip(before, parts.model.parameters(), strict=True)
+        pairs = zip(before, trained, strict=True)
         changes = [((p.detach() - b).norm() / b.norm().clamp_min(1e-12)).item() for b, p in pairs if b.ndim > 1]
         yield checks.check_step_size(float(np.median(changes)), peak)
         if fabric.world_size > 1:
-            lengths = torch.stack([p.detach().float().norm() for p in parts.model.parameters()])
+            lengths = torch.stack([p.detach().float().norm() for p in trained])
             images = torch.tensor(int(source.fingerprint[:12], 16), device=fabric.device)
             yield checks.check_processes(gather(lengths[None]), gather(images[None]))
 

@@ -1,7 +1,7 @@
 """Pretraining without labels: SimCLR."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -16,9 +16,8 @@ from simclr.data.specs import labels_for, open_for_pretraining
 from simclr.data.splits import split_off
 from simclr.errors import SettingError
 from simclr.evaluation.health import HealthCheck
-from simclr.evaluation.metrics import embedding_std, rankme
 from simclr.evaluation.online import KnnCheck
-from simclr.losses import Keys, Objective, contrast_statistics
+from simclr.losses import Keys
 from simclr.losses.objective import Loss
 from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead, create_encoder
@@ -29,6 +28,7 @@ from simclr.models.weights import save_encoder
 from simclr.optim import parameter_groups
 from simclr.runs.recipe import plain
 from simclr.settings import setting
+from simclr.tasks.contrast import Contrast
 from simclr.tasks.start import StartsFromWeights
 from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
 from simclr.training.batches import Batch
@@ -36,10 +36,8 @@ from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views, by_size, count_key_views, describe_sizes, view_policies
+from simclr.views import Views, by_size, describe_sizes
 from simclr.views.preprocess import Preprocess
-
-RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
 class Outputs(NamedTuple):
@@ -48,6 +46,8 @@ class Outputs(NamedTuple):
     h: Float[Tensor, "rows d"]
     z: tuple[Float[Tensor, "b k"], ...]
     """embeddings of each view"""
+    temperature: float | None = None
+    """temperature of the step"""
 
 
 def simclr_step(
@@ -58,14 +58,17 @@ def simclr_step(
     labels: Int64[Tensor, " b"] | None = None,
     micro: MicroBatches | None = None,
     key_views: int | None = None,
+    keys: Keys | None = None,
 ) -> tuple[Float[Tensor, ""], Outputs]:
     """SimCLR: embed two views or more of each image and backpropagate the contrastive loss among the views of all
-    processes. `views` has those of one size together; the first `key_views` are what anchors are compared with."""
+    processes. `views` has those of one size together; the first `key_views` are what anchors are compared with, unless
+    there are other `keys`."""
 
     def loss_of(*z: Tensor) -> Tensor:
+        if keys is not None:
+            return objective(z, labels, keys)
         key_labels = None if labels is None else gather(labels)
-        keys = Keys.of(map(gather, z[:key_views]), fabric.global_rank * len(z[0]), key_labels)
-        return objective(z, labels, keys)
+        return objective(z, labels, Keys.of(map(gather, z[:key_views]), fabric.global_rank * len(z[0]), key_labels))
 
     count = sum(map(len, views))  # two as a rule: h (2b, d), z (2b, k), all first views before all second ones
     if micro is None:
@@ -78,7 +81,7 @@ def simclr_step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(StartsFromWeights, Training):
+class Pretrain(Contrast, StartsFromWeights, Training):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
     On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`; a
@@ -110,9 +113,17 @@ class Pretrain(StartsFromWeights, Training):
     """dimension of the embedding z"""
     loss: Loss = "nt_xent"
     """contrastive loss: nt_xent (SimCLR), nt_logistic and margin_triplet (v1, section 5.1), dcl (decoupled, without the
-    positive in the denominator) or supcon (Khosla et al., learns from labels)"""
+    positive in the denominator), sogclr (dcl with a moving average of each image's denominator, for small batches) or
+    supcon (Khosla et al., learns from labels)"""
     temperature: float = setting(0.1, above=0)
     """temperature of the contrastive loss (paper: 0.1 on ImageNet, 0.5 on CIFAR-10); not used by margin_triplet"""
+    temperature_min: float | None = setting(None, above=0)
+    """minimum of a temperature that oscillates, from `temperature` by a cosine (Kukleva et al. 2023, for classes of
+    unequal size: from 1 to 0.1; default: constant)"""
+    temperature_period: float | int | None = setting(None, above=0)
+    """number of epochs of an oscillation of the temperature (default: a fifth of `epochs`)"""
+    gamma: float = setting(0.9, above=0, at_most=1)
+    """weight of the batch in the moving averages of sogclr (authors' code: 0.9; 1: the batch alone, as dcl)"""
     margin: float = setting(0.8, at_least=0)
     """margin of margin_triplet, by which the positive must be nearer than a negative (paper: 0, 0.4, 0.8 or 1.6)"""
     semi_hard: bool = False
@@ -125,6 +136,12 @@ class Pretrain(StartsFromWeights, Training):
     comparison of losses (App. B.10)"""
     loss_scale: float = setting(1.0, above=0)
     """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
+    ema: float = setting(0.0, at_least=0, below=1)
+    """decay of a moving average of the weights of encoder and head, which is then what is evaluated and saved as the
+    encoder (0.999 as a rule); 0 for none"""
+    queue: int = setting(0, at_least=0)
+    """number of images of past batches whose keys are further negatives, a multiple of `batch`; all keys then come from
+    the averaged weights (SimCLRv2's memory, MoCo); 0 for none"""
     micro_batch: int = setting(0, at_least=0)
     """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
     forward passes; 0 for all at once"""
@@ -145,12 +162,8 @@ class Pretrain(StartsFromWeights, Training):
         super().__post_init__()
         if self.epochs is None:
             raise SettingError("epochs", "above 0", None)
-        if self.batch < 2:
-            raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
         self.settle_encoder()
-        if self.key_views == "largest" and self.negatives == "other":
-            raise SettingError("negatives", "both with key_views largest", "other")
-        _ = self.objective, self.key_count  # which check the combination of their settings
+        self.check_contrast()
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -162,7 +175,8 @@ class Pretrain(StartsFromWeights, Training):
             return result
         self.require_start(run)
         parts = self.assemble(fabric, source)
-        encoder, head = parts.model["encoder"], parts.model["head"]
+        kept = parts.model["momentum"].network if self.ema else parts.model  # what is evaluated and saved
+        encoder, head = kept.get_submodule("encoder"), kept.get_submodule("head")
         fabric.print(self.announcement(source, schedule.steps, fabric.world_size, encoder, str(fabric.device)))
         if self.start is not None:
             fabric.print(self.start.describe(head))
@@ -182,21 +196,6 @@ class Pretrain(StartsFromWeights, Training):
         result = {"task": self.command, "images": len(source), "steps": schedule.steps, **last, **evaluate()}
         save = partial(save_encoder, run.path, encoder, head, self.card(encoder, head, source))
         return close_run(fabric, run, {**result, "bad": len(run.bad)}, save)
-
-    @property
-    def objective(self) -> Objective:
-        """The contrastive loss of these settings."""
-        return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
-
-    @property
-    def view_policies(self) -> tuple[Views, ...]:
-        """The augmentation policy of each view, the largest views first."""
-        return view_policies(self.views, self.policies)
-
-    @property
-    def key_count(self) -> int:
-        """The number of views that anchors are compared with, the first ones."""
-        return count_key_views(self.view_policies, self.key_views)
 
     @property
     def folder(self) -> Path:
@@ -233,57 +232,55 @@ class Pretrain(StartsFromWeights, Training):
         head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
         if self.start is not None:
             self.start.fill(encoder, head)
-        model = prepare(self.machine, fabric, nn.ModuleDict({"encoder": encoder, "head": head}))
+        modules = {"encoder": encoder, "head": head, **self.create_memory(encoder, head, len(source))}
+        model = prepare(self.machine, fabric, nn.ModuleDict(modules))
         optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
+        if self.ema:
+            model["momentum"].attach(optimizer, network)
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
         batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
-        dtype, all_labels, objective = next(model.parameters()).dtype, self.labels(source), self.objective
-
-        def scaled_loss(z: Sequence[Tensor], labels: Tensor | None, keys: Keys) -> Tensor:
-            return self.loss_scale * objective(z, labels, keys)
+        dtype, all_labels = next(model.parameters()).dtype, self.labels(source)
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
-            labels = None if all_labels is None else all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
-            name = (self.seed, batch.step, fabric.global_rank)
-            micro = MicroBatches(self.micro_batch, self.bn, name) if self.micro_batch else None
+            rows = torch.from_numpy(batch.indices)
+            labels = None if all_labels is None else all_labels[rows].to(fabric.device)
+            whole = MicroBatches(len(rows), name=(self.seed, batch.step, fabric.global_rank))
+            micro = whole._replace(size=self.micro_batch, bn=self.bn) if self.micro_batch else None
             views = [group.to(dtype) for group in batch.views]
-            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, self.key_count)
-            return loss / self.loss_scale, outputs
+            objective = self.objective_at(batch.step * self.batch / len(source))
+            keys = model["momentum"].keys(fabric, views, micro or whole, batch.step) if self.queue else None
+            averages = model["averages"].values[rows] if self.loss == "sogclr" else None
+
+            def scaled_loss(z: Sequence[Tensor], labels: Tensor | None, keys: Keys) -> Tensor:
+                return self.loss_scale * objective(z, labels, keys, averages)
+
+            loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, self.key_count, keys)
+            if keys is not None:
+                model["momentum"].push(keys, self.batch, batch.step)
+            if averages is not None:
+                model["averages"].write(rows.to(fabric.device), averages)
+            return loss / self.loss_scale, outputs._replace(temperature=objective.temperature)
 
         depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
         return Parts(model, optimizer, batches, backward, fabric.world_size if depends else None)
 
     def describe(self, outputs: Outputs) -> dict[str, float]:
-        """Return figures of this process's embeddings, of the first two views except for the loss; the log holds those
-        of the first process."""
-        z_a, z_b, *_ = outputs.z
-        statistics = contrast_statistics(z_a, z_b, self.temperature)
-        chance = self.objective.chance(len(z_a), self.key_count)  # 0 for a single image, which has no negatives
-        keys = Keys.of(outputs.z[: self.key_count])
-        relative = {"loss_over_chance": self.objective(outputs.z, keys=keys).item() / chance} if chance else {}
-        return relative | {
-            "contrastive_top1": statistics.top1.item(),
-            "positive_cosine": statistics.positive_cosine.item(),
-            "negative_cosine": statistics.negative_cosine.item(),
-            "embedding_std": embedding_std(z_a),
-            "rankme": rankme(outputs.h[: min(len(z_a), RANK_ROWS)]),
-        }
+        """Return figures of a step on this process."""
+        changing = {} if self.temperature_min is None else {"temperature": outputs.temperature}
+        return changing | self.describe_embeddings(outputs.h, outputs.z)
 
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
         local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
-        chance = self.objective.chance(self.batch, self.key_count)
-        level = f"loss {self.loss}" if chance is None else f"chance level of the loss {chance:.3f}"
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
-            f"{self.describe_schedule(steps, self.batch)}{local}; "
-            f"{self.objective.count_negatives(self.batch, self.key_count):,} negatives per anchor; {level}"
+            f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
@@ -296,5 +293,5 @@ class Pretrain(StartsFromWeights, Training):
             preprocess={"size": size, "crop": Preprocess(size).crop},
             head=head.config(),
             source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed,
-                    **self.start_record},
+                    **({"ema": self.ema} if self.ema else {}), **self.start_record},
         )  # fmt: skip

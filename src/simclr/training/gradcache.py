@@ -8,7 +8,7 @@ draw the same numbers both times.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,22 +58,15 @@ def cached_backward(
     statistics, which do not change.
     """
     micro.check(views[0].shape[1])
-    parts = list(zip(*(group.split(micro.size, dim=1) for group in views), strict=True))
-    seeds = [int(bits(*micro.name, i)[0] >> 1) for i in range(len(parts))]
+    parts = _split(views, micro)
     buffers = _Buffers(network)
     with _frozen(network) if micro.bn == "frozen-stats" else nullcontext():
-        h, z = [], []
-        for part, seed in zip(parts, seeds, strict=True):
-            torch.manual_seed(seed)
-            with torch.no_grad(), buffers.averaged():
-                outputs = network(*(group.flatten(0, 1) for group in part))
-            for values, value in zip((h, z), outputs, strict=True):
-                values.append(value.detach().unflatten(0, (-1, micro.size)))
-        by_view = tuple(torch.cat(z, dim=1).requires_grad_())
+        h, z = _forward(network, parts, buffers.averaged)
+        by_view = tuple(z.requires_grad_())
         value = loss(*by_view)
         gradients = torch.stack(torch.autograd.grad(value, by_view)).split(micro.size, dim=1)
 
-        for i, (part, seed, gradient) in enumerate(zip(parts, seeds, gradients, strict=True)):
+        for i, ((part, seed), gradient) in enumerate(zip(parts, gradients, strict=True)):
             torch.manual_seed(seed)
             local = fabric.no_backward_sync(network, enabled=i < len(parts) - 1)
             with local, buffers.kept():
@@ -82,7 +75,39 @@ def cached_backward(
                 fabric.backward((again * gradient.flatten(0, 1)).sum())
     if micro.bn == "micro":
         buffers.set_means(len(parts))
-    return value.detach(), torch.cat(h, dim=1).flatten(0, 1), torch.cat(z, dim=1).flatten(0, 1)
+    return value.detach(), h.flatten(0, 1), z.detach().flatten(0, 1)
+
+
+def embed(
+    network: nn.Module, views: Sequence[Float[Tensor, "_ b *_"]], micro: MicroBatches
+) -> Float[Tensor, "views b k"]:
+    """Return the embeddings z of all views by the forward passes of `cached_backward`, without gradients; buffers keep
+    their values."""
+    with _frozen(network) if micro.bn == "frozen-stats" else nullcontext():
+        return _forward(network, _split(views, micro), _Buffers(network).kept)[1]
+
+
+_Part = tuple[tuple[Tensor, ...], int]
+"""Views of a micro-batch by size, and the seed of its random layers"""
+
+
+def _split(views: Sequence[Tensor], micro: MicroBatches) -> list[_Part]:
+    parts = zip(*(group.split(micro.size, dim=1) for group in views), strict=True)
+    return [(part, int(bits(*micro.name, i)[0] >> 1)) for i, part in enumerate(parts)]
+
+
+def _forward(
+    network: Callable[..., tuple[Tensor, Tensor]], parts: list[_Part], context: Callable[[], AbstractContextManager]
+) -> tuple[Float[Tensor, "views b d"], Float[Tensor, "views b k"]]:
+    """Return (h, z) of all micro-batches together, each embedded without gradients in a `context` of its own."""
+    outputs = []
+    for part, seed in parts:
+        torch.manual_seed(seed)
+        with torch.no_grad(), context():
+            h, z = network(*(group.flatten(0, 1) for group in part))
+        outputs.append([x.detach().unflatten(0, (-1, part[0].shape[1])) for x in (h, z)])
+    h, z = (torch.cat(list(x), dim=1) for x in zip(*outputs, strict=True))
+    return h, z
 
 
 class _Buffers:
