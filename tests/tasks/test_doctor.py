@@ -50,6 +50,11 @@ def test_the_sample_recipe_passes_every_check(capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 18
 
 
+def test_averaged_weights_and_a_queue_pass_every_check():
+    found, _ = examined(ema=0.99, queue=256)
+    assert found["passed"]
+
+
 # faults of settings
 
 STILL = Views(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
