@@ -49,6 +49,16 @@ def test_path_gives_each_penalty_its_own_optimum_in_the_order_asked():
         )
 
 
+def test_of_several_hold_outs_the_mean_score_decides():
+    x, y = problem(120)
+    masks = [np.arange(120) % 4 == k for k in range(3)]
+    penalties = [1.0, 1e3, 1e5]
+    alone = [choose_and_refit(x, y, mask, 4, penalties)[1] for mask in masks]
+    classifier, scores = choose_and_refit(x, y, masks, 4, penalties)
+    assert scores == pytest.approx({p: np.mean([one[p] for one in alone]) for p in penalties})
+    assert scores[classifier.penalty] == max(scores.values())
+
+
 def test_permuted_labels_give_chance():
     x, y = problem(2000)
     shuffled = y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]

@@ -6,11 +6,13 @@ import torch
 from support.mps import OnMps
 
 from simclr.evaluation import metrics
+from simclr.evaluation.figures import figure, format_table
 from simclr.evaluation.intervals import bootstrap_interval
 from simclr.evaluation.metrics import (
     accuracy,
     alignment,
     average_precision,
+    constant_prediction,
     embedding_std,
     map11,
     mean_per_class,
@@ -138,6 +140,24 @@ def test_health_needs_no_float64_of_the_device(measure):
 def test_accuracies_need_no_float64_of_the_device(metric):
     scores, labels = blobs(40, 3, 3, 1.0)
     assert metric(scores.as_subclass(OnMps), labels.as_subclass(OnMps)) == metric(scores, labels)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "constant"),
+    [
+        ([2] * 100, [2] * 99 + [1], 2),  # all images, of two classes
+        ([2] * 100, [2] * 100, None),  # which have no other class
+        ([2] * 95 + [1] * 5, [2] * 49 + [1] * 51, 2),
+        ([2] * 95 + [1] * 5, [2] * 50 + [1] * 50, None),  # a class of half of the images or more
+        ([2] * 94 + [1] * 6, [2] * 49 + [1] * 51, None),
+    ],
+)
+def test_a_constant_prediction_is_one_class_for_all_or_nearly_all_images(predicted, labels, constant):
+    scores = torch.nn.functional.one_hot(torch.tensor(predicted), 3).float()
+    assert constant_prediction(scores, torch.tensor(labels)) == constant
+    figured = figure(scores, torch.tensor(labels), name="x", protocol="y")
+    assert figured.constant == constant
+    assert (f"class {constant}" in format_table([figured])) == (constant is not None)
 
 
 def test_uniformity_is_that_of_all_pairs_in_any_blocks(monkeypatch):

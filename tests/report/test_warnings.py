@@ -52,6 +52,10 @@ FAULTS = {
     "not better": (
         dict(knn=measured("knn", row("raw pixels", 0.585, layer="pixels"), row())), "baselines", "warning",
     ),
+    "constant": (dict(knn=measured("knn", row(constant=3))), "constant prediction", "FAILED"),
+    "below the probe": (
+        dict(finetune=measured("finetune", row(value=0.27, detail={"linear_top1": 0.37}))), "linear probe", "warning",
+    ),
     "best of many": (
         dict(linear=measured("linear", *(row(value=v, layer=layer) for layer, v in (("h", 0.61), ("z", 0.55))))),
         "selection", "warning",
@@ -75,6 +79,13 @@ def test_numbers_stand_in_the_sentences(tmp_path):
     assert "34 %" in text("loading", log=lines(data_wait_percent=34.0))
     assert "12" in text("images", result={**DONE, "bad": 12})
     assert "50 of 157" in text("progress", log=lines(50), finished=False)
+
+
+def test_measurements_with_other_labels_are_no_choice_of_a_setting(tmp_path):
+    few = {
+        k: measured("linear", row(value=v, protocol=f"linear, {k}"), fraction=v) for k, v in (("a", 0.1), ("b", 0.2))
+    }
+    assert warnings(tmp_path, **few) == {}
 
 
 def test_chance_is_that_of_the_loss_that_was_trained(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.evaluated import fingerprint, write_arrays, write_encoder, write_folder
+from support.interrupted import interrupt
 from support.processes import compile_cheaply, run_program, succeed
 
 from simclr.cli import main
@@ -97,11 +98,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(encoder, data, tmp_path
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_two_processes_train_as_one_does(encoder, data, tmp_path):
+@pytest.mark.parametrize("how", [["--freeze", "block_group1"], ["--from_probe", "--adapt"]])
+def test_two_processes_train_as_one_does(encoder, data, tmp_path, how):
     for out, processes in (("one", 1), ("two", 2)):
         words = [
             "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
-            "--lr", "1", "--freeze", "block_group1", "--machine.precision", "64",
+            "--lr", "1", *how, "--machine.precision", "64",
         ]  # fmt: skip
         succeed(words, processes)
     for name in ("encoder", "supervised"):
@@ -137,7 +139,8 @@ def test_views_are_crops_and_flips_only(encoder, data, tmp_path):
 
 def test_recipes_of_the_papers(encoder, data):
     words = [str(encoder), str(data)]
-    v1 = parse(FineTune, "finetune", ("run", "data"), words)
+    v1 = parse(FineTune, "finetune", ("run", "data"), [*words, "--lr", "0.05"])
+    assert v1 == FineTune(run=encoder, data=str(data))
     assert (v1.optimizer, v1.lr, v1.scaling, v1.weight_decay, v1.warmup_epochs, v1.passes(1.0)) == (
         "sgd", 0.05, "linear", 0, 0, 30,
     )  # fmt: skip
@@ -217,6 +220,9 @@ def test_the_test_split_is_read_once_at_the_end(encoder, tmp_path, monkeypatch):
         ({"labelled": Path("names.txt"), "fraction": 0.5}, "fraction"),
         ({"fraction": 0.0}, "fraction"),
         ({"freeze": "stem", "from_scratch": True}, "freeze"),
+        ({"from_probe": True, "from_scratch": True}, "from_probe"),
+        ({"adapt": True}, "from_probe"),
+        ({"adapt": True, "from_probe": True, "freeze": "stem"}, "freeze"),
         ({"lr": float("inf")}, "lr"),
         ({"norm_decay": 1.0}, "norm_decay"),
         ({"head_layers": 4}, "head_layers"),
@@ -234,20 +240,6 @@ def test_a_list_of_unknown_names_is_refused(encoder, tmp_path):
     words = ["--labelled", str(tmp_path / "names.txt"), "--out", str(tmp_path / "run"), "--steps", "1"]
     assert main(["finetune", str(encoder), str(write_folder(tmp_path / "data")), *words]) == 2
     assert not (tmp_path / "run").exists()
-
-
-def interrupt(settings, monkeypatch):
-    """Run a task until its first checkpoint."""
-    save = Run.save
-
-    def save_and_fail(self, state):
-        save(self, state)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "save", save_and_fail)
-        with pytest.raises(KeyboardInterrupt):
-            settings()
 
 
 @pytest.mark.parametrize("change", ["labels", "classes"])

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from simclr.evaluation.intervals import bootstrap_interval, class_interval, resampled_interval
-from simclr.evaluation.metrics import METRICS
+from simclr.evaluation.metrics import METRICS, constant_prediction
 from simclr.runs.environment import code_hash, environment
 from simclr.runs.files import number_existing, write_atomically
 from simclr.runs.recipe import plain
@@ -27,6 +27,7 @@ def figure(scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], metric:
         bits = np.packbits(hits(scores, truth) > 0)
         fields["hits"] = base64.b64encode(bits).decode()
         fields["answers"] = hashlib.sha256(truth.cpu().numpy().tobytes()).hexdigest()[:12]
+        fields["constant"] = constant_prediction(scores, truth)
     return Result(
         metric=metric, value=METRICS[metric](scores, truth), interval=interval(metric, scores, truth), n=len(truth),
         **fields,
@@ -76,7 +77,7 @@ def write_results(results: Sequence[Result], task: Any, path: Path) -> dict[str,
 
 def format_table(results: Sequence[Result]) -> str:
     """Return results as aligned text."""
-    rows = [(r.name, r.protocol, r.layer, *_cells(r), f"n={r.n:,}{_p_value(r)}") for r in results]
+    rows = [(r.name, r.protocol, r.layer, *_cells(r), f"n={r.n:,}{_p_value(r)}{_constant(r)}") for r in results]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -86,6 +87,10 @@ def _cells(r: Result) -> tuple[str, str, str]:
     form = (lambda x: f"{100 * x:.1f}") if percent else (lambda x: f"{x:.4g}")
     span = f"[{form(r.interval[0])}, {form(r.interval[1])}]" if r.interval else ""
     return r.metric, f"{form(r.value):>6}{' %' if percent else ''}", span
+
+
+def _constant(r: Result) -> str:
+    return "" if r.constant is None else f"  constant prediction: class {r.constant} for all or nearly all images"
 
 
 def _p_value(r: Result) -> str:

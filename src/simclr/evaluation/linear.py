@@ -4,7 +4,7 @@ Features are scaled to unit variance on average, so that one range of penalties 
 penalty is chosen on a hold-out of the training images, and the chosen one is fitted on all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from simclr.evaluation.logistic import PENALTIES, Classifier, choose_and_refit, 
 from simclr.evaluation.metrics import METRICS
 
 PROTOCOL = "linear, L-BFGS"
+HELD_OUT_ROWS = 1000  # of all hold-outs together, if labels are few: fewer leave the choice of a penalty to chance
+MOST_HOLDOUTS = 10
+SPARSE = 3  # of the penalties, every third is tried on several hold-outs
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,29 @@ class LinearFit:
     classifier: Classifier
     scale: Float[Tensor, ""]
     metric: str
-    held_out_score: float
+    held_out_score: float | None
+    """mean over the hold-outs; None if there is none"""
     held_out: Bool[np.ndarray, " n"]
-    """training images on which the penalty was chosen"""
+    """training images on which the penalty was chosen; the first of several hold-outs"""
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         return self.classifier(features / self.scale)
 
+    def cpu(self) -> "LinearFit":
+        """Return the same on the CPU."""
+        weight, bias = self.classifier.weight.cpu(), self.classifier.bias.cpu()
+        return replace(self, classifier=replace(self.classifier, weight=weight, bias=bias), scale=self.scale.cpu())
+
+    @property
+    def weight(self) -> Float[Tensor, "c d"]:
+        """Weight for features without the scaling: scores are features @ weight.T + `classifier.bias`."""
+        return self.classifier.weight / self.scale
+
     @property
     def detail(self) -> dict[str, float]:
         """The chosen penalty and its score on the hold-out."""
-        return {"penalty": self.classifier.penalty, f"held_out_{self.metric}": self.held_out_score}
+        score = {} if self.held_out_score is None else {f"held_out_{self.metric}": self.held_out_score}
+        return {"penalty": self.classifier.penalty, **score}
 
     def held_out_scores(self, train: Features, classes: int) -> tuple[Tensor, Tensor]:
         """Return scores and labels of the hold-out, by a classifier with the chosen penalty that was fitted on the
@@ -49,12 +64,23 @@ class LinearFit:
         return partial(features[rows]), train.labels[rows]
 
 
-def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = "top1") -> LinearFit:
+def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = "top1", few: bool = False) -> LinearFit:
     """Return the linear classifier of the features of a training split, with the penalty chosen by `metric` on a
-    hold-out that `seed` selects; multi-label images have one regression for each class."""
+    hold-out that `seed` selects; multi-label images have one regression for each class.
+
+    `few` is for few labels: the mean score on several hold-outs decides, of `HELD_OUT_ROWS` images together if 10 are
+    enough for that, among a third of the penalties. If each image is the only one of its class, none can be held out,
+    and the penalty is 1.
+    """
     rows = train.indices.numpy()
     labels = torch.from_numpy(targets(source))[train.indices].to(train.features.device)
     scale = train.features.std(0).square().mean().sqrt()
     held_out, classes = holdout_mask(source, seed=seed)[rows], len(class_names(source))
-    classifier, scores = choose_and_refit(train.features / scale, labels, held_out, classes, PENALTIES, METRICS[metric])
+    features = train.features / scale
+    if few and not held_out.any():
+        return LinearFit(fit_path(features, labels, classes, [1.0])[0], scale, metric, None, held_out)
+    count = min(-(-HELD_OUT_ROWS // int(held_out.sum())), MOST_HOLDOUTS) if few else 1
+    others = (holdout_mask(source, seed=seed + k)[rows] for k in range(1, count))
+    masks, penalties = [held_out, *(mask for mask in others if mask.any())], PENALTIES[:: SPARSE if few else 1]
+    classifier, scores = choose_and_refit(features, labels, masks, classes, penalties, METRICS[metric])
     return LinearFit(classifier, scale, metric, scores[classifier.penalty], held_out)

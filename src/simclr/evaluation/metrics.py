@@ -10,6 +10,7 @@ from torch import Tensor
 from simclr.losses import unit_rows
 
 RECALLS = np.linspace(0, 1, 11)
+NEARLY_ALL = 0.95  # of the images, with the same predicted class
 ROWS = 512  # of the pairs of `uniformity` that are held at a time
 
 
@@ -23,6 +24,16 @@ def mean_per_class(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) ->
     hits = (scores.argmax(1) == labels).cpu().double()
     labels = labels.cpu()
     return float(np.mean([hits[labels == c].mean().item() for c in labels.unique().tolist()]))
+
+
+def constant_prediction(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> int | None:
+    """Return the class that is predicted for all images, although they are of several classes, or for at least 95 % of
+    them, although it is the class of fewer than half; None if there is none."""
+    predicted, labels = scores.argmax(1).cpu(), labels.cpu()
+    most = predicted.mode().values
+    share, own = (predicted == most).double().mean().item(), (labels == most).double().mean().item()
+    several = len(labels.unique()) > 1
+    return int(most) if several and (share == 1 or (share >= NEARLY_ALL and own < 0.5)) else None
 
 
 def average_precision(scores: np.ndarray, present: np.ndarray) -> float:

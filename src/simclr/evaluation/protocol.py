@@ -105,7 +105,7 @@ def open_labelled(data: Any, *, multilabel: bool = False) -> tuple[Source, Sourc
     for source in (train, test):
         if source.labels is None or (source.labels < 0).all():
             raise DataError(source.name, "has no labels, which this command needs", why_unlabelled(data))
-    train, test = _with_labels(train), _with_labels(test)
+    train, test = with_labels(train), with_labels(test)
     if is_multilabel(train) and not multilabel:
         remedy = "Use simclr transfer"
         raise DataError(train.name, "has images with several classes (labels such as a|b)", remedy)
@@ -114,6 +114,7 @@ def open_labelled(data: Any, *, multilabel: bool = False) -> tuple[Source, Sourc
     return train, drop_unseen_classes(train, test)
 
 
-def _with_labels(source: Source) -> Source:
+def with_labels(source: Source) -> Source:
+    """Return the labelled images of a source that has labels."""
     rows = (source.labels >= 0).nonzero()[0]
     return source if len(rows) == len(source) else source.select(rows, source.split)

@@ -27,7 +27,7 @@ MARKS = (f'<meta name="generator" content="{GENERATOR}">'.encode(), f'"generator
 LISTED_IMAGES = 50  # unreadable images that are listed
 PICTURE_BYTES = 8 << 20  # largest picture that is included in the page
 COLUMNS = ("name", "protocol", "metric", "value", "interval", "n", "layer", "detail", "hits", "answers", "role", "unit",
-           "target")  # fmt: skip
+           "target", "constant")  # fmt: skip
 LABELS = {  # of the other fields of a result
     "interval_of": "interval", "transform": "images", "evaluated_on": "evaluated on",
     "seen_in_pretraining": "seen in pretraining", "code": "version of the code", "recipe": "hash of the recipe",

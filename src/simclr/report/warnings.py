@@ -13,7 +13,7 @@ import numpy as np
 
 from simclr.report.checks import Finding
 from simclr.report.comparison import group_by_settings
-from simclr.report.record import Measurement, RunRecord
+from simclr.report.record import Measurement, RunRecord, is_number
 from simclr.report.words import number, plural, term, unit_label
 
 COLLAPSED = 0.1  # standard deviation of z below which embeddings are almost a single point; isotropic ones have 1
@@ -247,16 +247,31 @@ def _is_baseline_of(other: dict[str, Any], row: dict[str, Any], m: Measurement) 
     )
 
 
+def _few_labels(record: RunRecord) -> Iterator[Finding]:
+    for m in record.current:
+        for row in m.rows:
+            where, linear = f"{m.file}: the {row['name']}", (row.get("detail") or {}).get(f"linear_{row['metric']}")
+            if row["role"] != "baseline" and row["metric"] == "top1" and row.get("constant") is not None:
+                text = f"{where} predicts class {row['constant']} for all or nearly all images"
+                yield Finding("constant prediction", "FAILED", f"{text}: nothing was learned from the labels.")
+            if is_number(linear) and row["value"] < linear:
+                unit = unit_label(row["unit"])
+                text = f"{where} has {number(row['value'], unit)} {term(row['metric']).label}, less than"
+                text = f"{text} {number(linear, unit)} of a linear probe on the same labels"
+                yield Finding("linear probe", "warning", f"{text}: fine-tuning made it worse.")
+
+
 def _selection(record: RunRecord) -> Iterator[Finding]:
     groups: dict[tuple, dict[str, float]] = defaultdict(dict)
     for m in record.measurements:
         chosen = {k: v for k, v in m.settings.items() if k not in NO_CHOICE}
+        labels = m.settings.get("fraction"), m.settings.get("labelled")
         for row in m.rows:
             if row["role"] == "model" and row["metric"] == "top1" and m.command in SELECTED and _on_test(row):
                 method = row.get("protocol") if m.command in ("finetune", "distill") else m.command
                 setting = repr((chosen, row.get("protocol"), row.get("layer")))
-                groups[method, m.data_of(row)][setting] = row["value"]
-    for (method, data), values in groups.items():
+                groups[method, m.data_of(row), labels][setting] = row["value"]
+    for (method, data, _), values in groups.items():
         if len(values) > 1:
             low, high = (number(end(values.values()), "%") for end in (min, max))
             text = (
@@ -266,7 +281,7 @@ def _selection(record: RunRecord) -> Iterator[Finding]:
 
 
 RULES = (_progress, _loss, _embeddings, _rank, _data_wait, _knn, _unreadable_images, _unreadable_files,
-         _evaluated_images, _other_weights, _codes, _baselines, _selection)  # fmt: skip
+         _evaluated_images, _other_weights, _codes, _baselines, _few_labels, _selection)  # fmt: skip
 
 
 def _files(measurements: list[Measurement]) -> str:

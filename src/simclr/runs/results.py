@@ -59,6 +59,9 @@ class Result:
     """which test images were classified correctly, one bit for each in their order, in base64; for paired tests"""
     answers: str | None = None
     """hash of the classes of the test images in their order; hits of equal hashes belong to the same images"""
+    constant: int | None = None
+    """number of the class that is predicted for all or nearly all images, see `constant_prediction`; None if there is
+    none"""
 
 
 def result_of(row: dict[str, Any]) -> Result:
@@ -111,12 +114,12 @@ def weights_path(run: str | Path) -> Path:
     return named.path if named.is_timm else run_folder(run) / "encoder.safetensors"
 
 
-def result_path(task: Any) -> Path:
-    """Return the file that a measurement writes: `task.out`, or COMMAND.json in the run folder.
+def result_path(task: Any, suffix: str = "") -> Path:
+    """Return the file that a measurement writes: `task.out`, or COMMAND.json in the run folder, the name with a suffix.
 
     Call it before anything is computed: it raises an error if the file cannot be written.
     """
-    return require_file_path(task.out or run_folder(task.run) / f"{task.command}.json")
+    return require_file_path(task.out or run_folder(task.run) / f"{task.command}{suffix}.json")
 
 
 def provenance(run: str | Path) -> dict[str, str]:

@@ -260,8 +260,8 @@ class Run:
             replacement.discard(self.path)
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint on the CPU, or None if there is none."""
-        checkpoint = self._checkpoints.read(self._identity)
+        """Return the newest whole checkpoint on the CPU, or None if there is none or the run is to start over."""
+        checkpoint = None if self._fresh else self._checkpoints.read(self._identity)
         if checkpoint is None:
             return None
         if self.writes and checkpoint.damaged:

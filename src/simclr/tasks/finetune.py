@@ -1,6 +1,6 @@
 """Fine-tuning with labels, and supervised training from scratch, its baseline."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,11 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source, multilabel
 from simclr.data.multilabel import class_names
-from simclr.data.splits import holdout_mask, rows_from_list, stratified_subset
-from simclr.errors import DataError, SettingError
-from simclr.evaluation.features import extract
+from simclr.data.splits import holdout_mask
+from simclr.errors import SettingError
+from simclr.evaluation.features import extract_all
 from simclr.evaluation.figures import figure, format_table, results_content
-from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.linear import LinearFit
+from simclr.evaluation.metrics import METRICS, accuracy
 from simclr.evaluation.protocol import describe, open_labelled
 from simclr.models import ProjectionHead
 from simclr.models.card import Card
@@ -28,6 +29,8 @@ from simclr.models.weights import save_encoder
 from simclr.optim import total_steps
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
+from simclr.tasks.adaptation import FEW_LABELS, beside_probe, choose, fit_probe, settings_without_recipe
+from simclr.tasks.labelled import LabelSubset
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
@@ -39,13 +42,16 @@ Targets = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Training):
+class FineTune(LabelSubset, Training):
     """Fine-tune encoder and classifier on labelled images, and evaluate the final weights on the test images once.
 
-    The defaults are the first paper's (App. B.5): SGD with Nesterov momentum, 0.05 per 256 images, no warm-up, no
-    weight decay, crops and flips only; `--config finetune-v2` is SimCLRv2's. The run folder is RUN/finetune by default,
-    or RUN/scratch from scratch, with the fraction or list of labels in its name; the same command resumes an
-    interrupted run. Its encoder can be evaluated like that of a pretraining run, and it holds the classifier.
+    On the command line, at most 10,000 labelled images without a recipe are trained from the linear probe on, with
+    `adapt`; a flag for any setting of the method turns this off. The defaults below, which apply otherwise, are the
+    first paper's (App. B.5): SGD with Nesterov momentum, 0.05 per 256 images, no warm-up, no weight decay, crops and
+    flips only; `--config finetune-v2` is SimCLRv2's. The linear probe on the same labels is measured beside. The run
+    folder is RUN/finetune by default, or RUN/scratch from scratch, with the fraction or list of labels in its name; the
+    same command resumes an interrupted run. Its encoder can be evaluated like that of a pretraining run, and it holds
+    the classifier.
     """
 
     command: ClassVar[str] = "finetune"
@@ -61,13 +67,10 @@ class FineTune(Training):
     warmup_epochs: float | int | None = default("warmup_epochs", 0.0)
     steps: int | None = setting(None, at_least=1)
     """number of steps, in place of epochs"""
+    min_steps: int = setting(0, at_least=0)
+    """minimum number of steps, if `epochs` give fewer"""
     from_scratch: bool = False
     """supervised baseline: start from random weights of the same network instead"""
-    fraction: float = setting(1.0, above=0, at_most=1)
-    """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
-    labelled: Path | None = None
-    """text file with the names of the labelled images to use, one per line, which replaces `fraction`, such as the
-    official lists"""
     head_layers: int = setting(0, at_least=0)
     """number of layers of the projection head kept below the classifier (official ft_proj_selector; v1 paper 0, v2
     paper 1)"""
@@ -76,6 +79,12 @@ class FineTune(Training):
     alone"""
     zero_logits: bool = True
     """initialisation of the classifier with zeros (SimCLRv2); false: with N(0, 0.01^2)"""
+    from_probe: bool = False
+    """initialisation of the classifier with the linear probe: logistic regression on the features of the labelled
+    images, its penalty chosen on hold-outs of them"""
+    adapt: bool = False
+    """choice of what is trained (nothing beyond the probe, the last stage or all of the encoder) and of the learning
+    rate (`lr` or a quarter of it) on two halves of the labelled images, by at most 8 runs of at most 200 steps"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
     """minimum and maximum area of a training crop, as fractions of the image"""
     norm_decay: float = setting(0.9, at_least=0, below=1)
@@ -85,8 +94,13 @@ class FineTune(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fraction < 1 and self.labelled is not None:
-            raise SettingError("fraction", "1 if labelled is given, since both select labels", self.fraction)
+        self.check_subset()
+        if self.from_probe and self.from_scratch:
+            raise SettingError("from_probe", "false with from_scratch, which has no pretrained features", True)
+        if self.adapt and not self.from_probe:
+            raise SettingError("from_probe", "true with adapt, which compares with the probe", False)
+        if self.adapt and self.freeze != "nothing":
+            raise SettingError("freeze", "nothing with adapt, which chooses it", self.freeze)
         if self.freeze != "nothing" and self.from_scratch:
             raise SettingError("freeze", "nothing with from_scratch, which trains the whole network", self.freeze)
 
@@ -95,39 +109,57 @@ class FineTune(Training):
         names, labels = class_names(source), torch.from_numpy(multilabel.targets(source))
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
-        steps = self.steps or total_steps(len(source), batch, self.passes(fraction))
+        steps = self.steps or max(total_steps(len(source), batch, self.passes(fraction)), self.min_steps)
         schedule = self.schedule(len(source), batch, steps)
         run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
         if (result := finished_result(fabric, run)) is not None:
             return result
         start = load(self.run)
-        parts = self.assemble(fabric, source, start, batch)
+        probe = fit_probe(self, fabric, start, source) if self.from_probe or self.is_compared(source) else None
+        task, choice = self, None
+        if self.adapt:
+            choice = choose(self, fabric, source, steps, run)
+            task = replace(self, adapt=False, freeze=choice.freeze, lr=choice.lr)
+            schedule = replace(task.schedule(len(source), batch, steps), steps=steps if choice.trained else 0)
+        parts = task.assemble(fabric, source, start, batch, probe)._replace(chosen=choice and asdict(choice))
         fabric.print(
             f"{len(source):,} labelled images of {source.name}, {len(names)} classes -> {run.path}\n"
-            f"{self.describe_schedule(schedule.steps, batch)}; frozen: {self.freeze}; "
+            f"{task.describe_schedule(schedule.steps, batch)}; frozen: {task.freeze}; "
             f"{'from scratch' if self.from_scratch else f'from {self.run}'}"
         )
         last = fit(run, fabric, parts, schedule, describe=training_accuracy)
 
         model, preprocess = parts.model, start.preprocess
-        features = extract(model, measured, preprocess, device=fabric.device, workers=self.machine.worker_processes)
+        networks = [model] if probe is None else [model, self.features_of(load(self.run)).to(fabric.device)]
+        workers = self.machine.worker_processes
+        features, *frozen = extract_all(networks, measured, preprocess, device=fabric.device, workers=workers)
         targets = torch.from_numpy(multilabel.targets(measured))[features.indices]
-        results = self.figures(features.features, targets, preprocess, len(source))
+        linear = probe(frozen[0].features) if probe else None
+        scores = features.features if choice is None or choice.trained else linear  # the same up to rounding
+        results = task.figures(scores, targets, preprocess, len(source), linear)
         content = {**results_content(results, self, self.run), "steps": schedule.steps, **last, "bad": len(run.bad)}
         content |= {result.metric: result.value for result in results}
+        content |= {name: value for result in results for name, value in result.detail.items() if name != "images"}
+        content |= {"chosen": asdict(choice)} if choice else {}
 
         def save() -> None:
             print(format_table(results))
+            if probe:
+                print(beside_probe(results[0]))
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, source), model.classifier)
 
         return close_run(fabric, run, content, save)
 
-    def assemble(self, fabric: Fabric, source: Source, start: Encoder, batch: int) -> Parts:
-        """Return network, optimizer, batches and the step."""
+    def assemble(
+        self, fabric: Fabric, source: Source, start: Encoder, batch: int, probe: LinearFit | None = None
+    ) -> Parts:
+        """Return network, optimizer, batches and the step; with `from_probe`, `probe` is the classifier's start."""
         torch.manual_seed(self.seed)
-        classes = len(class_names(source))
-        model = prepare(self.machine, fabric, self.network(start.card, start.network, start.head, classes))
+        network = self.network(start.card, start.network, start.head, len(class_names(source)))
+        if self.from_probe:
+            network.classifier.load_state_dict({"weight": probe.weight, "bias": probe.classifier.bias})
+        model = prepare(self.machine, fabric, network)
         optimizer = self.create_optimizer(classifier_groups(model, self.weight_decay), batch)
         network, optimizer = wrap(self.machine, fabric, model, optimizer)
         batches = self.open_batches(fabric, source, (self.policy(start.card.image_size),), batch)
@@ -146,10 +178,11 @@ class FineTune(Training):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        if self.out is not None:
-            return self.out
-        labels = f"-{self.labelled.stem}" if self.labelled else f"-{self.fraction:g}" if self.fraction < 1 else ""
-        return run_folder(self.run) / (("scratch" if self.from_scratch else "finetune") + labels)
+        return self.out or run_folder(self.run) / (("scratch" if self.from_scratch else "finetune") + self.file_suffix)
+
+    def suggested(self, given: set[str]) -> dict[str, Any]:
+        """Return settings in place of the defaults; the command line asks for them with the names it was given."""
+        return settings_without_recipe(self, given)
 
     def passes(self, fraction: float) -> float | int:
         """Return the epochs over a fraction of the labels; by default those of both papers."""
@@ -160,15 +193,22 @@ class FineTune(Training):
     def images(self) -> tuple[Source, Source, float]:
         """Return the training images, the images to evaluate on, and the fraction of the labels in use."""
         train, test = open_labelled(self.data, multilabel=True)
-        rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled)
-        fraction = self.fraction * len(rows) / len(train)
+        held_out = None
         if self.measure == "held-out":
             held_out = holdout_mask(train, seed=self.seed)
-            test, rows = train.select(np.flatnonzero(held_out), train.split), rows[~held_out[rows]]
-            if not len(rows):
-                raise DataError(train.name, "all of its few labelled images are held out", "Give more of them")
-        source = train.select(rows, train.split) if len(rows) < len(train) else train
-        return stratified_subset(source, self.fraction, self.seed), test, fraction
+            test = train.select(np.flatnonzero(held_out), train.split)
+        source, fraction = self.subset(train, held_out)
+        return source, test, fraction
+
+    def is_compared(self, source: Source) -> bool:
+        """Return whether the linear probe is measured beside a network that does not start from it: its fit takes no
+        noticeable time if labels are few."""
+        return not self.from_scratch and self.measure == "test" and len(source) <= FEW_LABELS
+
+    def features_of(self, start: Encoder) -> nn.Module:
+        """Return the network below the classifier: images to the features of the encoder or of a layer of its head."""
+        head = self.kept_head(start.card, start.head)
+        return nn.Sequential(start.network, head) if len(head.layers) else start.network
 
     def policy(self, size: int) -> Views:
         """Return the augmentation policy: crops and flips only (official code; paper, App. B.5)."""
@@ -176,23 +216,33 @@ class FineTune(Training):
 
     def network(self, card: Card, encoder: nn.Module, head: ProjectionHead | None, classes: int) -> Classifier:
         """Return the network to train: encoder, pretrained or random, the head's first layers and a new classifier."""
-        available = 0 if head is None else len(head.layers)
-        if self.head_layers > available:
-            raise SettingError(
-                "head_layers", f"at most {available}, the number of layers of the head of {self.run}", self.head_layers
-            )
+        head = self.kept_head(card, head)
         if self.from_scratch:
-            encoder, head = card.build_encoder(), card.build_head()
-        head = ProjectionHead(card.features, layers=0) if head is None else head.first(self.head_layers)
+            encoder, head = card.build_encoder(), self.kept_head(card, card.build_head())
         for module in [*encoder.modules(), *head.modules()]:
             if isinstance(module, _BatchNorm):
                 module.momentum = 1 - self.norm_decay
         return Classifier(encoder, head, classes, self.freeze, zero=self.zero_logits)
 
+    def kept_head(self, card: Card, head: ProjectionHead | None) -> ProjectionHead:
+        """Return the layers of the head that are kept."""
+        available = 0 if head is None else len(head.layers)
+        if self.head_layers > available:
+            raise SettingError(
+                "head_layers", f"at most {available}, the number of layers of the head of {self.run}", self.head_layers
+            )
+        return ProjectionHead(card.features, layers=0) if head is None else head.first(self.head_layers)
+
     def figures(
-        self, scores: Float[Tensor, "n c"], targets: Targets, preprocess: Preprocess, images: int
+        self,
+        scores: Float[Tensor, "n c"],
+        targets: Targets,
+        preprocess: Preprocess,
+        images: int,
+        linear: Float[Tensor, "n c"] | None = None,
     ) -> list[Result]:
-        """Return accuracy over images and over classes, or, for multi-label images, average precision."""
+        """Return accuracy over images and over classes, or, for multi-label images, average precision, each beside that
+        of the scores `linear` of the linear probe."""
         where = "the test part, read once" if self.measure == "test" else "a tenth of train, held out"
         is_test = self.measure == "test"
         fields: dict[str, Any] = {
@@ -204,12 +254,13 @@ class FineTune(Training):
             "split": f"fitted on {images:,} labelled images of train, last step measured on {where}",
         }
         name = "from scratch" if self.from_scratch else "pretrained encoder"
-        amount = f"{100 * self.fraction:g} %" if self.labelled is None else "listed"
-        protocol = f"fine-tuned, {amount} of labels" if not self.from_scratch else f"supervised, {amount} of labels"
-        return [
-            figure(scores, targets, metric, name=name, protocol=protocol, detail={"images": images}, **fields)
-            for metric in (("top1", "mean_per_class") if targets.ndim == 1 else ("map11",))
-        ]
+        protocol = f"{'supervised' if self.from_scratch else 'fine-tuned'}, {self.amount}"
+        results = []
+        for metric in ("top1", "mean_per_class") if targets.ndim == 1 else ("map11",):
+            beside = {} if linear is None else {f"linear_{metric}": METRICS[metric](linear, targets)}
+            detail = {"images": images, **beside}
+            results.append(figure(scores, targets, metric, name=name, protocol=protocol, detail=detail, **fields))
+        return results
 
     def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
         """Return the card of the saved weights."""

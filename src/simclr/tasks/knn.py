@@ -19,13 +19,15 @@ from simclr.evaluation.protocol import (
 from simclr.runs.machine import Device
 from simclr.runs.results import Result, result_path
 from simclr.settings import check_settings, setting
+from simclr.tasks.labelled import LabelSubset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knn:
+class Knn(LabelSubset):
     """k-NN accuracy of a frozen encoder: a cosine-weighted vote of the nearest training images.
 
     The same vote on raw pixels and on the untrained network is measured beside it. Each test image is read once.
+    `fraction` and `labelled` reduce the training images to those that `simclr finetune` learns from.
     """
 
     command: ClassVar[str] = "knn"
@@ -43,18 +45,21 @@ class Knn:
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
-    """result file; RUN/knn.json if not given. An older file keeps its content under a number"""
+    """result file; RUN/knn.json if not given, with the fraction or list of labels in its name. An older file keeps its
+    content under a number"""
     machine: Device = Device()
     """device and decoding processes"""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self.check_subset()
 
     def __call__(self) -> dict[str, Any]:
-        path = result_path(self)
+        path = result_path(self, self.file_suffix)
         train, test = open_labelled(self.data)
+        train, _ = self.subset(train)
         if self.k > len(train):
-            raise SettingError("k", f"at most {len(train)}, the number of training images of {train.name}", self.k)
+            raise SettingError("k", f"at most {len(train)}, the number of labelled images of {train.name}", self.k)
         results = []
         for models in by_preprocess(models_to_evaluate(self.run, self.baselines, self.layer)):
             banks, queries = (extract_features(models, split, self.machine) for split in (train, test))
@@ -67,4 +72,6 @@ class Knn:
         """Return the accuracy of one set of features; `fields` are other fields of the result."""
         moved = queries.features.to(fit_device(queries.features, self.machine))  # the bank follows block by block
         votes = knn_votes(bank.features, bank.labels, moved, classes, k=self.k, temperature=self.temperature).cpu()
-        return figure(votes, queries.labels, protocol=f"kNN, k={self.k}", **fields)
+        if self.uses_subset:
+            fields["detail"] = {"labels": len(bank.labels)}
+        return figure(votes, queries.labels, protocol=self.protocol_on_subset(f"kNN, k={self.k}"), **fields)

@@ -30,19 +30,22 @@ from simclr.models.pretrained import load
 from simclr.runs.machine import Device
 from simclr.runs.results import result_path
 from simclr.settings import check_settings, setting
+from simclr.tasks.labelled import LabelSubset
 
 PROTOCOLS = {"lbfgs": linear.PROTOCOL, "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(LabelSubset):
     """Accuracy of a linear classifier on features of a frozen encoder, beside raw pixels and the untrained network.
 
     `lbfgs`: multinomial logistic regression with an L2 penalty out of 45 (paper, App. B.8), chosen on a tenth of the
     training images and refitted on all of them. `sgd`: the official recipe with momentum, on features of centre crops
     (with random crops and flips: `simclr finetune --freeze encoder`). `bank`: that recipe with every pair of a learning
     rate and a weight decay, trained in one pass over nine tenths of the training images; the pair that is best on the
-    other tenth is trained again on all of them. The test images are read once, after every choice is made.
+    other tenth is trained again on all of them. The test images are read once, after every choice is made. `fraction`
+    and `labelled` reduce the training images to those that `simclr finetune` learns from; lbfgs then chooses the
+    penalty on several hold-outs, so that the choice does not depend on a few images.
     """
 
     command: ClassVar[str] = "linear"
@@ -70,21 +73,23 @@ class Linear:
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
-    """result file; RUN/linear.json if not given. An older file keeps its content under a number"""
-    seed: int = 0
-    """seed of every random draw"""
+    """result file; RUN/linear.json if not given, with the fraction or list of labels in its name. An older file keeps
+    its content under a number"""
     machine: Device = Device()
     """device and decoding processes"""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self.check_subset()
         for name in ("lrs", "decays"):
             if not getattr(self, name):
                 raise SettingError(name, "a list of at least one value", "an empty one")
 
     def __call__(self) -> dict[str, Any]:
-        path = result_path(self)
+        path = result_path(self, self.file_suffix)
         train, test = open_labelled(self.data)
+        train, _ = self.subset(train)
+        labels = {"labels": len(train)} if self.uses_subset else {}
         results = []
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
@@ -95,8 +100,9 @@ class Linear:
                 tests = extract_features(models, test, self.machine)
                 for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
                     scores = classifier(features.features.to(device)).cpu()
-                    fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width}}
-                    results.append(figure(scores, features.labels, protocol=PROTOCOLS[self.protocol], **fields))
+                    fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width, **labels}}
+                    protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
+                    results.append(figure(scores, features.labels, protocol=protocol, **fields))
         return write_results(results, self, path)
 
     def layers(self) -> list[str]:
@@ -113,7 +119,7 @@ class Linear:
                 return self._trained(train, len(source.classes), self.lr, self.weight_decay), {}
             case "bank":
                 return self._best_of_bank(train, source)
-        classifier = fit_linear(train, source, seed=self.seed)
+        classifier = fit_linear(train, source, seed=self.seed, few=self.uses_subset)
         return classifier, classifier.detail
 
     def _best_of_bank(self, train: Features, source: Source) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:

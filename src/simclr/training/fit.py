@@ -43,12 +43,15 @@ class Parts(NamedTuple):
     backward: Backward
     processes: int | None = None
     """number of processes, if results depend on it"""
+    chosen: Mapping[str, Any] | None = None
+    """settings that were chosen before the first step; a run that resumes keeps them"""
 
     @property
-    def circumstances(self) -> dict[str, str | int]:
-        """Machine settings that change results, and so must be the same when a run resumes."""
+    def circumstances(self) -> dict[str, Any]:
+        """Machine settings and choices that change results, and so must be the same when a run resumes."""
         processes = {} if self.processes is None else {"machine.devices": self.processes}
-        return {"machine.storage": self.batches.storage, **processes}
+        chosen = {} if self.chosen is None else {"chosen": dict(self.chosen)}
+        return {"machine.storage": self.batches.storage, **processes, **chosen}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,191 @@
+"""Fine-tuning with few labels: the linear probe, settings that follow from their number, and a choice on halves of the
+labelled images."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from simclr.data import Source, multilabel, open_source
+from simclr.data.splits import holdout_mask
+from simclr.errors import DivergedError, RunError
+from simclr.evaluation.features import Features, extract
+from simclr.evaluation.linear import LinearFit, fit_linear
+from simclr.evaluation.protocol import fit_device, with_labels
+from simclr.models.pretrained import Encoder, load
+from simclr.runs.files import printable
+from simclr.runs.recipe import saved_recipe
+from simclr.runs.results import Result
+from simclr.runs.run import Run
+from simclr.training.fit import fit
+
+if TYPE_CHECKING:
+    from simclr.tasks.finetune import FineTune
+
+FEW_LABELS = 10_000  # labelled images up to which the command line adapts to them and a probe is measured beside
+NEUTRAL = {"run", "data", "out", "fresh", "fraction", "labelled", "measure", "seed", "log_every", "save_every",
+           "max_bad"}  # fmt: skip
+MOST_STEPS = 200  # of a run of the search
+SLOWER = 4  # the second learning rate of the search is the first divided by this
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to train after the linear probe, chosen on held-out labelled images."""
+
+    freeze: str
+    lr: float
+    trained: bool = True
+    """false: the probe is the result"""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """what was tried: its gain over the probe, in accuracy on the held-out images, and the standard error"""
+
+
+def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]:
+    """Return the settings to use in place of the defaults of a run whose command line sets the names `given`.
+
+    Without a recipe or a setting of the method they are those of the run in its folder if there is one, otherwise those
+    for the number of labels, if that is at most `FEW_LABELS`.
+    """
+    if {name for name in given - NEUTRAL if not name.startswith("machine.")}:
+        return {}
+    if not task.fresh and (saved := saved_recipe(task.folder)):
+        settings = {f.name: saved[f.name] for f in fields(task) if f.name in saved and f.name not in NEUTRAL}
+        settings.pop("machine", None)
+        origin = f"settings of the run in {task.folder}"
+    else:
+        train = open_source(task.data, "train")
+        if train.labels is None or not (train.labels >= 0).any():
+            return {}  # which the run refuses
+        labels = len(task.subset(with_labels(train))[0])
+        if labels > FEW_LABELS:
+            return {}
+        settings = settings_for(labels)
+        origin = f"settings for {labels:,} labels, from the linear probe (any flag of the method turns this off)"
+    if not int(os.environ.get("LOCAL_RANK") or 0):
+        print(printable(f"no recipe given: {origin}"), file=sys.stderr)
+    return settings
+
+
+def settings_for(labels: int) -> dict[str, Any]:
+    """Return the settings of a fine-tuning with this number of labels."""
+    batch = 32 if labels <= 1000 else 64
+    return {"adapt": True, "from_probe": True, "batch": batch, "min_steps": MOST_STEPS, "lr": 0.25,
+            "crop_area": [0.2, 1.0]}  # fmt: skip
+
+
+def fit_probe(task: "FineTune", fabric: Fabric, start: Encoder, source: Source) -> LinearFit | None:
+    """Return the linear probe on the labels of a source, fitted by the first process; None if none can be fitted."""
+    probe = None
+    features = _features(task, fabric, start, task.features_of(start), source) if fabric.is_global_zero else None
+    if features and can_be_fitted(features.features) and len(multilabel.present_classes(source)) > 1:
+        metric = "top1" if multilabel.targets(source).ndim == 1 else "map11"
+        features = features.to(fit_device(features.features, task.machine))
+        probe = fit_linear(features, source, seed=task.seed, metric=metric, few=True).cpu()
+    if (probe := fabric.broadcast(probe)) is None and task.from_probe:
+        problem = "has features that are all equal or not finite, or the labelled images are of a single class"
+        raise RunError(task.run, problem, "A linear probe needs both to differ")
+    return probe
+
+
+def can_be_fitted(features: Float[Tensor, "n d"]) -> bool:
+    """Return whether features differ between images and are finite."""
+    return bool(features.isfinite().all()) and bool((features != features[0]).any())
+
+
+def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Run) -> Choice:
+    """Return what to train after the linear probe, and the learning rate; a run that resumes keeps its choice.
+
+    Each candidate is trained on one half of the labelled images and measured on the other, and the other way round. The
+    best one is chosen if its accuracy is higher than that of the probe on the same halves by more than a standard
+    error, otherwise the probe is.
+    """
+    saved = (run.restore() or {}).get("circumstances", {}).get("chosen")
+    if (saved := fabric.broadcast(saved)) is not None:
+        return Choice(**saved)
+    probe_alone = Choice("encoder", task.lr, trained=False)
+    half = holdout_mask(source, 0.5, task.seed)
+    if min(len(multilabel.present_classes(source.select(np.flatnonzero(m), source.split))) for m in (half, ~half)) < 2:
+        return probe_alone
+    network = load(task.run).network
+    has_stages = hasattr(network, "stages") and hasattr(network, "layer3")
+    tried = [
+        replace(task, adapt=False, freeze=freeze, lr=lr)
+        for freeze in (("block_group3", "nothing") if has_stages else ("nothing",))
+        for lr in (task.lr / SLOWER, task.lr)
+    ]
+    length = min(steps, MOST_STEPS)
+    fabric.print(
+        f"choice among the probe and {len(tried)} settings, each trained on two halves of the labels for {length} steps"
+    )
+    folds = [list(_gains(tried, fabric, source, held_out, length)) for held_out in (half, ~half)]
+    gains = [torch.cat(parts) for parts in zip(*folds, strict=True)]
+    figures = [(gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()) for gain in gains]
+    candidates = [
+        {"freeze": t.freeze, "lr": t.lr, "gain": gain, "standard_error": error}
+        for t, (gain, error) in zip(tried, figures, strict=True)
+    ]
+    best = max(candidates, key=lambda c: c["gain"])
+    better = best["gain"] > best["standard_error"]
+    choice = Choice(best["freeze"], best["lr"]) if better else probe_alone
+    return fabric.broadcast(replace(choice, candidates=candidates))
+
+
+def _gains(
+    tried: "list[FineTune]", fabric: Fabric, source: Source, held_out: np.ndarray, steps: int
+) -> Iterator[Float[Tensor, " n"]]:
+    """Yield for each candidate by how much it is better than the probe on each held-out image, both trained on the
+    others."""
+    rest, held = (source.select(np.flatnonzero(rows), source.split) for rows in (~held_out, held_out))
+    task = tried[0]
+    start = load(task.run)
+    probe = fit_probe(task, fabric, start, rest)
+    below = _features(task, fabric, start, task.features_of(start), held)
+    targets = torch.from_numpy(multilabel.targets(held))[below.indices]
+    base = correct(probe(below.features), targets)
+    for candidate in tried:
+        yield held_out_hits(candidate, fabric, rest, held, steps, probe) - base
+
+
+def held_out_hits(
+    task: "FineTune", fabric: Fabric, rest: Source, held: Source, steps: int, probe: LinearFit | None = None
+) -> Float[Tensor, " n"]:
+    """Train on `rest` without a trace on disk, and return `correct` of each image of `held`; zeros if it diverges."""
+    start = load(task.run)
+    batch = task.largest_batch(len(rest), fabric.world_size)
+    parts = task.assemble(fabric, rest, start, batch, probe)
+    diverged = False
+    try:
+        fit(Run(task.folder / "candidate"), fabric, parts, task.schedule(len(rest), batch, steps))
+    except DivergedError:  # a learning rate that is too high is a result, not a failure
+        diverged = True
+    features = _features(task, fabric, start, parts.model, held)
+    hits = correct(features.features, torch.from_numpy(multilabel.targets(held))[features.indices])
+    return torch.zeros_like(hits) if diverged else hits
+
+
+def _features(task: "FineTune", fabric: Fabric, start: Encoder, network: torch.nn.Module, held: Source) -> Features:
+    workers = task.machine.worker_processes
+    return extract(network.to(fabric.device), held, start.preprocess, device=fabric.device, workers=workers)
+
+
+def correct(scores: Float[Tensor, "n c"], targets: Tensor) -> Float[Tensor, " n"]:
+    """Return 1 for each image whose class is predicted, otherwise 0; for multi-label images the fraction of the classes
+    whose presence is predicted."""
+    if targets.ndim == 1:
+        return (scores.argmax(1) == targets).double()
+    return ((scores > 0) == targets).double().mean(1)
+
+
+def beside_probe(result: Result) -> str:
+    """Return the figure of the linear probe as text, with a warning if the fine-tuned network is below it."""
+    linear = result.detail[f"linear_{result.metric}"]
+    below = "; WARNING: the fine-tuned network is below it" if result.value < linear else ""
+    return f"linear probe on the same labels: {result.metric} {100 * linear:.1f} %{below}"
