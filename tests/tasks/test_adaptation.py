@@ -18,8 +18,9 @@ from simclr.evaluation.features import Features, extract
 from simclr.evaluation.linear import fit_linear
 from simclr.models.pretrained import load
 from simclr.runs.machine import Device, Machine
+from simclr.runs.results import result_of
 from simclr.tasks import adaptation
-from simclr.tasks.adaptation import fit_probe, settings_for
+from simclr.tasks.adaptation import beside_probe, fit_probe, settings_for
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
@@ -177,7 +178,10 @@ def test_a_run_that_began_with_other_settings_is_resumed_with_them(encoder, data
 
 def test_a_fine_tuning_with_settings_of_its_own_is_compared_with_the_probe_too(encoder, data, tmp_path, capsys):
     result = task(encoder, data, tmp_path / "run", from_probe=False, adapt=False, lr=1e-6, steps=1)()
-    assert result["top1"] < result["linear_top1"]
-    assert "WARNING" in capsys.readouterr().out
+    row = result_of(result["results"][0])
+    assert row.detail["linear_top1"] == result["linear_top1"]
+    assert beside_probe(row) in capsys.readouterr().out
+    for value, is_below in ((result["linear_top1"], False), (result["linear_top1"] - 0.01, True)):
+        assert ("WARNING" in beside_probe(replace(row, value=value))) == is_below
     scratch = task(encoder, data, tmp_path / "scratch", from_probe=False, adapt=False, from_scratch=True, steps=1)()
     assert "linear_top1" not in scratch
