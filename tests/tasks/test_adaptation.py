@@ -159,8 +159,9 @@ def test_an_interrupted_run_keeps_its_choice(encoder, data, tmp_path, monkeypatc
 def test_without_a_flag_of_the_method_the_settings_follow_from_the_labels(encoder, data, tmp_path, capsys):
     words = [str(encoder), str(data), "--fraction", "0.5", "--out", str(tmp_path / "run")]
     few = parse(FineTune, "finetune", ("run", "data"), words)
-    assert "150" in capsys.readouterr().err
-    assert few == replace(few, **{**settings_for(150), "crop_area": (0.2, 1.0)})
+    labels = len(few.images()[0])
+    assert str(labels) in capsys.readouterr().err
+    assert few == replace(few, **{**settings_for(labels), "crop_area": (0.2, 1.0)})
     assert few.adapt and few.from_probe
     plain = parse(FineTune, "finetune", ("run", "data"), [*words, "--lr", "0.05"])
     assert plain == FineTune(run=encoder, data=str(data), fraction=0.5, out=tmp_path / "run")

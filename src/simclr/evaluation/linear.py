@@ -15,7 +15,7 @@ from simclr.data import Source
 from simclr.data.multilabel import class_names, targets
 from simclr.data.splits import holdout_mask
 from simclr.evaluation.features import Features
-from simclr.evaluation.logistic import PENALTIES, Classifier, choose_and_refit, fit_path
+from simclr.evaluation.logistic import PATIENCE, PENALTIES, Classifier, choose_and_refit, fit_path
 from simclr.evaluation.metrics import METRICS
 
 PROTOCOL = "linear, L-BFGS"
@@ -81,6 +81,7 @@ def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = 
         return LinearFit(fit_path(features, labels, classes, [1.0])[0], scale, metric, None, held_out)
     count = min(-(-HELD_OUT_ROWS // int(held_out.sum())), MOST_HOLDOUTS) if few else 1
     others = (holdout_mask(source, seed=seed + k)[rows] for k in range(1, count))
-    masks, penalties = [held_out, *(mask for mask in others if mask.any())], PENALTIES[:: SPARSE if few else 1]
-    classifier, scores = choose_and_refit(features, labels, masks, classes, penalties, METRICS[metric])
+    masks, sparse = [held_out, *(mask for mask in others if mask.any())], SPARSE if few else 1
+    penalties, patience = PENALTIES[::sparse], -(-PATIENCE // sparse)
+    classifier, scores = choose_and_refit(features, labels, masks, classes, penalties, METRICS[metric], patience)
     return LinearFit(classifier, scale, metric, scores[classifier.penalty], held_out)

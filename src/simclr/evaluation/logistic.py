@@ -19,7 +19,7 @@ from simclr.evaluation.metrics import accuracy
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
 ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
-PATIENCE = 100  # factor of penalties (two decades) without a better held-out score or loss after which a sweep ends
+PATIENCE = 8  # number of penalties (two decades) without a better held-out score or loss after which a sweep ends
 Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]
 Metric = Callable[[Tensor, Tensor], float]
 
@@ -178,12 +178,13 @@ def choose_and_refit(
     classes: int,
     penalties: Sequence[float] = PENALTIES,
     metric: Metric = accuracy,
+    patience: int = PATIENCE,
 ) -> tuple[Classifier, dict[float, float]]:
     """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, and refit on
     all. Of several hold-outs, each with a fit of its own, the mean score decides.
 
     Penalties are tried from the largest down, until neither the score nor the cross-entropy of the held-out rows has
-    improved over two decades. Ties go to the larger penalty. Return the classifier and the held-out score of every
+    improved at `patience` of them. Ties go to the larger penalty. Return the classifier and the held-out score of every
     penalty tried.
     """
     selections = [torch.from_numpy(rows).to(labels.device) for rows in np.atleast_2d(held_out)]
@@ -197,15 +198,15 @@ def choose_and_refit(
     ]
     held_out_features, truths = [features[rows] for rows in selections], [labels[rows] for rows in selections]
     scores: dict[float, float] = {}
-    best, improved = (-np.inf, np.inf), ordered[0]
+    best, idle = (-np.inf, np.inf), 0
     for penalty, *classifiers in zip(ordered, *fits, strict=True):
         predicted = [classifier(x) for classifier, x in zip(classifiers, held_out_features, strict=True)]
         pairs = list(zip(predicted, truths, strict=True))
         scores[penalty] = score = float(np.mean([metric(*pair) for pair in pairs]))
         loss = float(np.mean([_cross_entropy(*pair) for pair in pairs]))
-        improved = penalty if score > best[0] or loss < best[1] else improved
+        idle = 0 if score > best[0] or loss < best[1] else idle + 1
         best = max(best[0], score), min(best[1], loss)
-        if penalty <= 1.01 * improved / PATIENCE:
+        if idle == patience:
             break
     chosen = max(scores, key=lambda penalty: (scores[penalty], penalty))
     return fit_path(features, labels, classes, [chosen])[0], scores
