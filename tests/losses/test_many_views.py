@@ -173,3 +173,25 @@ def test_an_objective_takes_all_views(loss):
     labels = {"labels": LABELS} if loss == "supcon" else {}
     two, three = Objective(loss=loss, temperature=T)(z[:2], **labels), Objective(loss=loss, temperature=T)(z, **labels)
     assert three.isfinite() and (two - three).abs() > 1e-3
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_keys_of_past_images_are_further_negatives_in_blocks_too(views):
+    z, past = embeddings(views), embeddings(views, n=4, noise=2.0)
+    generator = torch.Generator().manual_seed(9)
+    keys = [torch.randn(N + 4, D, generator=generator, dtype=torch.float64) for _ in range(views)]
+    for key, old in zip(keys, past, strict=True):
+        key[N:] = old
+
+    def loop(z):
+        unit, others = ([[row / row.norm() for row in view] for view in rows] for rows in (z, keys))
+        for i in range(views):
+            for j in range(views):
+                for r in range(N) if i != j else ():
+                    negatives = [unit[i][r] @ key[s] for key in others for s in range(N + 4) if s != r]
+                    yield LOOPS["nt_xent"](unit[i][r] @ others[j][r], torch.stack(negatives))
+
+    expected = with_gradient(lambda z: mean(loop(z)), z)
+    for block in (0, 4):
+        ours = with_gradient(lambda z, b=block: nt_xent(*z[:2], T, more=z[2:], keys=Keys.of(keys), block=b), z)
+        torch.testing.assert_close(ours, expected)
