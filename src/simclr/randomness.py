@@ -20,7 +20,16 @@ BLUR_SIGMA_SLOT = 4
 JITTER_ORDER_SLOT = 5
 JITTER_FACTOR_SLOTS = (6, 7, 8, 9)  # brightness, contrast, saturation, hue
 CROP_SLOT = 16
-NEXT_SLOT = 512
+ROTATE_SLOTS = (512, 513)  # probability; quarter turns
+AUTOAUGMENT_SLOTS = (514, 515, 516, 517, 518, 519)  # probability; sub-policy; use of its two steps; signs of them
+SOLARISE_SLOTS = (520, 521)  # probability; threshold
+POSTERISE_SLOTS = (522, 523)  # probability; bits
+EQUALISE_SLOT = 524
+SOBEL_SLOT = 525
+NOISE_SLOTS = (526, 527, 528)  # probability; standard deviation; key of the pixels' numbers
+CUTOUT_SLOTS = (529, 530, 531, 532)  # probability; side; y, x
+ERASE_SLOTS = (533, 534, 535, 536, 537, 538)  # probability; area; ratio; y, x; key of the pixels' numbers
+NEXT_SLOT = 539
 
 # View numbers of draws that belong to no view; views are numbered from 0.
 REPLACEMENT_STREAM = 1 << 20  # images that replace an unreadable one

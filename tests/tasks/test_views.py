@@ -57,3 +57,14 @@ def test_wrong_settings(field, value):
     with pytest.raises(SettingError) as error:
         ShowViews(data="sample", **{field: value})()
     assert error.value.field == field
+
+
+def test_a_sheet_of_every_operation_alone(folder):
+    out = folder / "each.png"
+    task = ShowViews(data=str(folder), out=out, views=Views(size=32), count=2, each=True)
+    assert task() == {"out": str(out), "images": 2, "pairs": 4}
+    with Image.open(out) as picture:
+        assert picture.size == (12 + 15 * 108, 16 + 12 + 2 * 108)
+    with pytest.raises(SettingError) as error:
+        ShowViews(data=str(folder), each=True, policies=({}, {"blur": 0.0}))
+    assert error.value.field == "each"

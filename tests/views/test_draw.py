@@ -160,7 +160,7 @@ def test_all_views_of_an_image_are_drawn_as_each_alone(semantics):
     for v, together in enumerate(views.draw_all(images, epoch=2, count=3, seed=5, sizes=sizes)):
         alone = views.draw(images, epoch=2, view=v, seed=5, sizes=sizes)
         for field in fields(together):
-            assert (getattr(together, field.name) == getattr(alone, field.name)).all()
+            np.testing.assert_array_equal(getattr(together, field.name), getattr(alone, field.name))
 
 
 @pytest.mark.parametrize("semantics", ["official", "torchvision"])

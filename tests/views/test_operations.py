@@ -8,11 +8,13 @@ import numpy as np
 from simclr import randomness
 from simclr.views import ViewParameters, Views
 from simclr.views.draw import Request
-from simclr.views.operations import OPERATIONS
+from simclr.views.operations import FINISHING, FUSED, OPERATIONS
 
 
 def test_the_order():
-    assert [operation.name for operation in OPERATIONS] == ["crop", "flip", "jitter", "grey", "blur"]
+    names = "crop flip jitter grey blur rotate autoaugment solarise posterise equalise sobel noise cutout erase"
+    assert [operation.name for operation in OPERATIONS] == names.split()
+    assert OPERATIONS == FUSED + FINISHING
 
 
 def test_every_setting_of_the_policy_belongs_to_one_operation():
@@ -22,14 +24,14 @@ def test_every_setting_of_the_policy_belongs_to_one_operation():
 
 def test_every_decision_is_drawn_by_one_operation():
     decided = []
-    for operation in OPERATIONS:
+    for operation in FUSED:
         request = Request(seed=0, epoch=0, indices=np.arange(3), view=0, sizes=np.full((3, 2), 40))
         decided += operation.draw(Views(size=32), request, np.full((3, len(operation.slots)), 0.5))
-    assert sorted(["sizes", *decided]) == sorted(field.name for field in fields(ViewParameters))
+    assert sorted(["sizes", "finishing", *decided]) == sorted(field.name for field in fields(ViewParameters))
 
 
 def test_kernels_exist_and_operations_without_tensor_function_are_part_of_the_resampling():
-    for operation in OPERATIONS:
+    for operation in FUSED:
         module, _, name = operation.kernel.partition(".")
         assert callable(getattr(import_module(f"simclr.views.{module}"), name))
         assert (operation.tensor is None) == (operation.name in ("crop", "flip"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simclr.errors import SettingError
-from simclr.views import Views, operations, policy
+from simclr.views import Views, operations, rendering
 from simclr.views import torch_backend as tensor
 from simclr.views.cpu_compile import exact, fast
 from simclr.views.draw import Style, plain
@@ -193,7 +193,7 @@ def test_a_batch_taken_in_parts_gives_the_same_views(monkeypatch):
     views, images = Views(size=32), noise(7, 40, 40)
     parameters = views.draw(np.arange(7), 0, 0, 0, (40, 40))
     expected = views.apply(images, parameters, "torch")
-    monkeypatch.setattr(policy, "MAX_VALUES", 3 * 3 * 32**2)
+    monkeypatch.setattr(rendering, "MAX_VALUES", 3 * 3 * 32**2)
     out = torch.full((7, 32, 32, 3), torch.nan)
     assert (views.apply(images, parameters, "torch", out=out) - expected).abs().max() < 1e-6
     assert torch.equal(out.permute(0, 3, 1, 2), views.apply(images, parameters, "torch"))
@@ -216,6 +216,9 @@ def test_the_tensor_operations_never_wait_for_a_value(torchvision):
         ("crop_area", (0.0, 1.0)), ("crop_area", (0.5, 0.2)), ("crop_area", (0.01, 0.05)),
         ("crop_ratio", (0.0, 1.0)), ("crop_ratio", (2.0, 1.0)), ("strength", -1.0), ("hue", 0.6),
         ("blur_sigma", (0.0, 1.0)), ("blur_sigma", (2.0, 1.0)), ("blur_kernel", 1.5), ("contrast", float("inf")),
+        ("rotate", 1.5), ("solarise_threshold", (0.6, 0.5)), ("posterise_bits", (0, 4)), ("posterise_bits", (4.5, 6)),
+        ("noise_deviation", (-0.1, 0.1)), ("cutout_side", (0.0, 0.5)), ("erase_area", (0.1, 1.2)), ("erase", -1.0),
+        ("erase_ratio", (2.0, 1.0)), ("autoaugment", 2), ("autoaugment_policy", "svhn"),
 
     ],
 )  # fmt: skip

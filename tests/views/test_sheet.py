@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from simclr.views import Views
-from simclr.views.sheet import contact_sheet
+from simclr.views.operations import OPERATIONS, alone
+from simclr.views.sheet import contact_sheet, operation_sheet
 
 
 def images():
@@ -39,6 +40,8 @@ def test_wrong_settings():
         contact_sheet([], Views(size=32))
     with pytest.raises(ValueError):  # noqa: PT011
         contact_sheet(images(), Views(size=32), pairs=0)
+    with pytest.raises(ValueError):  # noqa: PT011
+        operation_sheet([], Views(size=32))
 
 
 def test_a_sheet_of_many_views_shows_each_at_its_size():
@@ -49,3 +52,22 @@ def test_a_sheet_of_many_views_shows_each_at_its_size():
     pixels = policies[2].apply(image[None], policies[2].draw(np.array([0]), 1, 2, 0, (32, 32)))[0]
     left = 120 + 260 + 200
     np.testing.assert_allclose(sheet[12:60:2, left : left + 48 : 2], pixels.permute(1, 2, 0).numpy() * 255, atol=0.501)
+
+
+def test_a_sheet_of_operations_shows_each_alone():
+    image = np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)
+    views = Views(size=96, posterise_bits=(1, 1), grey=0.0)
+    sheet = np.asarray(operation_sheet([image], views, seed=5, indices=[41]))
+    assert sheet.shape == (16 + 12 + 108, 12 + 15 * 108, 3)
+    for k, operation in enumerate(OPERATIONS, start=1):
+        tile = sheet[28:124, 12 + k * 108 :][:, :96]
+        policy = alone(views, operation.name)
+        parameters = policy.draw(np.array([41]), 0, 0, 5, (40, 32))
+        if operation.name != "crop":
+            parameters.crop[:] = [4, 0, 32, 32]
+        pixels = policy.apply(image[None], parameters)[0]
+        np.testing.assert_allclose(tile, pixels.permute(1, 2, 0).numpy() * 255, atol=0.501)
+    posterised = sheet[28:124, 12 + 108 * 9 :][:, :96]
+    assert set(np.unique(posterised)) == {0, 128}
+    grey = sheet[28:124, 12 + 108 * 4 :][:, :96]
+    assert (grey[..., :1] == grey).all()

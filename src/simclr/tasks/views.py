@@ -6,17 +6,20 @@ from typing import Any, ClassVar
 
 from simclr.data import open_source
 from simclr.data.survey import spread_images
+from simclr.errors import SettingError
 from simclr.runs.files import printable, require_picture_path, save_picture
 from simclr.settings import check_settings, setting
 from simclr.views import Views, view_policies
-from simclr.views.sheet import contact_sheet
+from simclr.views.operations import OPERATIONS
+from simclr.views.sheet import contact_sheet, operation_sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowViews:
     """Draw a contact sheet of the augmentation.
 
-    Each row has an image and pairs of its views, or sets if there are more, the same as in training with this seed.
+    Each row has an image and pairs of its views, or sets if there are more, the same as in training with this seed;
+    with `--each` the image and every operation alone.
     """
 
     command: ClassVar[str] = "views"
@@ -34,6 +37,8 @@ class ShowViews:
     """number of images, evenly spaced over the data"""
     pairs: int = setting(4, at_least=1)
     """number of pairs (or sets) of views per image, those of the first epochs"""
+    each: bool = False
+    """every operation alone, also those that are off, with the ranges of `views`, in place of whole views"""
     seed: int = 0
     """seed of the views"""
     overwrite: bool = False
@@ -42,6 +47,8 @@ class ShowViews:
     def __post_init__(self) -> None:
         check_settings(self)
         view_policies(self.views, self.policies)
+        if self.each and self.policies:
+            raise SettingError("each", "false with policies; set the ranges in `views`", self.each)
 
     def __call__(self) -> dict[str, Any]:
         """Write the picture; return its path and the numbers of images and pairs."""
@@ -50,10 +57,15 @@ class ShowViews:
         rows, images, errors = spread_images(source, self.count)
         for error in errors:
             print(f"unreadable, replaced by the next image: {printable(str(error))}")
-        policies = view_policies(self.views, self.policies)
-        sheet = contact_sheet(images, policies, self.seed, indices=rows, pairs=self.pairs)
+        if self.each:
+            sheet = operation_sheet(images, self.views, self.seed, indices=rows)
+            content = f"{len(OPERATIONS)} operations"
+        else:
+            policies = view_policies(self.views, self.policies)
+            sheet = contact_sheet(images, policies, self.seed, indices=rows, pairs=self.pairs)
+            content = f"{self.pairs} sets of {len(policies)} views"
         self.out.parent.mkdir(parents=True, exist_ok=True)
         save_picture(sheet, self.out)
-        print(f"{len(images)} images of {printable(source.name)}, {self.pairs} sets of {len(policies)} views each")
+        print(f"{len(images)} images of {printable(source.name)}, {content} each")
         print(f"wrote {self.out}")
         return {"out": str(self.out), "images": len(images), "pairs": self.pairs}

@@ -1,7 +1,7 @@
 """Random decisions of views: one row of parameters per image, drawn from stateless uniforms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class ViewParameters:
     blur: Bool[np.ndarray, " b"]
     sigma: Float[np.ndarray, " b"]
     """standard deviation of the blur, pixels of the view. float32"""
+    finishing: dict[str, Float[np.ndarray, "b _"]] = field(default_factory=dict)
+    """decisions of the finishing operations that are on, by name; float64, as `simclr.views.finishing` reads them"""
 
     def __len__(self) -> int:
         return len(self.crop)
@@ -68,7 +70,11 @@ class ViewParameters:
     def __getitem__(self, rows: int | np.integer | slice | np.ndarray) -> "ViewParameters":
         if isinstance(rows, int | np.integer):
             rows = [rows]
-        return ViewParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        arrays = {name: getattr(self, name)[rows] for name in _ARRAYS}
+        return ViewParameters(**arrays, finishing={name: array[rows] for name, array in self.finishing.items()})
+
+
+_ARRAYS = [field.name for field in fields(ViewParameters) if field.name != "finishing"]
 
 
 def plain(sizes: Int[np.ndarray, "b 2"], crop: Int[np.ndarray, "b 4"]) -> ViewParameters:

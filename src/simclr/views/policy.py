@@ -11,17 +11,22 @@ from torch import Tensor
 
 from simclr.errors import SettingError
 from simclr.settings import check_settings, setting
-from simclr.views import draw, operations, torch_backend
+from simclr.views import draw, operations
 from simclr.views.draw import Style, ViewParameters
+from simclr.views.rendering import copy_to, render
 
-MAX_VALUES = 1 << 25  # values of the views that the batched operations compute together
+PAIRS = (
+    "crop_area", "crop_ratio", "blur_sigma", "solarise_threshold", "posterise_bits", "noise_deviation", "cutout_side",
+    "erase_area", "erase_ratio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Random views of images: crop, resize, flip, colour jitter, grey, blur (SimCLR paper, appendix A).
+    """Random views of images: crop, resize, flip, colour jitter, grey, blur (SimCLR paper, appendix A), and others.
 
-    The operations and their order are in `simclr.views.operations`. Pixels are in [0, 1]; there is no normalisation.
+    The operations and their order are in `simclr.views.operations`. Those after the blur are off by default, and the
+    same for both semantics. Pixels are in [0, 1]; there is no normalisation.
     Unlike in the official code, the sigma of the blur is drawn for each image, not once for the batch of a replica.
 
     Official semantics: the aspect ratio of a crop is uniform, its height uniform, its area at least a tenth of the
@@ -87,14 +92,64 @@ class Views:
     blur_kernel: float = setting(0.1, at_least=0, at_most=1)
     """extent of the blur as a fraction of `size`: 2 r + 1 taps with r = floor(size * blur_kernel) // 2"""
 
+    rotate: float = setting(0.0, at_least=0, at_most=1)
+    """probability of a rotation by 90, 180 or 270 degrees, each as likely (SimCLR paper, Fig. 4)"""
+
+    autoaugment: float = setting(0.0, at_least=0, at_most=1)
+    """probability of AutoAugment, which takes the place of the colour jitter (SimCLR paper, Table 1)"""
+
+    autoaugment_policy: Literal["imagenet", "cifar10"] = "imagenet"
+    """data set that the 25 sub-policies of AutoAugment were learned on (Cubuk et al. 2019)"""
+
+    solarise: float = setting(0.0, at_least=0, at_most=1)
+    """probability of inverting the values from a threshold on (BYOL: 0.2 for one of the views)"""
+
+    solarise_threshold: tuple[float, float] = setting((0.5, 0.5), at_least=0, at_most=1)
+    """minimum and maximum threshold, uniform (BYOL: 0.5)"""
+
+    posterise: float = setting(0.0, at_least=0, at_most=1)
+    """probability of keeping only the leading bits of the 8 bits of a value"""
+
+    posterise_bits: tuple[int, int] = setting((4, 8), at_least=1, at_most=8)
+    """minimum and maximum number of bits, each as likely (AutoAugment)"""
+
+    equalise: float = setting(0.0, at_least=0, at_most=1)
+    """probability of equalising the histogram of each channel, as Pillow"""
+
+    sobel: float = setting(0.0, at_least=0, at_most=1)
+    """probability of the Sobel filter, the magnitude of the gradient of each channel (SimCLR paper, Fig. 4)"""
+
+    noise: float = setting(0.0, at_least=0, at_most=1)
+    """probability of normal noise (SimCLR paper, Fig. 4)"""
+
+    noise_deviation: tuple[float, float] = setting((0.0, 0.1), at_least=0)
+    """minimum and maximum standard deviation of the noise, fractions of the range of a pixel, uniform (no source)"""
+
+    cutout: float = setting(0.0, at_least=0, at_most=1)
+    """probability of a grey square around any pixel, cut off at the border (SimCLR paper, Fig. 4)"""
+
+    cutout_side: tuple[float, float] = setting((0.5, 0.5), above=0, at_most=2)
+    """minimum and maximum side of the square, fractions of `size`, uniform (DeVries and Taylor 2017: 16 of 32 px)"""
+
+    erase: float = setting(0.0, at_least=0, at_most=1)
+    """probability of a rectangle of noise within the view (random erasing, Zhong et al. 2020: 0.5)"""
+
+    erase_area: tuple[float, float] = setting((0.02, 0.33), above=0, at_most=1)
+    """minimum and maximum area of the rectangle, fractions of the view, uniform (torchvision)"""
+
+    erase_ratio: tuple[float, float] = setting((0.3, 3.3), above=0)
+    """minimum and maximum width / height of the rectangle, log-uniform; sides end at those of the view (torchvision)"""
+
     def __post_init__(self) -> None:
         check_settings(self, "views.")
         if not isinstance(self.size, int | np.integer):
             raise SettingError("views.size", "a whole number", self.size)
-        for field in ("crop_area", "crop_ratio", "blur_sigma"):
+        for field in PAIRS:
             values = getattr(self, field)
             if np.shape(values) != (2,) or values[0] > values[1]:
                 raise SettingError(f"views.{field}", "a pair (minimum, maximum)", values)
+        if any(bits != int(bits) for bits in self.posterise_bits):
+            raise SettingError("views.posterise_bits", "a pair of whole numbers", self.posterise_bits)
         if self.semantics == "official" and self.crop_area[1] < draw.OBJECT_COVERED:
             allowed = f"a pair up to at least {draw.OBJECT_COVERED}, the minimum area of official crops"
             raise SettingError("views.crop_area", allowed, self.crop_area)
@@ -166,7 +221,7 @@ class Views:
         if len(parameters) != len(images) or (parameters.sizes != images.shape[1:3]).any():
             given = (len(parameters), *map(int, parameters.sizes[0])) if len(parameters) else (0,)
             raise ValueError(f"parameters are for {given}, images are {expected} (count, height, width)")
-        return self._render(images, parameters, backend, out, cropped=False)
+        return render(images, parameters, self.style, backend, out, cropped=False)
 
     def _apply_each(
         self, images: Sequence[np.ndarray], parameters: ViewParameters, backend: str, out: Tensor | None
@@ -176,8 +231,8 @@ class Views:
             raise ValueError(f"parameters are for sizes {sizes}, images are {given}")
         if backend == "torch":
             views = [self.apply(image[None], parameters[i], backend) for i, image in enumerate(images)]
-            return _into(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
-        return self._render(images, parameters, backend, out, cropped=False)
+            return copy_to(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
+        return render(images, parameters, self.style, backend, out, cropped=False)
 
     def crop(
         self, image: UInt8[np.ndarray, "h w 3"], box: Int[np.ndarray, " 4"], flip: bool | np.bool_
@@ -208,44 +263,7 @@ class Views:
         crops = _channels_last(crops)
         if crops.shape[1:3] != (self.size, self.size) or len(crops) != len(parameters):
             raise ValueError(f"crops are {tuple(crops.shape)}, expected {len(parameters)} of {self.size} × {self.size}")
-        return self._render(crops, parameters, backend, out, cropped=True)
-
-    def _render(
-        self,
-        images: Tensor | Sequence[np.ndarray],
-        parameters: ViewParameters,
-        backend: str,
-        out: Tensor | None,
-        cropped: bool,
-    ) -> Float[Tensor, "b 3 s s"]:
-        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-        if backend == "numba" or (backend == "auto" and device.type == "cpu"):
-            from simclr.views import cpu_backend
-
-            arrays = images.cpu().numpy() if isinstance(images, Tensor) else images
-            needs_copy = out is None or out.device.type != "cpu" or not out.is_contiguous()
-            views = torch.empty(len(arrays), self.size, self.size, 3) if needs_copy else out
-            cpu_backend.render(arrays, parameters, self.style, cropped, views.numpy())
-            views = views.permute(0, 3, 1, 2)
-            return _into(out, views.to(device)) if needs_copy else views
-        if out is None:
-            out = torch.empty(len(images), self.size, self.size, 3, device=device)
-        # about six times the memory of the processed images is needed, so a large batch is processed in parts
-        part = max(1, MAX_VALUES // (3 * self.size**2))
-        with torch.autocast(device.type, enabled=False):
-            for s in (slice(k, k + part) for k in range(0, len(images), part)):
-                decisions = torch_backend.Decisions.of(parameters[s], device)
-                if cropped:
-                    x = images[s].permute(0, 3, 1, 2).float() / 255
-                else:
-                    box, antialias = decisions.crop, self.style.torchvision
-                    x = torch_backend.crop_resize(images[s], box, decisions.flip, self.size, antialias=antialias)
-                _into(out[s], operations.apply_colour(x, decisions, self.style))
-        return out.permute(0, 3, 1, 2)
-
-
-def _into(out: Float[Tensor, "b s s 3"] | None, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-    return views if out is None else out.copy_(views.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return render(crops, parameters, self.style, backend, out, cropped=True)
 
 
 def _channels_last(images: Tensor | np.ndarray) -> UInt8[Tensor, "b h w 3"]:
