@@ -46,7 +46,7 @@ def draw_autoaugment(policy: Any, request: Request, u: Uniforms) -> Decided:
     table = policy_table(policy.autoaugment_policy)
     step, probability, magnitude, signed = np.moveaxis(table[(u[:, 1] * len(table)).astype(np.int64)], 2, 0)
     used = (u[:, 2:4] < probability) & (u[:, :1] < policy.autoaugment)
-    magnitude = np.where((signed > 0) & (u[:, 4:6] < 0.5), -magnitude, magnitude)
+    magnitude = np.where((signed > 0) & (u[:, 4:6] < 0.5), 0 - magnitude, magnitude)  # 0, not -0, of 0
     return np.stack([np.where(used, step, -1), np.where(used, magnitude, 0)], 2).reshape(-1, 4)
 
 
