@@ -99,9 +99,10 @@ def test_equalise_is_pillows(backend):
 def test_sobel_is_scipys_in_float64(backend):
     images = photographs(3)
     result = finished(images, backend, sobel=rows(3, 1)).permute(0, 2, 3, 1).numpy()
-    x = images.astype(np.float64) / 255
-    expected = np.hypot(*(scipy_sobel(x, axis, mode="nearest") / 4 for axis in (1, 2))).clip(0, 1)
-    np.testing.assert_allclose(result, expected, atol=2e-6)
+    for k, channel in np.ndindex(3, 3):
+        x = images[k, ..., channel].astype(np.float64) / 255
+        expected = np.hypot(*(scipy_sobel(x, axis, mode="nearest") / 4 for axis in (0, 1))).clip(0, 1)
+        np.testing.assert_allclose(result[k, ..., channel], expected, atol=2e-6)
 
 
 def test_noise_is_normal_of_the_drawn_deviation_and_of_its_key_alone():
@@ -244,7 +245,7 @@ def test_every_sub_policy_is_torchvisions(name, backend):
 
 def test_steps_take_their_magnitudes():
     x = torch.from_numpy(photographs(1)).permute(0, 3, 1, 2)
-    inverted = apply_step(x, NAMES.index("Invert"), 0)
+    inverted = apply_step(x, NAMES.index("Invert"), 0.0)
     assert torch.equal(apply_step(x, NAMES.index("Solarize"), 0.0), inverted)
     assert torch.equal(apply_step(x, NAMES.index("TranslateX"), 0.25)[..., 8:], x[..., :-8])
     assert (apply_step(x, NAMES.index("TranslateY"), -0.25)[..., -8:, :] == 128).all()

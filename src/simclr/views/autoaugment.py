@@ -42,9 +42,9 @@ NAMES = list(STEPS)
 def policy_table(name: str) -> Float[np.ndarray, "25 2 4"]:
     """Return (step, probability, magnitude, whether it has a sign) of both steps of every sub-policy."""
 
-    def row(step: str, probability: float, level: int | None) -> tuple[float, ...]:
+    def row(step: str, probability: float, level: int | None) -> list[float]:
         _, low, high, signed = STEPS[step]
-        return NAMES.index(step), probability, low + (high - low) * (level or 0) / 9, signed
+        return [float(NAMES.index(step)), probability, low + (high - low) * (level or 0) / 9, float(signed)]
 
     return np.array([[row(*step) for step in steps] for steps in AutoAugment(AutoAugmentPolicy(name)).policies])
 
