@@ -26,7 +26,7 @@ SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Loss": ("loss", "temperature", "temperature_min", "temperature_period", "gamma", "margin", "semi_hard",
              "normalize", "negatives", "loss_scale", "ema", "queue", "label_weight"),
     "Optimisation": ("optimizer", "lr", "scaling", "momentum", "weight_decay", "batch", "micro_batch", "bn", "epochs",
-                     "warmup_epochs", "steps", "norm_decay", "zero_logits"),
+                     "warmup_epochs", "steps", "min_steps", "norm_decay", "zero_logits", "from_probe", "adapt"),
     "Checks, logging and checkpoints": ("knn_every", "held_out", "log_every", "save_every", "max_bad", "seed"),
 }  # fmt: skip
 PARTS = {"views": "Augmentation", "machine": "Machine"}
