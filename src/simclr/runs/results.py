@@ -167,4 +167,5 @@ def _inferred(row: dict[str, Any], command: str) -> dict[str, Any]:
         "seen_in_pretraining": seen,
         "target": name if command == "information" else "",
         "unit": unit_of(str(row.get("metric", ""))),
+        "constant": None,
     }
