@@ -33,6 +33,7 @@ FEW_LABELS = 10_000  # labelled images up to which the command line adapts to th
 NEUTRAL = {"run", "data", "out", "fresh", "fraction", "labelled", "measure", "seed", "log_every", "save_every",
            "max_bad"}  # fmt: skip
 MOST_STEPS = 200  # of a run of the search
+ERRORS = 2  # standard errors by which a candidate must be better than the probe: the best of four exceeds one by chance
 SLOWER = 4  # the second learning rate of the search is the first divided by this
 
 
@@ -104,8 +105,8 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
     """Return what to train after the linear probe, and the learning rate; a run that resumes keeps its choice.
 
     Each candidate is trained on one half of the labelled images and measured on the other, and the other way round. The
-    best one is chosen if its accuracy is higher than that of the probe on the same halves by more than a standard
-    error, otherwise the probe is.
+    best one is chosen if its accuracy is higher than that of the probe on the same halves by more than two standard
+    errors, otherwise the probe is.
     """
     saved = (run.restore() or {}).get("circumstances", {}).get("chosen")
     if (saved := fabric.broadcast(saved)) is not None:
@@ -133,7 +134,7 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
         for t, (gain, error) in zip(tried, figures, strict=True)
     ]
     best = max(candidates, key=lambda c: c["gain"])
-    better = best["gain"] > best["standard_error"]
+    better = best["gain"] > ERRORS * best["standard_error"]
     choice = Choice(best["freeze"], best["lr"]) if better else probe_alone
     return fabric.broadcast(replace(choice, candidates=candidates))
 
