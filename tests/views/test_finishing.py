@@ -8,8 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy.ndimage import sobel as scipy_sobel
 from scipy.stats import chi2, kstest
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
-from torchvision.transforms.autoaugment import _apply_op
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode, v2
 
 from simclr import randomness
 from simclr.views import ViewParameters, Views, finishing, view_policies
@@ -227,7 +226,8 @@ def test_autoaugment_draws_its_policies(name):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["imagenet", "cifar10"])
 def test_every_sub_policy_is_torchvisions(name, backend):
-    images = photographs(25)
+    images, reference = photographs(25), v2.AutoAugment(fill=128)
+    apply, fill = reference._apply_image_or_video_transform, reference._fill
     for sign in (1, -1):
         table = policy_table(name)
         step, magnitude = table[..., 0], np.where(table[..., 3] > 0, sign, 1) * table[..., 2]
@@ -235,12 +235,14 @@ def test_every_sub_policy_is_torchvisions(name, backend):
         space = AutoAugment()._augmentation_space(10, (32, 32))
         for k, pair in enumerate(AutoAugment(AutoAugmentPolicy(name)).policies):
             expected = torch.from_numpy(images[k]).permute(2, 0, 1)
-            for name_of_step, _, level in pair:
+            for own, (name_of_step, _, level) in zip(magnitude[k].tolist(), pair, strict=True):
+                own = own * 32 if name_of_step.startswith("Translate") else own
+                own = round(own) if name_of_step == "Posterize" else own
                 magnitudes, signed = space[name_of_step]
-                m = 0.0 if level is None else float(magnitudes[level]) * (sign if signed else 1)
-                expected = _apply_op(expected, name_of_step, m, InterpolationMode.NEAREST, [128.0] * 3)
-            difference = np.abs(as_bytes(result)[k].astype(int) - expected.permute(1, 2, 0).numpy())
-            assert (difference > 0).mean() < 0.002, pair  # a threshold on a value, in float32 there
+                theirs = 0.0 if level is None else float(magnitudes[level]) * (sign if signed else 1)
+                assert own == pytest.approx(theirs, rel=1e-5, abs=1e-5) or level is None
+                expected = apply(expected, name_of_step, own, InterpolationMode.NEAREST, fill)
+            np.testing.assert_array_equal(as_bytes(result)[k], expected.permute(1, 2, 0), str(pair))
 
 
 def test_steps_take_their_magnitudes():
