@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from simclr.errors import SettingError
-from simclr.optim import LARS, create_optimizer, lr_factor, parameter_groups, peak_lr, total_steps, warmup_steps
+from simclr.optim import (
+    LARS,
+    create_optimizer,
+    extended_lr_factor,
+    lr_factor,
+    parameter_groups,
+    peak_lr,
+    total_steps,
+    warmup_steps,
+)
 
 
 def close(ours, official, tolerance=1e-6):
@@ -129,6 +138,65 @@ def test_adapted_update_ignores_the_scale_of_the_gradient():
     torch.testing.assert_close(b2, torch.full((3,), -999.0))
 
 
+def test_adapt_is_honoured_for_tensors_of_any_number_of_dimensions():
+    """An empty exclusion list of the official code adapts and decays biases and norm gains too."""
+    start, gradient, decay = np.array([3.0, -1.0, 2.0]), np.array([1.0, 4.0, -2.0]), 0.1
+    params = [nn.Parameter(torch.tensor(start)) for _ in range(3)]
+    for p in params:
+        p.grad = torch.tensor(gradient)
+    groups = [{"params": [p]} | adapt for p, adapt in zip(params, ({"adapt": True}, {"adapt": False}, {}), strict=True)]
+    LARS(groups, lr=0.5, weight_decay=decay).step()
+    decayed = gradient + decay * start
+    ratio = 1e-3 * np.linalg.norm(start) / np.linalg.norm(decayed)
+    expected = start - 0.5 * ratio * decayed, start - 0.5 * decayed, start - 0.5 * gradient
+    for p, value in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), value, rtol=1e-12)
+
+
+def test_what_is_adapted_is_no_state():
+    """Version 0.1 recorded `adapt` as true for groups that said nothing, biases among them."""
+    optimizer = LARS([{"params": [nn.Parameter(torch.ones(3))]}], lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"adapt": True, "momentum": 0.5}
+    optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["adapt"], optimizer.param_groups[0]["momentum"]) == (None, 0.5)
+
+
+def test_biases_are_decayed_when_asked():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    groups = parameter_groups(model, 0.01, decay_biases=True)
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.01]
+    for name in ("lars", "sgd", "adamw"):
+        optimizer = create_optimizer(name, parameter_groups(model, 0.01, decay_biases=True), lr=0.5, momentum=0.0)
+        bias = model[0].bias
+        before = bias.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        torch.testing.assert_close(bias.detach(), before * (1 - 0.5 * 0.01))
+
+
+def test_optimizers_of_timm_are_taken_by_name():
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = create_optimizer("lion", parameter_groups(model, 0.1), lr=0.01, options={"betas": (0.8, 0.9)})
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # Lion: the decay, and the sign of the gradient
+    torch.testing.assert_close(model.weight.detach(), before * (1 - 0.01 * 0.1) - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "field"),
+    [("sdg", {}, "optimizer"), ("adahessian", {}, "optimizer"), ("adamw", {"beta": 1}, "optimizer_options")],
+)
+def test_unknown_optimizers_and_options_are_refused(name, options, field):
+    with pytest.raises(SettingError) as error:
+        create_optimizer(name, parameter_groups(nn.Linear(2, 2), 0.0), lr=0.1, options=options)
+    assert error.value.field == field
+
+
 def test_a_zero_gradient_changes_nothing():
     w = nn.Parameter(torch.ones(2, 2))
     w.grad = torch.zeros(2, 2)
@@ -172,6 +240,21 @@ def test_schedule_rises_from_zero_to_the_peak_and_falls_to_zero():
     assert factors[0] == 0 and factors[10] == 1 and factors[100] == 0
     assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
     assert all(a > b for a, b in zip(factors[10:100], factors[11:], strict=True))
+
+
+def test_a_stable_schedule_falls_at_its_end_alone():
+    factors = [lr_factor(s, 100, 10, "wsd", 0.25) for s in range(101)]
+    np.testing.assert_allclose(factors, [*np.linspace(0, 0.9, 10), *[1.0] * 65, *np.linspace(1, 0, 26)], atol=1e-12)
+    assert [lr_factor(s, 100, 10, "constant") for s in (5, 10, 99)] == [0.5, 1, 1]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "wsd", "constant"])
+def test_an_extension_repeats_the_schedule(shape):
+    """Of a half, with half of its warm-up; a constant rate stays."""
+    factors = [extended_lr_factor(s, [100, 150], 10, shape) for s in range(150)]
+    assert factors[:100] == [lr_factor(s, 100, 10, shape) for s in range(100)]
+    rest = [1.0] * 50 if shape == "constant" else [lr_factor(s, 50, 5, shape) for s in range(50)]
+    assert factors[100:] == rest
 
 
 def test_scaling_rules_agree_at_the_batch_of_the_paper():

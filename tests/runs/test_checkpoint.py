@@ -1,6 +1,7 @@
 """Checkpoints: damage is noticed, and a good one is never lost to a damaged one."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +106,22 @@ def test_a_hash_depends_on_every_value_shape_type_and_name():
     ]  # fmt: skip
     assert len({content_hash(state) for state in states}) == len(states)
     assert content_hash({"w": w.clone(), "n": 1}) == content_hash(states[0])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
+    checkpoints = written(tmp_path, 1, 2)
+    (tmp_path / "partial.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError):  # noqa: PT011 - a class of its own
+        checkpoints.write(state(3), RUN)
+    assert same(Checkpoints(tmp_path).read(RUN).state, state(2))
+
+
+def test_an_error_beside_the_writing_is_no_full_disk(tmp_path, monkeypatch):
+    """Such as that of a decoding process which dies meanwhile: a signal handler raises it here."""
+    checkpoints = written(tmp_path, 1)
+    error = RuntimeError("of another kind")
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError) as raised:
+        checkpoints.write(state(2), RUN)
+    assert raised.value is error

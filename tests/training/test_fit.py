@@ -14,8 +14,9 @@ from lightning_fabric import Fabric
 from support.processes import in_processes
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from simclr.errors import DivergedError, Interrupted, RunError, SettingError
+from simclr.errors import DataError, DivergedError, Interrupted, RunError, SettingError
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.training.fit import Parts, Schedule, fit
@@ -249,3 +250,18 @@ def test_dropout_is_another_in_each_step_and_the_same_after_a_resumption(tmp_pat
     noisy(tmp_path / "parts", 3, parts)
     assert torch.equal(torch.stack(parts), torch.stack(whole))
     assert len({tuple(mask.tolist()) for mask in whole}) == 8
+
+
+def test_a_decoding_process_that_dies_is_an_error_of_the_data_wherever_the_loop_is(tmp_path):
+    """torch raises it in a handler of the signal."""
+
+    def evaluate():
+        workers = iter(DataLoader(range(9), batch_size=None, num_workers=1))
+        os.kill(workers._workers[0].pid, signal.SIGKILL)
+        time.sleep(30)
+        return {}
+
+    schedule = Schedule(steps=2, lr=lambda s: 0.1, seed=0, evaluate_every=1)
+    with pytest.raises(DataError) as error:
+        toy(tmp_path, schedule, evaluate=evaluate)
+    assert error.value.path == "workers"

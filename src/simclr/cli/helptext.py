@@ -21,12 +21,14 @@ WIDTH, INDENT = 100, 30
 SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Data and output": ("data", "run", "runs", "teacher", "images", "checkpoint", "recipe", "name", "out", "fresh",
                         "overwrite", "test", "among", "fraction", "labelled", "decode", "crop_area"),
-    "Network": ("encoder", "encoder_options", "head_layers", "head_features", "init", "start", "layer", "freeze"),
+    "Network": ("encoder", "encoder_options", "head_layers", "head_features", "head_hidden", "head_norm", "init",
+                "start", "layer", "freeze"),
     "Views": ("policies", "key_views"),
     "Loss": ("loss", "temperature", "temperature_min", "temperature_period", "gamma", "margin", "semi_hard",
              "normalize", "negatives", "loss_scale", "ema", "queue", "label_weight"),
-    "Optimisation": ("optimizer", "lr", "scaling", "momentum", "weight_decay", "batch", "micro_batch", "bn", "epochs",
-                     "warmup_epochs", "steps", "min_steps", "norm_decay", "zero_logits", "from_probe", "adapt"),
+    "Optimisation": ("optimizer", "optimizer_options", "lr", "scaling", "lr_schedule", "warmup_epochs", "cooldown",
+                     "momentum", "weight_decay", "decay_biases", "batch", "micro_batch", "bn", "epochs", "extend",
+                     "steps", "min_steps", "norm_decay", "zero_logits", "from_probe", "adapt"),
     "Checks, logging and checkpoints": ("knn_every", "held_out", "log_every", "save_every", "max_bad", "seed"),
 }  # fmt: skip
 PARTS = {"views": "Augmentation", "machine": "Machine"}

@@ -172,17 +172,25 @@ def loader(
         for item in iterator:
             yield _replace(item, _Sent, lambda sent: torch.from_numpy(sent.array)) if workers else item
     except RuntimeError as error:
-        text = str(error)
-        if "DataLoader timed out" in text:
-            problem = f"no images arrived from {workers} worker processes for {SILENCE:.0f} s"
-            raise DataError("workers", problem, "Check the storage of the images") from None
-        if "DataLoader worker" in text:
-            problem = f"a worker process ended unexpectedly ({' '.join(text.split())})"
-            raise DataError("workers", problem, "Often memory is short; try fewer --workers") from None
+        if (failure := failure_of_workers(error)) is not None:
+            raise failure from None
         raise
     finally:
         for worker in getattr(iterator, "_workers", ()):  # torch would wait five seconds for each one that is busy
             worker.terminate()
+
+
+def failure_of_workers(error: BaseException) -> DataError | None:
+    """Return what torch's loader reports of its worker processes as a DataError; None for any other error. The death of
+    one is raised by a signal handler, wherever this process is."""
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if "DataLoader timed out" in text:
+        problem = f"no images arrived from the worker processes for {SILENCE:.0f} s"
+        return DataError("workers", problem, "Check the storage of the images")
+    if "DataLoader worker" in text:
+        problem = f"a worker process ended unexpectedly ({' '.join(text.split())})"
+        return DataError("workers", problem, "Often memory is short; try fewer --workers")
+    return None
 
 
 class _Sent(NamedTuple):

@@ -160,15 +160,16 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
     size, crop = preprocess.get("size"), preprocess.get("crop")
     require("preprocess.size", is_number(size, MAX_SIDE, least=1), f"an integer of 1 to {MAX_SIDE:,}")
     require("preprocess.crop", is_number(crop, 1, (int, float)) and crop > 0, "above 0 and at most 1")
-    for part, names in (("head", ("layers", "out_features", "hidden", "kept")), ("supervised", ("classes", "input"))):
-        values = content.get(part)
-        extra = {"names"} if part == "supervised" else set()
+    sizes = {"head": ("layers", "out_features", "hidden", "kept"), "supervised": ("classes", "input")}
+    for part, extra in (("head", {"norm"}), ("supervised", {"names"})):
+        values, names = content.get(part), sizes[part]
         require(part, values is None or (isinstance(values, dict) and set(values) - extra <= set(names)), f"of {names}")
         for name, number in (values or {}).items():
             if name in extra:
                 continue
             least, most = (0, MAX_LAYERS) if name in ("layers", "kept", "input") else (1, MAX_WIDTH)
             require(f"{part}.{name}", is_number(number, most, least=least), f"an integer of {least} to {most:,}")
+    require("head.norm", isinstance((content.get("head") or {}).get("norm", True), bool), "true or false")
     supervised = content.get("supervised")
     require("supervised", supervised is None or "classes" in supervised, "with classes")
     if supervised and supervised.get("input", 0):

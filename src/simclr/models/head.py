@@ -10,13 +10,16 @@ from simclr.models.norm import BatchNorm1d
 
 
 class HeadLayer(nn.Module):
-    """Dense layer without bias, batch norm and ReLU; the `last` layer has neither β nor ReLU."""
+    """Dense layer without bias, batch norm and ReLU; the `last` layer has neither β nor ReLU. Without `norm`, the dense
+    layer has a bias and torch's initial weights."""
 
-    def __init__(self, in_features: int, out_features: int, *, last: bool):
+    def __init__(self, in_features: int, out_features: int, *, last: bool, norm: bool = True):
         super().__init__()
-        self.dense = nn.Linear(in_features, out_features, bias=False)
-        nn.init.normal_(self.dense.weight, std=0.01)
-        self.norm = BatchNorm1d(out_features, center=not last)
+        self.dense = nn.Linear(in_features, out_features, bias=not norm)
+        self.norm: nn.Module = nn.Identity()
+        if norm:
+            nn.init.normal_(self.dense.weight, std=0.01)
+            self.norm = BatchNorm1d(out_features, center=not last)
         self.last = last
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
@@ -29,7 +32,7 @@ class ProjectionHead(nn.Module):
 
     `layers` is 2 in the first paper, 3 in SimCLRv2 and the released code; 0 is the identity. Hidden layers are as wide
     as the input unless `hidden` is given. With `kept`, only the first layers exist, as after `first`. Weights are
-    initialised as in the official code: N(0, 0.01²).
+    initialised as in the official code: N(0, 0.01²). Without `norm`, layers are dense with a bias.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class ProjectionHead(nn.Module):
         layers: int = 3,
         hidden: int | None = None,
         kept: int | None = None,
+        norm: bool = True,
     ):
         super().__init__()
         if layers < 0:
@@ -46,10 +50,12 @@ class ProjectionHead(nn.Module):
         if kept is not None and not 0 <= kept <= layers:
             raise SettingError("kept", f"at least 0 and at most {layers}, the number of layers", kept)
         self.in_features, self.hidden = in_features, in_features if hidden is None else hidden
-        self.depth, self.projection = layers, out_features
+        self.depth, self.projection, self.norm = layers, out_features, norm
         widths = [in_features, *[self.hidden] * (layers - 1), *[out_features] * (layers > 0)]
         kept = layers if kept is None else kept
-        self.layers = nn.ModuleList(HeadLayer(widths[i], widths[i + 1], last=i == layers - 1) for i in range(kept))
+        self.layers = nn.ModuleList(
+            HeadLayer(widths[i], widths[i + 1], last=i == layers - 1, norm=norm) for i in range(kept)
+        )
 
     @property
     def out_features(self) -> int:
@@ -59,6 +65,7 @@ class ProjectionHead(nn.Module):
     def config(self) -> dict[str, int]:
         """Return the arguments with which `ProjectionHead(in_features, **config)` builds this head again."""
         config = {"layers": self.depth, "out_features": self.projection, "hidden": self.hidden}
+        config |= {} if self.norm else {"norm": False}
         return config if len(self.layers) == self.depth else {**config, "kept": len(self.layers)}
 
     def forward(self, h: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
@@ -80,7 +87,7 @@ class ProjectionHead(nn.Module):
         """
         if not 0 <= k <= len(self.layers):
             raise SettingError("head_layers", f"at least 0 and at most {len(self.layers)}, the layers of the head", k)
-        head = type(self)(self.in_features, self.projection, self.depth, self.hidden, kept=0)
+        head = type(self)(self.in_features, self.projection, self.depth, self.hidden, 0, self.norm)
         head.layers.extend(self.layers[:k])
         return head.train(self.training)
 

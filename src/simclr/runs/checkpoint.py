@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -41,10 +41,13 @@ class Checkpoints:
         content = {**state, _RUN: run}
         try:
             with open(partial, "wb") as file:
-                torch.save({**content, _HASH: content_hash(content)}, file)
+                writer = _Writer(file)
+                torch.save({**content, _HASH: content_hash(content)}, writer)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # on a full disk torch's writer names a line of its own source
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not writer.failed:  # such as torch's, that a decoding process died
+                raise
             partial.unlink(missing_ok=True)
             free = shutil.disk_usage(self.folder).free / 1e6
             raise OSError(f"{partial} cannot be written ({free:,.1f} MB free). Older checkpoints are kept") from error
@@ -84,6 +87,23 @@ class Checkpoints:
             raise RunError(self.folder / name, problem, "Start over with --fresh", tuple(different))
         self._last_is_good = name == "last.pt"
         return Checkpoint(name, state, damaged)
+
+
+class _Writer:
+    """File that remembers whether writing failed: torch turns the OSError of a full disk into a RuntimeError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.failed = file, False
+
+    def write(self, content: bytes | memoryview) -> int:
+        try:
+            return self.file.write(content)
+        except OSError:
+            self.failed = True
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _read(path: Path, required: bool) -> dict[str, Any]:

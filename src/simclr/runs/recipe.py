@@ -66,6 +66,17 @@ def flatten(mapping: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def changed_settings(saved: dict, recipe: dict, defaults: dict) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ between a saved recipe and another one, as (before, now), by their dotted names.
+
+    A setting that was added after `saved` was written had its default then.
+    """
+    before, now = dict(flatten(saved)), dict(flatten(recipe))
+    before |= {name: value for name, value in flatten(defaults) if name in now and name not in before}
+    pairs = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def saved_recipe(run: Path) -> dict[str, Any]:
     """Return the settings saved in a run folder; empty if it has none, as a converted checkpoint."""
     path = run / "recipe.yaml"

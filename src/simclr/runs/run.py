@@ -27,7 +27,7 @@ from simclr.runs.files import printable, require_folder_path, unguard_cell, writ
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
 from simclr.runs.reading import file_hash, read_yaml
-from simclr.runs.recipe import default_settings, flatten, plain
+from simclr.runs.recipe import changed_settings, default_settings, flatten, plain
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
        "bad_files.csv", "metrics.jsonl", "result.json", "checkpoints", "data.json", "environment.json",
@@ -37,6 +37,7 @@ WHERE = {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
 OF_INPUTS = {"data": "fingerprint", "init": "init"}  # settings that are paths -> what identifies the files there
+EXTENSIONS = "extend"  # setting, a list, to which a later start may add
 REMEDY = "Repeat its settings to resume, choose another --out, or start over with --fresh"
 
 
@@ -139,26 +140,28 @@ class Run:
     @property
     def has_progress(self) -> bool:
         """Whether there is something to resume: a command that was refused leaves at most a recipe."""
-        names = ("checkpoints/last.pt", "checkpoints/previous.pt", "result.json")
-        return any((self.path / name).exists() for name in names)
+        return self.has_checkpoint or (self.path / "result.json").exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, whole or damaged."""
+        return any((self.path / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt"))
 
     def _report_kept(self) -> None:
-        others = (path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        if kept := sorted(name for name in others if name not in OWN):
+        if kept := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name not in OWN):
             print(f"kept in {self.path}, from before: {', '.join(kept)}")
 
     def _check_agreement(self) -> None:
         saved = self._saved_recipe()
-        before, now = dict(flatten(saved)), dict(flatten(self._recipe))
-        # a setting that was added after the run began had its default then
-        before |= {name: value for name, value in flatten(self._defaults) if name in now and name not in before}
+        changes = changed_settings(saved, self._recipe, self._defaults)
         seen = self._read_json("data.json", dict)
         same = {name for name in OF_INPUTS if seen and seen.get(OF_INPUTS[name]) == self._data.get(OF_INPUTS[name])}
         ignored = WHERE | {name for name in same if self._data.get(OF_INPUTS[name]) is not None}
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in ignored]
-        if saved and changed:
-            texts = [f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in changed]
-            raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, tuple(changed))
+        before, now = changes.get(EXTENSIONS, ([], []))
+        ignored |= {EXTENSIONS} if isinstance(before, list) and now[: len(before)] == before else set()
+        if saved and (changed := tuple(name for name in changes if name not in ignored)):
+            texts = [f"{name} was {changes[name][0]!r} and is now {changes[name][1]!r}" for name in changed]
+            raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, changed)
         if changed := [name for name, value in (seen or {}).items() if self._data.get(name) != value]:
             counts = f"{seen.get('images')} when the run began, {self._data.get('images')} now"
             what = "weights to start from" if "init" in changed else f"images or their labels ({counts})"
@@ -167,7 +170,7 @@ class Run:
     @property
     def _identity(self) -> dict[str, Any]:
         """The settings and the data of the run, by which a checkpoint is known to belong to it."""
-        settings = {k: v for k, v in flatten(self._recipe) if k not in WHERE and k not in OF_INPUTS}
+        settings = {k: v for k, v in flatten(self._recipe) if k not in {*WHERE, *OF_INPUTS, EXTENSIONS}}
         return {**settings, **{f"data.{name}": value for name, value in self._data.items()}}
 
     # small files

@@ -127,7 +127,8 @@ class Distill(Training):
         self, fabric: Fabric, source: Source, student: Classifier, teacher: nn.Module, size: int, batch: int
     ) -> Parts:
         """Return network, optimizer, batches and the step of a prepared student."""
-        optimizer = self.create_optimizer(classifier_groups(student, self.weight_decay), batch)
+        groups = classifier_groups(student, self.weight_decay, decay_biases=self.decay_biases)
+        optimizer = self.create_optimizer(groups, batch)
         network, optimizer = wrap(self.machine, fabric, student, optimizer)
         policy = Views(size=size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0)
         batches = self.open_batches(fabric, source, (policy,), batch)

@@ -59,7 +59,7 @@ class FineTune(LabelSubset, Training):
 
     run: Path
     """run folder of the pretrained encoder, or timm:NAME:FILE with local weights"""
-    optimizer: Literal["lars", "sgd", "adamw"] = default("optimizer", "sgd")
+    optimizer: str = default("optimizer", "sgd")
     lr: float = default("lr", 0.05)
     weight_decay: float = default("weight_decay", 0.0)
     batch: int = default("batch", 256)
@@ -161,7 +161,8 @@ class FineTune(LabelSubset, Training):
         if self.from_probe:
             network.classifier.load_state_dict({"weight": probe.weight, "bias": probe.classifier.bias})
         model = prepare(self.machine, fabric, network)
-        optimizer = self.create_optimizer(classifier_groups(model, self.weight_decay), batch)
+        groups = classifier_groups(model, self.weight_decay, decay_biases=self.decay_biases)
+        optimizer = self.create_optimizer(groups, batch)
         network, optimizer = wrap(self.machine, fabric, model, optimizer)
         batches = self.open_batches(fabric, source, (self.policy(start.card.image_size),), batch)
         all_targets, dtype = torch.from_numpy(multilabel.targets(source)), next(model.parameters()).dtype

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from simclr.models.card import Card
 from simclr.models.encoder import check_image_sizes
 from simclr.models.head import EncoderWithHead
 from simclr.models.weights import save_encoder
-from simclr.optim import parameter_groups
+from simclr.optim import parameter_groups, total_steps
 from simclr.runs.recipe import plain
 from simclr.settings import setting
 from simclr.tasks.contrast import Contrast
@@ -111,6 +112,10 @@ class Pretrain(Contrast, StartsFromWeights, Training):
     """number of layers of the projection head (v1 paper 2; v2 paper and official code 3); 0 for no head"""
     head_features: int = setting(128, at_least=1)
     """dimension of the embedding z"""
+    head_hidden: int | None = setting(None, at_least=1)
+    """dimension of the hidden layers of the head (default: that of the encoder's features)"""
+    head_norm: bool = True
+    """batch norm after each layer of the head; false: dense layers with a bias"""
     loss: Loss = "nt_xent"
     """contrastive loss: nt_xent (SimCLR), nt_logistic and margin_triplet (v1, section 5.1), dcl (decoupled, without the
     positive in the denominator), sogclr (dcl with a moving average of each image's denominator, for small batches) or
@@ -152,6 +157,9 @@ class Pretrain(Contrast, StartsFromWeights, Training):
     """decoding of image files: exact reads them whole; fast reads a JPEG file at a half, a quarter or an eighth of its
     side if both crops still have a view's pixels, which smooths them slightly, as an antialiased resize does (useful
     for large photographs)"""
+    extend: tuple[float | int, ...] = setting((), above=0)
+    """numbers of epochs by which the finished run is continued, one after another: the same command with this setting
+    continues from its last checkpoint, each time with the learning rate's schedule anew, or at a constant one"""
     knn_every: float | int = setting(10, at_least=0)
     """number of epochs between checks: health without labels, and k-NN accuracy if there are labels; 0 for none"""
     held_out: int = setting(0, at_least=0)
@@ -171,7 +179,7 @@ class Pretrain(Contrast, StartsFromWeights, Training):
         fabric = self.machine.launch()
         data = describe_data(source, self.labels(source), source.classes or ()) | self.start_identity
         run = open_run(fabric, self.folder, self, data, self.fresh)
-        if (result := finished_result(fabric, run)) is not None:
+        if (result := finished_result(fabric, run, schedule.steps)) is not None:
             return result
         self.require_start(run)
         parts = self.assemble(fabric, source)
@@ -218,6 +226,10 @@ class Pretrain(Contrast, StartsFromWeights, Training):
         """Return the labels that the loss learns from, -1 for none; None for a loss that learns without labels."""
         return torch.from_numpy(labels_for("loss supcon", source, self.data)) if self.loss == "supcon" else None
 
+    def ends(self, images: int, batch: int) -> list[int]:
+        """Return the number of steps at the end of the run, and of each extension."""
+        return [total_steps(images, batch, epochs) for epochs in accumulate([self.epochs, *self.extend])]
+
     def schedule(self, images: int, batch: int | None = None, steps: int | None = None) -> Schedule:
         """Return the schedule of a run over `images` images."""
         every = max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0
@@ -229,12 +241,15 @@ class Pretrain(Contrast, StartsFromWeights, Training):
         size, *smaller = (size for _, size in by_size(self.view_policies))
         encoder = create_encoder(self.encoder, size, self.encoder_options)
         check_image_sizes(self.encoder, encoder, smaller)
-        head = ProjectionHead(encoder.num_features, self.head_features, self.head_layers)
+        head = ProjectionHead(
+            encoder.num_features, self.head_features, self.head_layers, self.head_hidden, norm=self.head_norm
+        )
         if self.start is not None:
             self.start.fill(encoder, head)
         modules = {"encoder": encoder, "head": head, **self.create_memory(encoder, head, len(source))}
         model = prepare(self.machine, fabric, nn.ModuleDict(modules))
-        optimizer = self.create_optimizer(parameter_groups(model, self.weight_decay), self.batch)
+        groups = parameter_groups(model, self.weight_decay, decay_biases=self.decay_biases)
+        optimizer = self.create_optimizer(groups, self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
         if self.ema:
             model["momentum"].attach(optimizer, network)

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from simclr.data import Source
 from simclr.errors import SettingError
-from simclr.optim import create_optimizer, lr_factor, peak_lr, total_steps, warmup_steps
+from simclr.optim import (
+    Shape,
+    check_optimizer,
+    create_optimizer,
+    extended_lr_factor,
+    peak_lr,
+    total_steps,
+    warmup_steps,
+)
 from simclr.report import write_run_report
 from simclr.runs.files import BAD, print_unreadable
 from simclr.runs.machine import Machine
@@ -44,8 +52,11 @@ class Training(ABC):
     """run folder to write or to resume (default: named after the inputs, as described above)"""
     fresh: bool = False
     """new start: the run in `out` is deleted once the new one has a checkpoint"""
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
-    """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning) or adamw"""
+    optimizer: str = "lars"
+    """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning), adamw, or the name
+    of any optimizer of timm, such as muon, adan or lion"""
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    """further options of the optimizer, such as '{betas: [0.9, 0.95]}' of adamw"""
     lr: float = setting(0.3, above=0)
     """base learning rate: per 256 images with linear scaling, per sqrt(image) with sqrt"""
     scaling: Literal["linear", "sqrt", "none"] = "linear"
@@ -54,6 +65,8 @@ class Training(ABC):
     """momentum of lars and sgd"""
     weight_decay: float = setting(1e-6, at_least=0)
     """decay of weights, except biases and norms (paper: 1e-6 in pretraining, 0 in fine-tuning; v2: 1e-4)"""
+    decay_biases: bool = False
+    """decay of biases and norms too"""
     batch: int = setting(4096, at_least=1)
     """number of images in a step, over all processes"""
     epochs: float | int | None = setting(100, above=0)
@@ -61,6 +74,11 @@ class Training(ABC):
     warmup_epochs: float | int | None = setting(None, at_least=0)
     """number of epochs in which the learning rate rises linearly from 0 (default: a tenth of `epochs`, at most 10 in
     pretraining and 20 in distillation; 0 in fine-tuning)"""
+    lr_schedule: Shape = "cosine"
+    """learning rate after the warm-up: cosine to 0 (papers), wsd (constant, then linear to 0 over the last part of the
+    steps, `cooldown`) or constant"""
+    cooldown: float = setting(0.2, above=0, at_most=1)
+    """fraction of the steps in which wsd lowers the learning rate"""
     max_bad: float = setting(0.05, at_least=0, at_most=1)
     """maximum fraction of unreadable images; a run is never stopped for fewer than 20"""
     log_every: int = setting(20, at_least=1)
@@ -76,6 +94,7 @@ class Training(ABC):
         if self.warmup_epochs is None and self.epochs is not None:
             object.__setattr__(self, "warmup_epochs", min(self.most_warmup, self.epochs / 10))
         check_settings(self)
+        check_optimizer(self.optimizer)
         if self.epochs is not None and self.warmup_epochs > self.epochs:
             raise SettingError("warmup_epochs", f"at most epochs ({self.epochs:g})", self.warmup_epochs)
 
@@ -91,15 +110,19 @@ class Training(ABC):
     def schedule(self, images: int, batch: int | None = None, steps: int | None = None) -> Schedule:
         """Return the schedule of a run over `images` images, by default with the batch and epochs of the settings."""
         batch = batch or self.batch
-        steps = steps or total_steps(images, batch, self.epochs)
+        ends = [steps] if steps else self.ends(images, batch)
         warmup, peak = warmup_steps(images, batch, self.warmup_epochs), self.peak_lr(batch)
         return Schedule(
-            steps=steps,
-            lr=lambda step: peak * lr_factor(step, steps, warmup),
+            steps=ends[-1],
+            lr=lambda step: peak * extended_lr_factor(step, ends, warmup, self.lr_schedule, self.cooldown),
             seed=self.seed,
             log_every=self.log_every,
             save_every=self.save_every,
         )
+
+    def ends(self, images: int, batch: int) -> list[int]:
+        """Return the number of steps at the end of the run, and of each extension."""
+        return [total_steps(images, batch, self.epochs)]
 
     def largest_batch(self, images: int, processes: int) -> int:
         """Return the batch size, reduced to what `images` images give all processes alike."""
@@ -109,7 +132,8 @@ class Training(ABC):
 
     def create_optimizer(self, groups: list[dict], batch: int) -> torch.optim.Optimizer:
         """Return the optimizer of parameter groups."""
-        return create_optimizer(self.optimizer, groups, lr=self.peak_lr(batch), momentum=self.momentum)
+        options = self.optimizer_options
+        return create_optimizer(self.optimizer, groups, lr=self.peak_lr(batch), momentum=self.momentum, options=options)
 
     def open_batches(
         self, fabric: Fabric, source: Source, policies: Sequence[Views], batch: int, decode: str = "exact"
@@ -128,7 +152,7 @@ class Training(ABC):
         """Return number and size of the steps and the learning rate as text."""
         return (
             f"{steps:,} steps of {batch}; peak learning rate {self.peak_lr(batch):.4g} "
-            f"({self.optimizer}, {self.scaling})"
+            f"({self.optimizer}, {self.scaling}, {self.lr_schedule})"
         )
 
 
@@ -159,9 +183,10 @@ def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[
     return result
 
 
-def finished_result(fabric: Fabric, run: Run) -> dict[str, Any] | None:
-    """Return the result of a complete run, None for one to train; write its report if a kill prevented that."""
-    if not is_finished(run, fabric):
+def finished_result(fabric: Fabric, run: Run, steps: int | None = None) -> dict[str, Any] | None:
+    """Return the result of a complete run, None for one to train; write its report if a kill prevented that. A run that
+    ended before `steps` is extended; RunError if it has no checkpoint."""
+    if not is_finished(run, fabric, steps):
         return None
     if fabric.is_global_zero and not (run.path / "report.html").exists():
         write_run_report(run.path)

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from simclr.data.loading import failure_of_workers
 from simclr.errors import DivergedError, RunError, SettingError
 from simclr.randomness import bits
 from simclr.runs.run import Run
@@ -98,6 +99,8 @@ def fit(
         if fabric.world_size > 1 and is_lost_peer(error):
             problem = "another process of this run has ended. Run the same command again to resume"
             raise ConnectionError(f"{run.path}: {problem}") from error
+        if (failure := failure_of_workers(error)) is not None:
+            raise failure from None
         raise
     return recorder.facts or next((line for line in reversed(run.metrics()) if "loss" in line), {})
 

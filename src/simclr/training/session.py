@@ -35,9 +35,13 @@ def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fres
     return run
 
 
-def is_finished(run: Run, fabric: Fabric) -> bool:
-    """Return whether the run is complete; say so if it is."""
-    done = run.result is not None
+def is_finished(run: Run, fabric: Fabric, steps: int | None = None) -> bool:
+    """Return whether the run is complete, with its last step at `steps` if given; say so if it is. Raises RunError for
+    a run that ended before and has no checkpoint to go on from."""
+    result = run.result
+    done = result is not None and steps in (None, result.get("steps", steps))
+    if result is not None and not done and not run.has_checkpoint:
+        raise RunError(run.path, "has no checkpoint to go on from", "Start another run from its weights with --init")
     if not is_same_on_all_ranks(fabric, done):
         raise RunError(run.path, "some processes see a finished run here, others do not", SHARED_FOLDER)
     if done:
@@ -66,12 +70,12 @@ def wrap(
     return fabric.setup(network, optimizer)
 
 
-def classifier_groups(model: Classifier, weight_decay: float) -> list[dict]:
+def classifier_groups(model: Classifier, weight_decay: float, *, decay_biases: bool = False) -> list[dict]:
     """Return parameter groups of a classifier on an encoder: its last layer is not adapted by LARS, and its bias has no
-    weight decay (official code)."""
+    weight decay (official code) without `decay_biases`."""
     weight, bias = model.classifier.weight, model.classifier.bias
     return [
-        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay),
+        *parameter_groups(nn.ModuleList([model.encoder, model.head]), weight_decay, decay_biases=decay_biases),
         {"params": [weight], "weight_decay": weight_decay, "adapt": False},
-        {"params": [bias], "weight_decay": 0.0, "adapt": False},
+        {"params": [bias], "weight_decay": weight_decay if decay_biases else 0.0, "adapt": False},
     ]
