@@ -1,4 +1,4 @@
-"""Schedules of pretraining, extensions of finished runs, and heads without norms."""
+"""Schedules of pretraining, growing views, extensions of finished runs, and heads without norms."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from simclr.data import open_source
 from simclr.errors import RunError, SettingError
 from simclr.models.pretrained import load
 from simclr.runs.machine import Machine
@@ -28,6 +29,19 @@ def task(tmp_path):
         views=Views(size=8), head_features=8, batch=8, epochs=1, warmup_epochs=0.4, lr=1.0,
         lr_schedule="constant", log_every=1, save_every=2, knn_every=0, machine=Machine(accelerator="cpu", workers=0),
     )  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def saved_and_killed_at(step):
+    def save_and_die(self, state, save=Run.save):
+        save(self, state)
+        if state["step"] == step:
+            raise Killed
+
+    return save_and_die
 
 
 def lines(run, name):
@@ -53,17 +67,9 @@ def test_an_extension_that_was_interrupted_goes_on(task, monkeypatch, tmp_path):
     extended = dataclasses.replace(task, extend=(1,))
     extended()
 
-    class Killed(Exception):
-        pass
-
-    def saved_and_killed(self, state, save=Run.save):
-        save(self, state)
-        if state["step"] == 8:
-            raise Killed
-
     extended_again = dataclasses.replace(extended, out=again)
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "save", saved_and_killed)
+        patched.setattr(Run, "save", saved_and_killed_at(8))
         with pytest.raises(Killed):
             extended_again()
     assert (again / "encoder.safetensors").read_bytes() == first  # that of the finished run, until the end
@@ -108,3 +114,44 @@ def test_a_head_without_norms(task):
     h = torch.randn(4, first.in_features)
     expected = torch.relu(h @ first.weight.T + first.bias) @ last.weight.T + last.bias
     torch.testing.assert_close(head(h), expected)
+
+
+def test_views_grow_in_equal_steps_over_three_quarters_of_the_steps(task):
+    """Of 6 steps: 4 px in the first two or three, then 8 and 12 px, then 16 px from the fifth on."""
+    grown = dataclasses.replace(task, views=Views(size=16), policies=({"count": 2}, {"size": 8}), first_size=4)
+    source = open_source(task.data, "pretrain")
+    fabric = task.machine.launch()
+    batches = grown.assemble(fabric, source).batches
+    sizes = [[group.shape[-1] for group in batch.views] for batch in batches(range(6))]
+    begins = [round(0.25 * k * 6) for k in range(4)]
+    side = [4 * sum(step >= begin for begin in begins) for step in range(6)]
+    assert sizes == [[s, s // 2] for s in side]
+    whole = dataclasses.replace(grown, first_size=None).assemble(fabric, source).batches
+    for ours, theirs in zip(
+        batches(range(5, 6)), whole(range(5, 6)), strict=True
+    ):  # each step is a function of its number
+        assert all(torch.equal(a, b) for a, b in zip(ours.views, theirs.views, strict=True))
+        assert np.array_equal(ours.indices, theirs.indices)
+
+
+@pytest.mark.parametrize("storage", ["resident", "streamed"])
+def test_a_run_with_growing_views_resumes(task, tmp_path, monkeypatch, storage):
+    machine = dataclasses.replace(task.machine, storage=storage)
+    whole = dataclasses.replace(task, first_size=4, out=tmp_path / "whole", machine=machine)
+    whole()
+    assert load(whole.out).card.image_size == 8
+    parts = dataclasses.replace(whole, out=tmp_path / "parts")
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save", saved_and_killed_at(4))
+        with pytest.raises(Killed):
+            parts()
+    parts()
+    ours, theirs = (load_file(folder / "encoder.safetensors") for folder in (parts.out, whole.out))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("first_size", [8, 9])
+def test_views_that_do_not_grow_are_refused(task, first_size):
+    with pytest.raises(SettingError) as error:
+        dataclasses.replace(task, first_size=first_size)
+    assert error.value.field == "first_size"

@@ -23,7 +23,7 @@ SECTIONS = {  # settings that are not listed here stand under "Settings"
                         "overwrite", "test", "among", "fraction", "labelled", "decode", "crop_area"),
     "Network": ("encoder", "encoder_options", "head_layers", "head_features", "head_hidden", "head_norm", "init",
                 "start", "layer", "freeze"),
-    "Views": ("policies", "key_views"),
+    "Views": ("first_size", "policies", "key_views"),
     "Loss": ("loss", "temperature", "temperature_min", "temperature_period", "gamma", "margin", "semi_hard",
              "normalize", "negatives", "loss_scale", "ema", "queue", "label_weight"),
     "Optimisation": ("optimizer", "optimizer_options", "lr", "scaling", "lr_schedule", "warmup_epochs", "cooldown",

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -59,7 +59,7 @@ class Bench:
             require_new_file(self.out, self.overwrite)
         source = open_for_pretraining(task.data)
         fabric = task.machine.launch()
-        parts = task.assemble(fabric, source)
+        parts = replace(task, first_size=None).assemble(fabric, source)
         device, agree, world = fabric.device, fabric.broadcast, fabric.world_size
         wanted = STAGES if self.stage == "all" else (self.stage,)
         local = task.batch // world

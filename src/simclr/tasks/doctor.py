@@ -150,11 +150,11 @@ class Doctor:
         yield check_disk(3 * state + weights, shutil.disk_usage(existing).free, str(task.folder))
 
     def _smaller(self, batch: int, machine: Any, world: int) -> Pretrain:
-        """Return the task with NT-Xent and another batch, which its micro-batches still divide."""
+        """Return the task with NT-Xent, views of the final size and another batch, which its micro-batches divide."""
         task = self.pretrain
         micro = math.gcd(task.micro_batch, batch // world) if task.micro_batch else 0
         plain = {"loss": "nt_xent", "normalize": True, "negatives": "both", "semi_hard": False, "queue": 0}
-        plain |= {"temperature_min": None}
+        plain |= {"temperature_min": None, "first_size": None}
         return replace(task, batch=batch, micro_batch=micro, machine=machine, **plain)
 
     def _check_views(self, source: Source, batch: Any, after: Any) -> Iterator[Finding]:

@@ -32,12 +32,12 @@ from simclr.settings import setting
 from simclr.tasks.contrast import Contrast
 from simclr.tasks.start import StartsFromWeights
 from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
-from simclr.training.batches import Batch
+from simclr.training.batches import Batch, Phases
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views, by_size, describe_sizes
+from simclr.views import Views, by_size, describe_sizes, growing_policies
 from simclr.views.preprocess import Preprocess
 
 
@@ -102,6 +102,9 @@ class Pretrain(Contrast, StartsFromWeights, Training):
     """weights to start from: a run folder, a file (.safetensors, .pt, .pth) or timm:NAME:FILE (default: random ones)"""
     views: Views = Views(size=224)
     """augmentation policy that makes two views of an image"""
+    first_size: int | None = setting(None, at_least=1)
+    """side of the views at the start of the training, pixels; it grows to `views.size` over the first three quarters of
+    `epochs` (default: constant)"""
     policies: tuple[dict[str, Any], ...] = ()
     """policies of the views if they are not two equal ones: a list of what differs from `views`, each entry for one
     view or `count` views, the largest first, such as '{count: 2}, {count: 4, size: 96, crop_area: [0.1, 0.3]}'"""
@@ -172,6 +175,7 @@ class Pretrain(Contrast, StartsFromWeights, Training):
             raise SettingError("epochs", "above 0", None)
         self.settle_encoder()
         self.check_contrast()
+        self.phases(self.batch)  # which checks their sizes
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -235,12 +239,23 @@ class Pretrain(Contrast, StartsFromWeights, Training):
         every = max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0
         return replace(super().schedule(images, batch, steps), evaluate_every=every)
 
+    def phases(self, images: int) -> list[tuple[int, tuple[Views, ...]]]:
+        """Return the policies of the views with the step at which each begins: one, unless views grow."""
+        if self.first_size is None:
+            return [(0, self.view_policies)]
+        steps, phases = (
+            total_steps(images, self.batch, self.epochs),
+            growing_policies(self.view_policies, self.first_size),
+        )
+        return [(round(begin * steps), policies) for begin, policies in phases]
+
     def assemble(self, fabric: Fabric, source: Source) -> Parts:
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
-        size, *smaller = (size for _, size in by_size(self.view_policies))
-        encoder = create_encoder(self.encoder, size, self.encoder_options)
-        check_image_sizes(self.encoder, encoder, smaller)
+        phases = self.phases(len(source))
+        sizes = {size for _, policies in phases for _, size in by_size(policies)}
+        encoder = create_encoder(self.encoder, size := max(sizes), self.encoder_options)
+        check_image_sizes(self.encoder, encoder, sorted(sizes - {size}, reverse=True))
         head = ProjectionHead(
             encoder.num_features, self.head_features, self.head_layers, self.head_hidden, norm=self.head_norm
         )
@@ -255,6 +270,7 @@ class Pretrain(Contrast, StartsFromWeights, Training):
             model["momentum"].attach(optimizer, network)
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
         batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
+        batches = Phases(batches, phases) if self.first_size else batches
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels = next(model.parameters()).dtype, self.labels(source)

@@ -1,7 +1,9 @@
 """Batches of views for training, from images on the device or from worker processes."""
 
+import copy
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -80,6 +82,12 @@ class Resident:
         self._unreadable = np.isin(np.arange(len(source)), list(loaded.bad))
         self._images = torch.from_numpy(loaded.images).to(device)
 
+    def with_policies(self, policies: Sequence[Views]) -> "Resident":
+        """Return batches of the same images with other views."""
+        other = copy.copy(self)
+        other.policies = tuple(policies)
+        return other
+
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in prefetch(self._draw(steps)):
             images = self._images[to_device_async(indices, self._images.device)]
@@ -125,6 +133,13 @@ class Streamed:
         self._crops = CropDataset(source, self.policies, sampler, loading.decode)
         self._record = BadImages(source, loading.max_bad)
         self.bad = self._record.reasons
+
+    def with_policies(self, policies: Sequence[Views]) -> "Streamed":
+        """Return batches of the same images with other views."""
+        other = copy.copy(self)
+        other.policies = tuple(policies)
+        other._crops = replace(self._crops, policies=other.policies)
+        return other
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         """Yield the batches of `steps`. Raises TooManyBadImages once too many of the images seen are unreadable."""
@@ -178,6 +193,22 @@ class Streamed:
             for group, cut in zip(crops, part.crops, strict=True):
                 group[:, rows].copy_(cut, non_blocking=True)
         return indices, sizes, crops
+
+
+class Phases:
+    """Batches whose views change in the course of a training: each phase has policies of its own."""
+
+    def __init__(self, batches: Resident | Streamed, phases: Sequence[tuple[int, Sequence[Views]]]) -> None:
+        """`phases` are the policies with the step at which they begin, the first one at 0."""
+        self.storage, self.bad, self.sampler = batches.storage, batches.bad, batches.sampler
+        starts = [start for start, _ in phases]
+        parts = (batches.with_policies(policies) for _, policies in phases)
+        self._parts = list(zip(starts, [*starts[1:], sys.maxsize], parts, strict=True))
+
+    def __call__(self, steps: range) -> Iterator[Batch]:
+        for start, stop, batches in self._parts:
+            if part := range(max(steps.start, start), min(steps.stop, stop)):
+                yield from batches(part)
 
 
 def open_batches(

@@ -2,6 +2,14 @@
 
 from simclr.views.draw import ViewParameters
 from simclr.views.policy import Views
-from simclr.views.several import by_size, count_key_views, describe_sizes, view_policies
+from simclr.views.several import by_size, count_key_views, describe_sizes, growing_policies, view_policies
 
-__all__ = ["ViewParameters", "Views", "by_size", "count_key_views", "describe_sizes", "view_policies"]
+__all__ = [
+    "ViewParameters",
+    "Views",
+    "by_size",
+    "count_key_views",
+    "describe_sizes",
+    "growing_policies",
+    "view_policies",
+]

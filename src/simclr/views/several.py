@@ -8,6 +8,7 @@ from typing import Any, Literal
 from simclr.errors import SettingError
 from simclr.views.policy import Views
 
+GROWTH = 0.75  # fraction of a training in which growing views reach their size
 POSITIVE_PAIR = ({"count": 2},)  # two views of one policy
 
 
@@ -34,6 +35,24 @@ def view_policies(views: Views, changes: Sequence[Mapping[str, Any]] = ()) -> tu
     if sizes != sorted(sizes, reverse=True):
         raise SettingError("policies", "in the order of their sizes, the largest first", sizes)
     return tuple(policies)
+
+
+def growing_policies(policies: Sequence[Views], first_size: int) -> list[tuple[float, tuple[Views, ...]]]:
+    """Return the policies of a training whose views grow, each with the fraction of the steps at which it begins.
+
+    The side of the largest views goes from `first_size` pixels to its own in equal steps, of 32 pixels if it is above
+    64, otherwise of 4, over the first three quarters of the training; smaller views keep their proportion to it. Raises
+    SettingError unless `first_size` is below the size of the largest views.
+    """
+    size = policies[0].size
+    if first_size >= size:
+        raise SettingError("first_size", f"below the size of the largest views ({size})", first_size)
+    sizes = [*range(first_size, size, 32 if size > 64 else 4), size]
+    phases = []
+    for i, side in enumerate(sizes):
+        scaled = tuple(replace(policy, size=max(1, round(policy.size * side / size))) for policy in policies)
+        phases.append((GROWTH * i / (len(sizes) - 1), scaled))
+    return phases
 
 
 def count_key_views(policies: Sequence[Views], which: Literal["all", "largest"]) -> int:
