@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 OLD = Path(__file__).parents[1] / "fixtures" / "v0.1"
 RESULTS = sorted(p for p in OLD.rglob("*.json") if p.is_file() and "results" in json.loads(p.read_text()))
-NEW_FIELDS = ("role", "evaluated_on", "seen_in_pretraining", "target", "unit")
+NEW_FIELDS = ("role", "evaluated_on", "seen_in_pretraining", "target", "unit", "constant")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.relative_to(OLD).as_posix())
@@ -73,7 +73,7 @@ def test_images_that_are_seen_or_held_out_are_told_from_test_images():
 
 
 def test_fields_that_are_written_are_not_inferred():
-    row = dict(zip(NEW_FIELDS, ("teacher", "train", None, "colour", "nats"), strict=True))
+    row = dict(zip(NEW_FIELDS, ("teacher", "train", None, "colour", "nats", 2), strict=True))
     row |= {"name": "raw pixels", "metric": "top1", "split": "held out"}
     (kept,) = completed({"command": "linear", "task": "knn", "results": [row]}, "x")["results"]
     assert kept == row
