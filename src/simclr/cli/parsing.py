@@ -149,7 +149,8 @@ def _check_name(name: str, command: str, known: dict[str, Flag], where: str = ""
         return
     if parts := [flag.name for flag in known.values() if flag.part == name]:
         raise UsageError(f"{where}{name} is a group of settings, such as {parts[0]}")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    begins = [other for other in known if name and other.startswith(name)]
+    close = begins or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"`simclr {command} --help` lists the settings"
     raise UsageError(f"{where}{command} has no setting {name}; {hint}")
 

@@ -1,10 +1,10 @@
-"""Contrastive loss of pretraining: rules of its settings, its temperature, and figures of its embeddings."""
+"""Views and contrastive loss of pretraining: settings and their rules, the temperature, figures of the embeddings."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,32 +12,68 @@ from torch import Tensor, nn
 from simclr.errors import SettingError
 from simclr.evaluation.metrics import embedding_std, rankme
 from simclr.losses import Keys, Objective, contrast_statistics
+from simclr.losses.objective import Loss
+from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead
+from simclr.optim import total_steps
+from simclr.settings import setting
+from simclr.tasks.training import Training
 from simclr.training.memory import ImageAverages, Momentum
-from simclr.views import Views, count_key_views, view_policies
+from simclr.views import Views, count_key_views, growing_policies, view_policies
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
-class Contrast:
-    """Part of a task with the settings of a contrastive loss."""
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Training):
+    """Settings of a task that learns from the contrast among views of images."""
 
-    if TYPE_CHECKING:
-        batch: int
-        epochs: float | int | None
-        views: Views
-        policies: tuple[dict[str, Any], ...]
-        key_views: Literal["all", "largest"]
-        loss: str
-        temperature: float
-        temperature_min: float | None
-        temperature_period: float | int | None
-        negatives: str
-        ema: float
-        queue: int
+    views: Views = Views(size=224)
+    """augmentation policy that makes two views of an image"""
+    first_size: int | None = setting(None, at_least=1)
+    """side of the views at the start of the training, pixels; it grows to `views.size` over the first three quarters of
+    `epochs` (default: constant)"""
+    policies: tuple[dict[str, Any], ...] = ()
+    """policies of the views if they are not two equal ones: a list of what differs from `views`, each entry for one
+    view or `count` views, the largest first, such as '{count: 2}, {count: 4, size: 96, crop_area: [0.1, 0.3]}'"""
+    key_views: Literal["all", "largest"] = "all"
+    """views that anchors are compared with, as positives and as negatives: all, or those of the largest size, so that
+    smaller crops are anchors only"""
+    loss: Loss = "nt_xent"
+    """contrastive loss: nt_xent (SimCLR), nt_logistic and margin_triplet (v1, section 5.1), dcl (decoupled, without the
+    positive in the denominator), sogclr (dcl with a moving average of each image's denominator, for small batches) or
+    supcon (Khosla et al., learns from labels)"""
+    temperature: float = setting(0.1, above=0)
+    """temperature of the contrastive loss (paper: 0.1 on ImageNet, 0.5 on CIFAR-10); not used by margin_triplet"""
+    temperature_min: float | None = setting(None, above=0)
+    """minimum of a temperature that oscillates, from `temperature` by a cosine (Kukleva et al. 2023, for classes of
+    unequal size: from 1 to 0.1; default: constant)"""
+    temperature_period: float | int | None = setting(None, above=0)
+    """number of epochs of an oscillation of the temperature (default: a fifth of `epochs`)"""
+    gamma: float = setting(0.9, above=0, at_most=1)
+    """weight of the batch in the moving averages of sogclr (authors' code: 0.9; 1: the batch alone, as dcl)"""
+    margin: float = setting(0.8, at_least=0)
+    """margin of margin_triplet, by which the positive must be nearer than a negative (paper: 0, 0.4, 0.8 or 1.6)"""
+    semi_hard: bool = False
+    """semi-hard negatives for nt_logistic and margin_triplet: of the negatives farther away than the positive, only the
+    nearest"""
+    normalize: bool = True
+    """comparison of embeddings by cosine; false: by dot product (official hidden_norm)"""
+    negatives: Negatives = "both"
+    """views that negatives are taken from: both (all of more than two), or only the other one, as in the paper's
+    comparison of losses (App. B.10)"""
+    loss_scale: float = setting(1.0, above=0)
+    """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
+    ema: float = setting(0.0, at_least=0, below=1)
+    """decay of a moving average of the weights of encoder and head, which is then what is evaluated and saved as the
+    encoder (0.999 as a rule); 0 for none"""
+    queue: int = setting(0, at_least=0)
+    """number of images of past batches whose keys are further negatives, a multiple of `batch`; all keys then come from
+    the averaged weights (SimCLRv2's memory, MoCo); 0 for none"""
 
     def check_contrast(self) -> None:
         """Raise SettingError for settings that do not go together."""
+        self.phases(self.batch)  # which checks the sizes of views
         if self.batch < 2:
             raise SettingError("batch", "at least 2, since a single image has no negatives", self.batch)
         if self.key_views == "largest" and self.negatives == "other":
@@ -76,6 +112,14 @@ class Contrast:
     def view_policies(self) -> tuple[Views, ...]:
         """The augmentation policy of each view, the largest views first."""
         return view_policies(self.views, self.policies)
+
+    def phases(self, images: int) -> list[tuple[int, tuple[Views, ...]]]:
+        """Return the policies of the views with the step at which each begins: one, unless views grow."""
+        if self.first_size is None:
+            return [(0, self.view_policies)]
+        steps = total_steps(images, self.batch, self.epochs)
+        phases = growing_policies(self.view_policies, self.first_size)
+        return [(round(begin * steps), policies) for begin, policies in phases]
 
     @property
     def key_count(self) -> int:

@@ -19,8 +19,6 @@ from simclr.errors import SettingError
 from simclr.evaluation.health import HealthCheck
 from simclr.evaluation.online import KnnCheck
 from simclr.losses import Keys
-from simclr.losses.objective import Loss
-from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.encoder import check_image_sizes
@@ -31,13 +29,13 @@ from simclr.runs.recipe import plain
 from simclr.settings import setting
 from simclr.tasks.contrast import Contrast
 from simclr.tasks.start import StartsFromWeights
-from simclr.tasks.training import Training, close_run, describe_data, finished_result, run_folder_for
+from simclr.tasks.training import close_run, describe_data, finished_result, run_folder_for
 from simclr.training.batches import Batch, Phases
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
-from simclr.views import Views, by_size, describe_sizes, growing_policies
+from simclr.views import by_size, describe_sizes
 from simclr.views.preprocess import Preprocess
 
 
@@ -82,7 +80,7 @@ def simclr_step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Contrast, StartsFromWeights, Training):
+class Pretrain(StartsFromWeights, Contrast):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
     On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`; a
@@ -100,17 +98,6 @@ class Pretrain(Contrast, StartsFromWeights, Training):
     to normalise the images"""
     init: Path | None = None
     """weights to start from: a run folder, a file (.safetensors, .pt, .pth) or timm:NAME:FILE (default: random ones)"""
-    views: Views = Views(size=224)
-    """augmentation policy that makes two views of an image"""
-    first_size: int | None = setting(None, at_least=1)
-    """side of the views at the start of the training, pixels; it grows to `views.size` over the first three quarters of
-    `epochs` (default: constant)"""
-    policies: tuple[dict[str, Any], ...] = ()
-    """policies of the views if they are not two equal ones: a list of what differs from `views`, each entry for one
-    view or `count` views, the largest first, such as '{count: 2}, {count: 4, size: 96, crop_area: [0.1, 0.3]}'"""
-    key_views: Literal["all", "largest"] = "all"
-    """views that anchors are compared with, as positives and as negatives: all, or those of the largest size, so that
-    smaller crops are anchors only"""
     head_layers: int = setting(2, at_least=0)
     """number of layers of the projection head (v1 paper 2; v2 paper and official code 3); 0 for no head"""
     head_features: int = setting(128, at_least=1)
@@ -119,37 +106,6 @@ class Pretrain(Contrast, StartsFromWeights, Training):
     """dimension of the hidden layers of the head (default: that of the encoder's features)"""
     head_norm: bool = True
     """batch norm after each layer of the head; false: dense layers with a bias"""
-    loss: Loss = "nt_xent"
-    """contrastive loss: nt_xent (SimCLR), nt_logistic and margin_triplet (v1, section 5.1), dcl (decoupled, without the
-    positive in the denominator), sogclr (dcl with a moving average of each image's denominator, for small batches) or
-    supcon (Khosla et al., learns from labels)"""
-    temperature: float = setting(0.1, above=0)
-    """temperature of the contrastive loss (paper: 0.1 on ImageNet, 0.5 on CIFAR-10); not used by margin_triplet"""
-    temperature_min: float | None = setting(None, above=0)
-    """minimum of a temperature that oscillates, from `temperature` by a cosine (Kukleva et al. 2023, for classes of
-    unequal size: from 1 to 0.1; default: constant)"""
-    temperature_period: float | int | None = setting(None, above=0)
-    """number of epochs of an oscillation of the temperature (default: a fifth of `epochs`)"""
-    gamma: float = setting(0.9, above=0, at_most=1)
-    """weight of the batch in the moving averages of sogclr (authors' code: 0.9; 1: the batch alone, as dcl)"""
-    margin: float = setting(0.8, at_least=0)
-    """margin of margin_triplet, by which the positive must be nearer than a negative (paper: 0, 0.4, 0.8 or 1.6)"""
-    semi_hard: bool = False
-    """semi-hard negatives for nt_logistic and margin_triplet: of the negatives farther away than the positive, only the
-    nearest"""
-    normalize: bool = True
-    """comparison of embeddings by cosine; false: by dot product (official hidden_norm)"""
-    negatives: Negatives = "both"
-    """views that negatives are taken from: both (all of more than two), or only the other one, as in the paper's
-    comparison of losses (App. B.10)"""
-    loss_scale: float = setting(1.0, above=0)
-    """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
-    ema: float = setting(0.0, at_least=0, below=1)
-    """decay of a moving average of the weights of encoder and head, which is then what is evaluated and saved as the
-    encoder (0.999 as a rule); 0 for none"""
-    queue: int = setting(0, at_least=0)
-    """number of images of past batches whose keys are further negatives, a multiple of `batch`; all keys then come from
-    the averaged weights (SimCLRv2's memory, MoCo); 0 for none"""
     micro_batch: int = setting(0, at_least=0)
     """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
     forward passes; 0 for all at once"""
@@ -175,7 +131,6 @@ class Pretrain(Contrast, StartsFromWeights, Training):
             raise SettingError("epochs", "above 0", None)
         self.settle_encoder()
         self.check_contrast()
-        self.phases(self.batch)  # which checks their sizes
 
     def __call__(self) -> dict[str, Any]:
         source, held_out = self.sources()
@@ -238,16 +193,6 @@ class Pretrain(Contrast, StartsFromWeights, Training):
         """Return the schedule of a run over `images` images."""
         every = max(1, round(self.knn_every * (images // self.batch))) if self.knn_every else 0
         return replace(super().schedule(images, batch, steps), evaluate_every=every)
-
-    def phases(self, images: int) -> list[tuple[int, tuple[Views, ...]]]:
-        """Return the policies of the views with the step at which each begins: one, unless views grow."""
-        if self.first_size is None:
-            return [(0, self.view_policies)]
-        steps, phases = (
-            total_steps(images, self.batch, self.epochs),
-            growing_policies(self.view_policies, self.first_size),
-        )
-        return [(round(begin * steps), policies) for begin, policies in phases]
 
     def assemble(self, fabric: Fabric, source: Source) -> Parts:
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
