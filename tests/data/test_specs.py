@@ -26,7 +26,7 @@ def file(folder, name, content):
         (lambda d: file(d, "x.csv", "label,path\na"), "x.csv"),
         (lambda d: file(d, "x.csv", "path,split\na,holdout"), "x.csv"),
         (lambda d: file(d, "x.npz", "no"), "x.npz"),
-        (lambda d: (np.savez(d / "x.npz", images=np.zeros((2, 2, 2))), d / "x.npz")[1], "x.npz"),
+        (lambda d: (np.savez(d / "x.npz", images=np.zeros((2, 2))), d / "x.npz")[1], "x.npz"),
         (lambda d: (np.savez(d / "x.npz", x=np.zeros(2)), d / "x.npz")[1], "x.npz"),
         (lambda d: f"cifar10:{d}", "cifar10:"),
         (lambda d: f"torchvision:Nothing:{d}", "torchvision:Nothing"),
@@ -34,7 +34,7 @@ def file(folder, name, content):
         (lambda d: "", "data"),
         (lambda d: 7, "data"),
         (lambda d: [], "list"),
-        (lambda d: [np.zeros((2, 2, 3))], "list"),
+        (lambda d: [np.zeros(3)], "list"),
     ],
 )
 def test_what_cannot_be_opened_is_named_in_one_line(tmp_path, make, path):

@@ -1,4 +1,4 @@
-"""Files of numpy arrays (.npz), read without running code and with bounds on their size."""
+"""Files of numpy arrays (.npz, .npy), read without running code and with bounds on their size."""
 
 import zipfile
 from pathlib import Path
@@ -27,6 +27,16 @@ def read_arrays(path: Path, error: Refusal = DataError) -> dict[str, np.ndarray]
             raise
         text = " ".join(str(reason).split()) or type(reason).__name__
         raise error(str(path), f"it is not an .npz file of plain arrays ({text})") from None
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the array of an .npy file; raise DataError unless it is plain and has as many bytes as its header says."""
+    try:
+        open_regular(path, DataError).close()
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: a header alone takes no memory
+    except (ValueError, EOFError, OverflowError) as reason:
+        text = " ".join(str(reason).split())
+        raise DataError(str(path), f"it is not an .npy file of a plain array ({text})") from None
 
 
 def check_archive(archive: zipfile.ZipFile, path: Path, error: Refusal = DataError) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Real, UInt8
 from PIL import Image
 
 from simclr.data import jpeg
@@ -42,6 +42,7 @@ from simclr.data.formats import (
     to_rgb,
     turn_upright,
 )
+from simclr.data.stored import is_dicom, read_dicom
 from simclr.errors import UnreadableImage
 from simclr.runs.reading import read_bytes
 
@@ -51,7 +52,7 @@ __all__ = ["DecodedRegion", "LazyImage", "as_rgb", "decode", "file_form", "stret
 class DecodedRegion(NamedTuple):
     """Decoded pixels of an image or of a region of it, at full or reduced size."""
 
-    pixels: UInt8[np.ndarray, "h w 3"]
+    pixels: Real[np.ndarray, "h w c"]
     corner: tuple[int, int]
     """(y, x) of the first pixel in the image, in pixels of the reduced image"""
     whole: tuple[int, int]
@@ -73,12 +74,12 @@ class LazyImage:
     name: str
     size: tuple[int, int]
     """(height, width), upright"""
-    _pixels: UInt8[np.ndarray, "h w 3"] | None = None
+    _pixels: Real[np.ndarray, "h w c"] | None = None
     _jpeg: bytes | None = None
     _orientation: int = 1
 
     @staticmethod
-    def of(pixels: UInt8[np.ndarray, "h w 3"], name: str = "") -> "LazyImage":
+    def of(pixels: Real[np.ndarray, "h w c"], name: str = "") -> "LazyImage":
         return LazyImage(name, pixels.shape[:2], pixels)
 
     @staticmethod
@@ -91,7 +92,7 @@ class LazyImage:
                 raise UnreadableImage(name, "empty file")
             size = jpeg.header(content)
             if size is None or size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-                return LazyImage.of(read_image(content), name)
+                return LazyImage.of(_dicom_as_rgb(content) if is_dicom(content) else read_image(content), name)
             orientation = 1
             if jpeg.may_be_turned(content):
                 with muted(), Image.open(io.BytesIO(content)) as image:  # Pillow finds it in EXIF and in XMP
@@ -165,6 +166,12 @@ def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
     given = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
     allowed = "a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W)"
     raise UnreadableImage(path, f"{given} is not an image, which must be {allowed}")
+
+
+def _dicom_as_rgb(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    values = read_dicom(content)
+    pixels = values if values.dtype == np.uint8 else stretch(values)
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def _box_upright(box: jpeg.Box, whole: tuple[int, int], orientation: int) -> jpeg.Box:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from simclr.errors import SettingError, UnreadableImage
@@ -38,7 +38,7 @@ def file_form(file: bytes | Path) -> str:
     """Return format, colour mode and bits per channel of an image file, such as "JPEG RGB 8 bit"."""
 
     def describe(image: Image.Image) -> str:
-        is_deep = image.mode.startswith("I;16") or _deep_rawmodes(image)
+        is_deep = image.mode.startswith("I;16") or deep_rawmodes(image)
         bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if is_deep else 8)
         return f"{image.format} {image.mode} {bits} bit"
 
@@ -140,14 +140,14 @@ def read_image(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image file to uint8 (H, W, 3)."""
 
     def decode(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-        rawmodes = _deep_rawmodes(image)
-        _check_pixels(image, rawmodes is not None)
+        rawmodes = deep_rawmodes(image)
+        check_pixels(image, rawmodes is not None)
         return _deep_colour(content, rawmodes) if rawmodes else to_rgb(image)
 
     return with_pillow(content, decode)
 
 
-def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
+def deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
     """Return Pillow's raw modes for the high and the low byte of an image with 16 bits per colour, None for others."""
     tile = image.tile[0] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
     rawmode = tile and (tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else None)
@@ -162,8 +162,9 @@ def _deep_rawmodes(image: Image.Image) -> tuple[str, str] | None:
     return f"{colours};16{order}", f"{colours};16{'L' if order == 'B' else 'B'}"
 
 
-def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image with 16 bits per colour: both bytes by Pillow, which itself keeps the high one only."""
+def deep_values(content: bytes, rawmodes: tuple[str, str]) -> tuple[UInt16[np.ndarray, "h w c"], int]:
+    """Decode an image with 16 bits per colour, both bytes by Pillow, which itself keeps the high one only; return its
+    values as stored and its orientation."""
 
     def read_byte(rawmode: str, image: Image.Image) -> tuple[np.ndarray, int]:
         tiles = []
@@ -177,6 +178,12 @@ def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray,
     values, orientation = with_pillow(content, partial(read_byte, rawmodes[0]))
     values <<= 8
     values |= with_pillow(content, partial(read_byte, rawmodes[1]))[0]
+    return values, orientation
+
+
+def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image with 16 bits per colour to bytes."""
+    values, orientation = deep_values(content, rawmodes)
     pixels = stretch(values[..., :3])
     for rows in _strips(values.shape) if values.shape[2] == 4 else ():
         alpha = values[rows, :, 3:].astype(np.float64) / 65535
@@ -186,7 +193,7 @@ def _deep_colour(content: bytes, rawmodes: tuple[str, str]) -> UInt8[np.ndarray,
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """Convert an image of any mode to upright uint8 (H, W, 3)."""
-    _check_pixels(image, image.mode in ("I", "F"))
+    check_pixels(image, image.mode in ("I", "F"))
     image.load()
     orientation = orientation_of(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -207,13 +214,13 @@ def _on_white(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return pixels
 
 
-def _check_pixels(image: Image.Image, is_deep: bool) -> None:
+def check_pixels(image: Image.Image, is_deep: bool) -> None:
     """Raise the error of an image that is too large, before its pixels take memory; Pillow has checked others."""
     if is_deep and Image.MAX_IMAGE_PIXELS and image.size[0] * image.size[1] > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 
 
-def turn_upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
+def turn_upright(pixels: Shaped[np.ndarray, "h w c"], orientation: int) -> Shaped[np.ndarray, "_ _ c"]:
     """Turn a stored image upright, following EXIF 2.3, tag 0x0112; orientations other than 1 to 8 count as 1."""
     if orientation in TRANSPOSED:
         pixels = pixels.transpose(1, 0, 2)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import UInt8
+from jaxtyping import Real
 from torch.utils.data import DataLoader
 
 from simclr.data.source import Source
@@ -80,7 +80,7 @@ _BLOCK = 64  # images a thread decodes at a time
 class Loaded(NamedTuple):
     """All images of a source in memory."""
 
-    images: UInt8[np.ndarray, "n h w 3"]
+    images: Real[np.ndarray, "n h w c"]
     """decoded images, zeros for unreadable ones"""
     bad: dict[int, UnreadableImage]
 
@@ -96,7 +96,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     first = next(readable, None)
     if first is None or first.nbytes * len(source) > max_bytes:
         return None
-    images = np.zeros((len(source), *first.shape), np.uint8)
+    images = np.zeros((len(source), *first.shape), first.dtype)
 
     def fill(start: int) -> dict[int, UnreadableImage] | None:
         bad = {}
@@ -120,12 +120,19 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     return Loaded(images, bad)
 
 
-def try_read(source: Source, i: int) -> np.ndarray | UnreadableImage:
-    """Return image i, or the error if it is unreadable."""
+def try_read(source: Source, i: int, *, stored: bool = False) -> np.ndarray | UnreadableImage:
+    """Return image i, or its `stored` values, or the error if it is unreadable."""
     try:
-        return source.read(i)
+        return source.values(i) if stored else source.read(i)
     except UnreadableImage as error:
         return error
+
+
+def first_errors(source: Source, *, stored: bool = False) -> list[UnreadableImage]:
+    """Return the errors of the first images; none if one of them can be read."""
+    images = [try_read(source, i, stored=stored) for i in range(min(len(source), 3))]
+    errors = [image for image in images if isinstance(image, UnreadableImage)]
+    return errors if len(errors) == len(images) else []
 
 
 def loader(

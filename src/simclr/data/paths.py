@@ -22,9 +22,11 @@ from simclr.runs.reading import read_bytes
 
 MAX_TEXT_BYTES = 4 << 30  # of a list or table; one of a hundred million paths
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
+READS_DICOM = importlib.util.find_spec("pydicom") is not None  # the extra `bands`
 EXTENSIONS = frozenset(
     b"jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm jp2 avif tga".split()
     + b"heic heif hif".split() * READS_HEIC
+    + b"dcm dicom".split() * READS_DICOM
 )
 SYSTEM_FOLDERS = frozenset(
     (b"@eadir", b"@__thumb", b"@recycle", b"#recycle", b"__macosx", b"$recycle.bin", b"system volume information")

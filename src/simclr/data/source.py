@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt8
+from jaxtyping import Int, Int64, Real, UInt8
 
 from simclr.data.decoding import LazyImage, as_rgb
 from simclr.data.labels import Annotation, annotation_of, encode_labels, has_label, label_of
 from simclr.data.paths import Paths
-from simclr.errors import UnreadableImage
+from simclr.data.stored import Scaling, as_values, read_stored
+from simclr.errors import DataError, UnreadableImage
 
 
 class LeftOut(NamedTuple):
@@ -41,6 +42,8 @@ class Source:
     has_own_split: bool = False
     """whether the data set itself distinguishes training images from test images"""
     left_out: LeftOut = LeftOut()
+    scaling: Scaling | None = None
+    """how stored values become those of a network; None for 8-bit RGB images"""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,18 +66,34 @@ class Source:
         """Return the path or the content of the file of image i; None for images that are not files."""
         return None
 
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of the images as they are read."""
+        return 3 if self.scaling is None else self.scaling.channels
+
     def open(self, i: int | np.integer) -> LazyImage:
         """Return image i, of which any region can then be read; raises UnreadableImage."""
-        stored, name = self.stored(i), self.paths[i]
+        stored, name = (None if self.scaling else self.stored(i)), self.paths[i]
         return LazyImage.of(self.read(i), name) if stored is None else LazyImage.open(stored, name)
 
-    def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
-        """Return image i as uint8 (H, W, 3); raises UnreadableImage."""
-        return self.open(i).read().pixels
+    def read(self, i: int | np.integer) -> Real[np.ndarray, "h w c"]:
+        """Return image i as uint8 (H, W, 3), or scaled, see `Scaling.apply`; raises UnreadableImage."""
+        if self.scaling is None:
+            return self._rgb(i)
+        values = self.values(i)
+        self.scaling.check(values, self.paths[i])
+        return self.scaling.apply(values)
+
+    def values(self, i: int | np.integer) -> Real[np.ndarray, "h w c"]:
+        """Return image i with the channels and levels that are stored; raises UnreadableImage."""
+        return read_stored(self.stored(i), self.paths[i])
+
+    def _rgb(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
+        return LazyImage.open(self.stored(i), self.paths[i]).read().pixels
 
     @property
-    def images(self) -> UInt8[np.ndarray, "n h w 3"] | None:
-        """Return all images of a source in memory; None for other sources."""
+    def images(self) -> Real[np.ndarray, "n h w c"] | None:
+        """Return all images of a source in memory, as `read` does; None for other sources."""
         return None
 
     @cached_property
@@ -122,19 +141,36 @@ class Files(Source):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arrays(Source):
-    """Images in memory."""
+    """Images in memory, of one size."""
 
-    pixels: UInt8[np.ndarray, "n h w 3"]
+    pixels: Real[np.ndarray, "n h w c"]
+    """values as stored"""
 
-    @property
-    def images(self) -> UInt8[np.ndarray, "n h w 3"]:
-        return self.pixels
+    @cached_property
+    def images(self) -> Real[np.ndarray, "n h w c"]:
+        if self.scaling is None:
+            return self._as_rgb(self.pixels)
+        self.scaling.check(self.pixels[0], self.name)
+        return self.scaling.apply(self.pixels)
 
-    def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
+    def values(self, i: int | np.integer) -> Real[np.ndarray, "h w c"]:
         return self.pixels[i]
 
+    def _rgb(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
+        return self._as_rgb(self.pixels[i])
+
+    def _as_rgb(self, pixels: Real[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w 3"]:
+        if not self._is_rgb:
+            problem = f"its images are {pixels.dtype} with {pixels.shape[-1]} channels, not uint8 with 3 or 1"
+            raise DataError(self.name, problem, "Pretrain with --channels NUMBER, or --keep_levels for 3 channels")
+        return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)
+
+    @property
+    def _is_rgb(self) -> bool:
+        return self.pixels.dtype == np.uint8 and self.pixels.shape[3] in (1, 3)
+
     def _content(self, i: np.integer) -> bytes:
-        return self.pixels[i].tobytes()
+        return (self._rgb(i) if self._is_rgb else self.pixels[i]).tobytes()
 
     def _selected(self, indices: Int[np.ndarray, " m"]) -> dict[str, np.ndarray]:
         return {"pixels": self.pixels[indices]}
@@ -192,13 +228,18 @@ class Objects(Source):
     def classes(self) -> list[str] | None:
         return self.item_labels.annotation[1] if self.annotation[1] is None else self.annotation[1]
 
-    def read(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
+    def values(self, i: int | np.integer) -> Real[np.ndarray, "h w c"]:
+        return as_values(self._image(i), self.paths[i])
+
+    def _rgb(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
+        return as_rgb(self._image(i), self.paths[i])
+
+    def _image(self, i: int | np.integer) -> Any:
         try:
-            item = self.items[int(self.rows[i])]
+            return image_of(self.items[int(self.rows[i])])
         except Exception as error:  # the data set is the user's and may raise anything
             reason = f"the data set raised {type(error).__name__}: {' '.join(str(error).split())}"
             raise UnreadableImage(self.paths[i], reason) from error
-        return as_rgb(image_of(item), self.paths[i])
 
     def _selected(self, indices: Int[np.ndarray, " m"]) -> dict[str, np.ndarray]:
         return {"rows": self.rows[indices]}

@@ -12,14 +12,14 @@ from numpy import ndarray
 
 from simclr.data.datasets import cifar10, sample, torchvision_set
 from simclr.data.folders import explain_missing_classes, open_folder, open_shards
-from simclr.data.loading import try_read
+from simclr.data.loading import first_errors
 from simclr.data.multilabel import is_multilabel
 from simclr.data.paths import Paths, list_images
 from simclr.data.shards import shard_files
 from simclr.data.source import ItemLabels, Objects, Source
 from simclr.data.splits import SPLITS, reopen, select_split
 from simclr.data.tables import COLUMNS, open_arrays, open_list, open_table, read_columns
-from simclr.errors import DataError, SettingError, UnreadableImage
+from simclr.errors import DataError, SettingError
 from simclr.runs.files import printable
 
 
@@ -44,7 +44,7 @@ def labels_for(what: str, source: Source, data: Any) -> Int64[ndarray, " n"]:
 
 
 GRAMMAR = (
-    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz, tar files FILE.tar or "
+    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz or FILE.npy, tar files FILE.tar or "
     "NAME-{000..099}.tar, cifar10:DIR, torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
 )
 
@@ -63,7 +63,8 @@ def open_source(spec: Any, split: str = "train") -> Source:
     ``FILE.csv``          a header and the columns `path`, and optionally `label`, `split` and `group`, separated by
                           commas, semicolons or tabs; in the order of the rows
     ``FILE.npz``          `images` uint8 (N, H, W, 3) or (N, H, W) and optionally `labels` and `groups`, or the pairs
-                          `train_images`, `train_labels`, `test_images` (or `val_images`), `test_labels`
+                          `train_images`, `train_labels`, `test_images` (or `val_images`), `test_labels`. Arrays of
+                          other types and (N, H, W, C) are for encoders of C channels; ``FILE.npy`` is one array
     ``FILE.tar``          images in a tar file, with folders as above or classes in .cls members as in WebDataset;
                           ``NAME-{00..99}.tar`` is a hundred of them, a folder of tar files all in it
     ``cifar10:DIR``       CIFAR-10 in any of its usual formats
@@ -120,7 +121,7 @@ def _open_path(text: str, split: str) -> Source:
         raise DataError(text, "it does not exist", f"Data can be {GRAMMAR}")
     if kind in (".csv", ".tsv", ".jsonl"):
         return open_table(path, split, options)
-    if kind not in (".txt", ".npz"):
+    if kind not in (".txt", ".npz", ".npy"):
         raise DataError(text, "it is not a data set", f"Data can be {GRAMMAR}")
     return open_list(path, split) if kind == ".txt" else open_arrays(path, split)
 
@@ -168,6 +169,8 @@ def why_unlabelled(spec: Any) -> str:
             return f"there is no column label; name the one of the classes, as in {path.name}?label=COLUMN"
         case ".tar":
             return "there are no classes beside the images (KEY.cls) and no two folders of classes"
+        case ".npy":
+            return "an array has none; use FILE.npz with `images` and `labels`"
         case ".npz":
             return "it contains no `labels`, or not both `train_labels` and `test_labels`"
     return "the data set has none"
@@ -183,7 +186,7 @@ def _open_object(items: Any, split: str) -> Source:
     source = Objects(
         name=name, paths=Paths.numbered("", n), items=items, rows=np.arange(n), item_labels=ItemLabels(items)
     )
-    first = [try_read(source, i) for i in range(min(n, 3))]
-    if all(isinstance(image, UnreadableImage) for image in first):
-        raise DataError(name, f"its items are not images: item {first[0]}")
+    errors = first_errors(source)
+    if errors and first_errors(source, stored=True):
+        raise DataError(name, f"its items are not images: item {errors[0]}")
     return select_split(source, None, split)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64, Real
 
 from simclr.data.multilabel import class_names, present_classes, rarest_class, targets
 from simclr.data.paths import Paths, read_lines
@@ -24,7 +24,7 @@ from simclr.runs.files import printable
 SPLITS = ("train", "test", "all", "pretrain")
 TEST_FRACTION = 0.2  # of the images, for the test split of a source that has no split of its own
 HELD_OUT = 0.1  # fraction of the training images on which a setting is chosen
-Part = tuple[UInt8[np.ndarray, "n h w 3"], Int64[np.ndarray, " n"] | None]
+Part = tuple[Real[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),

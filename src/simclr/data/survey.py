@@ -1,19 +1,23 @@
-"""Survey of images: size, variation, content and readability of some images of a source."""
+"""Survey of images: size, variation, content, levels and readability of some images of a source."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from simclr.data.decoding import file_form
-from simclr.data.loading import try_read
+from simclr.data.loading import first_errors, try_read
 from simclr.data.source import Source
+from simclr.data.splits import sample_rows
+from simclr.data.stored import Scaling
 from simclr.errors import DataError, UnreadableImage
 from simclr.runs.environment import cores
 
+SAMPLED, SAMPLED_PIXELS = 256, 10_000  # images, and pixels of each, that a scaling is estimated from
 
 class Appearance(NamedTuple):
     """Statistics of one readable image."""
@@ -79,3 +83,33 @@ def spread_images(
     if not images:
         raise DataError(source.name, "no image can be read", f"The first: {errors[0]}")
     return rows, images, errors
+
+
+def estimate_scaling(source: Source, channels: int) -> Scaling:
+    """Return the scaling of a source: that of bytes if a sample of its images is of 8 bits, else percentiles of each
+    channel over the sample, which is chosen by a hash of the names. Raises DataError for images of other channels."""
+    parts, are_bytes = [], True
+    for i in sample_rows(source, SAMPLED).tolist():
+        values = try_read(source, i, stored=True)
+        if isinstance(values, UnreadableImage):
+            continue
+        if values.shape[2] != channels:
+            problem = f"{source.path(i)} has {values.shape[2]} channels, not {channels}"
+            raise DataError(source.name, problem, "Set --channels to the number of the images")
+        are_bytes &= values.dtype == np.uint8
+        pixels = values.reshape(-1, channels)
+        parts.append(pixels[:: -(-len(pixels) // SAMPLED_PIXELS)].astype(np.float64))
+    if not parts:
+        raise DataError(source.name, f"no image can be read: {first_errors(source, stored=True)[0]}")
+    return Scaling.of_bytes(channels) if are_bytes else Scaling.of_values(np.concatenate(parts))
+
+
+def scale_source(source: Source, low: Sequence[float], high: Sequence[float]) -> Source:
+    """Return a source whose images are scaled from these levels of each channel, none for 8-bit RGB images. Raises
+    DataError if its first images have other channels."""
+    scaling = Scaling(tuple(low), tuple(high)) if low else None
+    scaled = source if source.scaling == scaling else replace(source, scaling=scaling)
+    is_checked = scaling is not None or source.stored(0) is None  # 8-bit RGB is made of any file
+    if is_checked and (errors := first_errors(scaled)):
+        raise DataError(source.name, str(errors[0]), "The images must be as those that the encoder is trained on")
+    return scaled

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from simclr.data.arrays import read_arrays
+from simclr.data.arrays import read_array, read_arrays
 from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns
 from simclr.data.paths import MAX_TEXT_BYTES, Paths, read_lines
 from simclr.data.source import Arrays, Files, Source
@@ -163,8 +163,8 @@ def _named_files(
 
 
 def open_arrays(path: Path, split: str) -> Source:
-    """Open the images of an .npz file."""
-    arrays = read_arrays(path)
+    """Open the images of an .npz file, or the array of images of an .npy file."""
+    arrays = {"images": read_array(path)} if path.suffix.lower() == ".npy" else read_arrays(path)
     if "images" in arrays:
         labels = arrays.get("labels")
         annotation = (None, None) if labels is None else encode_labels(join_columns(labels, str(path)))
@@ -188,12 +188,12 @@ def open_arrays(path: Path, split: str) -> Source:
     return assemble(path.stem, split, load, classes)
 
 
-def _pixels(path: Path, key: str, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+def _pixels(path: Path, key: str, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    if images.dtype.kind not in "uif" or images.ndim not in (3, 4):
         problem = f"`{key}` is {images.dtype} {images.shape}"
-        raise DataError(path, problem, "Images must be uint8 (N, H, W, 3) or (N, H, W)")
+        raise DataError(path, problem, "Images must be numbers (N, H, W, C) or (N, H, W)")
     if not images.size:
         raise DataError(path, f"`{key}` is empty")
     if labels is not None and len(labels) != len(images):
         raise DataError(path, f"there are {len(images)} `{key}` but {len(labels)} labels")
-    return images if images.shape[3:] == (3,) else np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=3)
+    return images.reshape(*images.shape[:3], -1)

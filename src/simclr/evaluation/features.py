@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from simclr.data.loading import CHUNK, loader
 from simclr.data.source import Source
+from simclr.data.survey import scale_source
 from simclr.errors import DataError, UnreadableImage
 from simclr.views.preprocess import Preprocess
 
@@ -20,7 +21,7 @@ class Prepared(NamedTuple):
     """Prepared images of one chunk."""
 
     indices: Int64[np.ndarray, " c"]
-    images: Float[Tensor, "c 3 s s"]
+    images: Float[Tensor, "c channels s s"]
     bad: list[UnreadableImage]
 
 
@@ -32,7 +33,8 @@ class _Preparer:
     preprocess: Preprocess
 
     def __getitem__(self, indices: range) -> Prepared:
-        kept, images, bad = [], [torch.empty(0, 3, self.preprocess.size, self.preprocess.size)], []
+        size = self.preprocess.size
+        kept, images, bad = [], [torch.empty(0, self.preprocess.channels, size, size)], []
         for i in indices:
             try:
                 images.append(self.preprocess(self.source.read(i))[None])
@@ -47,19 +49,20 @@ def _chunks(start: int, stop: int) -> list[range]:
 
 
 class EvalBatches:
-    """Evaluation batches (indices int64 (b,), images float32 (b, 3, S, S)) in the order of the source.
+    """Evaluation batches (indices int64 (b,), images float32 (b, C, S, S)) in the order of the source.
 
-    An unreadable image has no row; `bad` holds its path and the reason once the iteration has passed it.
+    The images are read with the channels and the scaling of `preprocess`; DataError if they have other channels. An
+    unreadable image has no row; `bad` holds its path and the reason once the iteration has passed it.
     """
 
     def __init__(self, source: Source, preprocess: Preprocess, batch: int, workers: int):
-        self.source = source
+        self.source = scale_source(source, preprocess.low, preprocess.high)
         self.preprocess = preprocess
         self.batch = batch
         self.workers = workers
         self.bad: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " b"], Float[Tensor, "b 3 s s"]]]:
+    def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " b"], Float[Tensor, "b c s s"]]]:
         n = len(self.source)
         starts = range(0, n, self.batch)
         if self.source.images is not None:
@@ -76,7 +79,7 @@ class EvalBatches:
                 workers=self.workers,
                 prefetch=2 * len(chunks[0]),
                 held=2 * len(chunks[0]),
-                item_bytes=CHUNK * 12 * self.preprocess.size**2,
+                item_bytes=CHUNK * 4 * self.preprocess.channels * self.preprocess.size**2,
             )
         )
         for keys in chunks:

@@ -45,7 +45,7 @@ def health(
 class HealthCheck:
     """Health of a network on fixed images and views."""
 
-    views: Float[Tensor, "2 n 3 s s"]
+    views: Float[Tensor, "2 n c s s"]
     temperature: float
 
     @classmethod
@@ -61,7 +61,7 @@ class HealthCheck:
             workers=workers,
             prefetch=2 * workers,
             held=len(rows),
-            item_bytes=24 * views.size**2,
+            item_bytes=8 * source.channels * views.size**2,
         )
         pairs = [pair for pair in decoder if pair is not None]
         if len(pairs) < 2:
@@ -98,10 +98,11 @@ class _Pairs:
     views: Views
     seed: int
 
-    def __getitem__(self, i: int) -> Float[Tensor, "2 3 s s"] | None:
+    def __getitem__(self, i: int) -> Float[Tensor, "2 c s s"] | None:
         try:
             image = self.source.read(i)
         except UnreadableImage:
             return None
         draws = (self.views.draw(np.array([i]), 0, view, self.seed, image.shape[:2]) for view in (0, 1))
-        return torch.cat([self.views.apply(image[None], parameters) for parameters in draws])
+        views = [self.views.apply(image[None], parameters, layout="channels last") for parameters in draws]
+        return torch.cat(views)

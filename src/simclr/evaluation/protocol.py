@@ -1,7 +1,7 @@
 """Evaluation protocol shared by all measuring commands: the measured model, its baselines, and labelled data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,7 @@ def extract_features(models: Sequence[FeatureModel], source: Source, machine: De
 
 
 class _Pixels(nn.Module):
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return raw_pixels(x)
 
 
@@ -79,7 +79,7 @@ def models_to_evaluate(run: Path, baselines: bool, layer: str = "h") -> list[Fea
     trained = FeatureModel("pretrained encoder", "model", network, encoder.preprocess, layer)
     if not baselines:
         return [trained]
-    small = Preprocess(min(encoder.preprocess.size, PIXELS), crop=encoder.preprocess.crop)
+    small = replace(encoder.preprocess, size=min(encoder.preprocess.size, PIXELS))
     fresh = read_layer(untrained(encoder.card), encoder.card.build_head(), layer).eval()
     return [
         FeatureModel("raw pixels", "baseline", _Pixels(), small, "pixels"),

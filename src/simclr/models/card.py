@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,8 @@ class Card:
     image_size: int
     """side of the images that the encoder was trained on, pixels"""
     preprocess: Mapping[str, Any]
-    """{"size": pixels, "crop": side of the central crop as a fraction of the shorter side}"""
+    """{"size": pixels, "crop": side of the central crop as a fraction of the shorter side}, and, unless images are
+    8-bit RGB, "low" and "high", the stored values of each channel that become 0 and 1"""
     head: Mapping[str, Any] | None = None
     """`ProjectionHead.config()`, or None without a head"""
     supervised: Mapping[str, Any] | None = None
@@ -53,7 +55,8 @@ class Card:
         if not self.input:
             normalised = (self.encoder.get("options") or {}).get("mean") is not None
             text = "normalised by mean and std inside the network" if normalised else "no mean/std"
-            object.__setattr__(self, "input", f"[0,1] RGB, {text}")
+            colours = f"{self.channels} channels as stored" if self.preprocess.get("low") else "RGB"
+            object.__setattr__(self, "input", f"[0,1] {colours}, {text}")
 
     def to_json(self) -> str:
         """Return the content of `card.json`."""
@@ -160,6 +163,16 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
     size, crop = preprocess.get("size"), preprocess.get("crop")
     require("preprocess.size", is_number(size, MAX_SIDE, least=1), f"an integer of 1 to {MAX_SIDE:,}")
     require("preprocess.crop", is_number(crop, 1, (int, float)) and crop > 0, "above 0 and at most 1")
+    low, high = (preprocess.get(name, []) for name in ("low", "high"))
+    channels, given = content.get("channels", 3), (options.get("in_chans", 3),)
+    for name, values in (("low", low), ("high", high)):
+        plain = isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        require(f"preprocess.{name}", plain, "a list of numbers")
+    fits = len(low) == len(high) == channels if low or high else channels == 3
+    require("preprocess.low", fits and all(a < b for a, b in zip(low, high, strict=True)),
+            f"below preprocess.high, one number for each of {channels} channels")  # fmt: skip
+    is_code = is_import_path(content["encoder"]["name"])
+    require("channels", is_code or given == (channels,), f"those of the encoder's images ({given[0]})")
     sizes = {"head": ("layers", "out_features", "hidden", "kept"), "supervised": ("classes", "input")}
     for part, extra in (("head", {"norm"}), ("supervised", {"names"})):
         values, names = content.get(part), sizes[part]

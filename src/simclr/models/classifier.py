@@ -26,7 +26,7 @@ class Classifier(nn.Module):
             nn.init.normal_(self.classifier.weight, std=0.01)
         freeze(encoder, frozen)
 
-    def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+    def forward(self, x: Float[Tensor, "b channels s s"]) -> Float[Tensor, "b c"]:
         return self.classifier(self.head(self.encoder(x)))
 
     def train(self, mode: bool = True) -> "Classifier":

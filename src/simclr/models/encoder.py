@@ -18,13 +18,14 @@ from simclr.runs.recipe import is_import_path
 def create_encoder(
     name: str, image_size: int = 224, options: Mapping[str, Any] | None = None, features: int | None = None
 ) -> nn.Module:
-    """Return an encoder with random weights, images (B, 3, S, S) -> features (B, D) with D = `.num_features`.
+    """Return an encoder with random weights, images (B, C, S, S) -> features (B, D) with D = `.num_features`.
 
     name: `simclr_resnet50` and others (options: those of `simclr.models.resnet`), a name of `timm.list_models()`
         (options: those of its architecture), or `package.module:function`, which is imported and called with the
         options. Nothing is downloaded and no file is read.
     image_size: side of the images, pixels; decides the stem of our ResNets and the grid of transformers.
-    options: `mean` and `std`, for any encoder, normalise the images at the input of the network.
+    options: `in_chans` is the number of channels C, by default 3. `mean` and `std`, for any encoder, normalise the
+        images at the input of the network.
     features: D; by default it is measured with an image.
     Raises SettingError for an unknown name or option and for a model that does not pool to (B, D).
     """
@@ -48,7 +49,8 @@ def create_encoder(
     except Exception as error:  # timm and its models reject options with exceptions of many types
         raise SettingError("encoder_options", f"options of {name}", options, " ".join(str(error).split())) from error
     if not own:
-        encoder.num_features = features or _measured_features(name, encoder, image_size)
+        channels = options.get("in_chans", 3)
+        encoder.num_features = features or _measured_features(name, encoder, image_size, channels)
     return encoder if mean is None else _normalised(encoder, mean, std)
 
 
@@ -87,18 +89,18 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-def check_image_sizes(name: str, encoder: nn.Module, sizes: Iterable[int]) -> None:
+def check_image_sizes(name: str, encoder: nn.Module, sizes: Iterable[int], channels: int = 3) -> None:
     """Raise SettingError unless the encoder `name` takes images of these sides, pixels."""
     for size in sizes:
-        _measured_features(name, encoder, size)
+        _measured_features(name, encoder, size, channels)
 
 
-def _measured_features(name: str, encoder: nn.Module, image_size: int) -> int:
+def _measured_features(name: str, encoder: nn.Module, image_size: int, channels: int) -> int:
     """Return D, from one image: timm's own `num_features` differs for models with a last hidden layer."""
     training = encoder.training
     try:
         with torch.no_grad():
-            output = encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+            output = encoder.eval()(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())
         if "dynamic_img_size" in architecture_options(name):

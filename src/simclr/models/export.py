@@ -44,20 +44,21 @@ def to_timm(
     return _named("timm", TIMM, encoder, allow_pad_difference, allow_small_stem)
 
 
-def save_pt2(network: nn.Module, size: int, path: Path, card: str) -> float:
-    """Write `network`, images (B, 3, size, size) -> (B, D), as a program of torch.export that contains the card.
+def save_pt2(network: nn.Module, size: int, path: Path, card: str, channels: int = 3) -> float:
+    """Write `network`, images (B, channels, size, size) -> (B, D), as a program of torch.export that contains the card.
 
     Return the maximum difference of its output from that of the network, which must be below 1e-4.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    program = torch.export.export(network, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: _BATCH},), strict=False)
+    images = torch.rand(2, channels, size, size)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: _BATCH},), strict=False)
     with replacing(path) as file:
         torch.export.save(program, file, extra_files={"card.json": card})
         file.seek(0)
-        return _difference(network, size, torch.export.load(file).module())
+        return _difference(network, images.shape[1:], torch.export.load(file).module())
 
 
-def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
+def save_onnx(network: nn.Module, size: int, path: Path, card: str, channels: int = 3) -> float:
     """Write `network` as an ONNX program with input `images`, output `features` and the card as metadata; see
     `save_pt2`."""
     try:
@@ -68,10 +69,11 @@ def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
         raise SettingError(
             "to", f"another format, since {error.name} is not installed", "onnx", "pip install 'simclr-toolkit[onnx]'"
         ) from None
+    images = torch.rand(2, channels, size, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the exporter about itself
         program = torch.onnx.export(
-            network, (torch.rand(2, 3, size, size),), dynamo=True, dynamic_shapes=({0: _BATCH},),
+            network, (images,), dynamo=True, dynamic_shapes=({0: _BATCH},),
             input_names=["images"], output_names=["features"], verbose=False,
         )  # fmt: skip
     model = program.model_proto
@@ -81,15 +83,15 @@ def save_onnx(network: nn.Module, size: int, path: Path, card: str) -> float:
     with replacing(path) as file:
         file.write(content)
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return _difference(network, size, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
+        return _difference(network, images.shape[1:], lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
 
 
 _BATCH = torch.export.Dim("batch")
 
 
 @torch.no_grad()
-def _difference(network: nn.Module, size: int, program: Callable[[Tensor], Tensor]) -> float:
-    images = torch.rand(CHECKED, 3, size, size)
+def _difference(network: nn.Module, shape: torch.Size, program: Callable[[Tensor], Tensor]) -> float:
+    images = torch.rand(CHECKED, *shape)
     expected = network(images)
     difference = ((program(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
     if not difference < 1e-4:
@@ -109,6 +111,8 @@ def _named(
 def _obstacle(names: dict[int, str], encoder: nn.Module, allow_pad: bool, allow_stem: bool) -> str | None:
     if not isinstance(encoder, ResNet):
         return f"{type(encoder).__name__} is not one of SimCLR's ResNets"
+    if encoder.channels != 3:
+        return f"its networks take images of 3 channels, this one takes {encoder.channels}"
     if encoder.sk_ratio > 0 or encoder.se_ratio > 0:
         return "it has no selective kernels and no squeeze-and-excitation"
     if encoder.depth in (18, 34) and encoder.pad != "torchvision":

@@ -103,6 +103,6 @@ class EncoderWithHead(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, *images: Float[Tensor, "_ 3 _ _"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
+    def forward(self, *images: Float[Tensor, "_ c _ _"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
         h = torch.cat([self.encoder(x) for x in images]) if images[1:] else self.encoder(images[0])
         return h, self.head(h)

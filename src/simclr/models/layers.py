@@ -20,7 +20,7 @@ def layer_names(encoder: nn.Module, head: ProjectionHead | None) -> list[str]:
 
 
 def read_layer(encoder: nn.Module, head: ProjectionHead | None, layer: str) -> nn.Module:
-    """Return the network up to `layer`, images (B, 3, S, S) -> (B, D); it shares its parameters with `encoder` and
+    """Return the network up to `layer`, images (B, C, S, S) -> (B, D); it shares its parameters with `encoder` and
     `head`.
 
     Feature maps are averaged over positions.
@@ -40,5 +40,5 @@ class _Stage(nn.Module):
         super().__init__()
         self.encoder, self.stage = encoder, stage
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.encoder.stages(x)[self.stage].mean((2, 3))

@@ -19,7 +19,8 @@ from simclr.errors import SettingError
 from simclr.models.resnet import DEPTHS, resnet
 from simclr.runs.recipe import is_import_path
 
-OWN = tuple(name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels"))
+OWN = (*(name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels")),
+       "in_chans")  # fmt: skip
 COMMON = ("act_layer", "bn_eps", "bn_momentum", "drop_path_rate", "drop_rate", "global_pool", "img_size", "in_chans",
           "norm_layer", "output_stride")  # fmt: skip
 NORMALISATION = ("mean", "std")  # of every encoder: one number for each channel
@@ -46,7 +47,7 @@ def refused_option(name: str, options: Mapping[str, Any]) -> tuple[str, str] | N
             hint = f"; allowed are {', '.join(OWN)}" if is_own(name) else ""
             remedy = "--encoder_options '{}' removes the options of a recipe"
             return str(option), f"{name} has no option {option}{hint}; {remedy}"
-        if not _is_plain(value, largest):
+        if not _is_plain(value, LARGEST if option == "in_chans" else largest):
             return option, f"{option} must be a number of at most {largest:,}, a short text, true, false or a list"
     return None
 

@@ -6,12 +6,14 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Real
 from PIL import Image
 from torch import Tensor, nn
 
-from simclr.data import decode
+from simclr.data import Source, decode
 from simclr.data.decoding import as_rgb
+from simclr.data.stored import Scaling, as_values, read_stored
+from simclr.data.survey import scale_source
 from simclr.errors import RunError, SettingError, UnreadableImage
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
@@ -22,14 +24,13 @@ from simclr.models.weights import load_encoder, load_supervised
 from simclr.runs.results import named_run, run_folder
 from simclr.views.preprocess import Preprocess
 
-CHANNELS = 3  # of images that are decoded
 Images = Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray
 
 
 class Encoder:
     """A frozen encoder and the preprocessing it was trained with.
 
-    `network` is the module (B, 3, S, S) -> (B, D) in evaluation mode, `head` the projection head or None, and `card`
+    `network` is the module (B, C, S, S) -> (B, D) in evaluation mode, `head` the projection head or None, and `card`
     their description.
     """
 
@@ -54,7 +55,8 @@ class Encoder:
     def embed(
         self, images: Images, *, layer: str = "h", batch: int = 256, on_error: Literal["raise", "skip"] = "raise"
     ):
-        """Return representations (N, D) float32 of paths, PIL images or uint8 arrays (H, W, 3), in their order.
+        """Return representations (N, D) float32 of paths, PIL images or uint8 arrays (H, W, 3), in their order; arrays
+        of the encoder's own channels and values (H, W, C) if it was not trained on 8-bit RGB images.
 
         `layer` is h, z, head.1, head.2, ... or block_group1 to block_group4. An unreadable file raises
         UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is
@@ -71,7 +73,7 @@ class Encoder:
             pixels = {}
             for row in range(start, min(start + batch, len(images))):
                 try:
-                    pixels[row] = self.preprocess(_pixels(images[row], row))
+                    pixels[row] = self.preprocess(self.pixels(images[row], f"images[{row}]"))
                 except UnreadableImage:
                     if on_error == "raise":
                         raise
@@ -79,8 +81,28 @@ class Encoder:
                 features.append(network(torch.stack(list(pixels.values())).to(device)).float().cpu().numpy())
                 rows += pixels
         if not rows:
-            features = [self.embed([np.zeros((1, 1, 3), np.uint8)], layer=layer)[:0]]
+            features = [self.embed([np.zeros((1, 1, self.card.channels), np.uint8)], layer=layer)[:0]]
         return np.concatenate(features) if on_error == "raise" else (np.concatenate(features), np.array(rows, np.int64))
+
+    def pixels(self, image: str | Path | Image.Image | np.ndarray, name: str) -> Real[np.ndarray, "h w c"]:
+        """Return an image as `preprocess` takes it; raises UnreadableImage."""
+        is_file = isinstance(image, str | Path)
+        if not self.preprocess.low:
+            return decode(image) if is_file else as_rgb(image, name)
+        scaling = Scaling(self.preprocess.low, self.preprocess.high)
+        values = read_stored(image) if is_file else as_values(image, name)
+        scaling.check(values, str(image) if is_file else name)
+        return scaling.apply(values)
+
+    def scaled(self, source: Source) -> Source:
+        """Return a source that is read with the channels and levels of this encoder; raises DataError for others."""
+        return scale_source(source, self.preprocess.low, self.preprocess.high)
+
+    def require_rgb(self, run: str | Path, what: str) -> None:
+        """Raise SettingError unless the encoder takes images of three channels, which `what` needs."""
+        if self.card.channels != 3:
+            allowed = f"an encoder of images with 3 channels, which {what} needs"
+            raise SettingError("run", allowed, f"{run}, of {self.card.channels}")
 
     def __repr__(self) -> str:
         name, size = self.card.encoder["name"], self.preprocess.size
@@ -111,9 +133,6 @@ def load(run_or_file: str | Path) -> Encoder:
         raise RunError(path, *_reason_without_card(path, folder))
     encoder = Encoder(*load_encoder(folder, named.encoder))
     card, size = encoder.card, encoder.preprocess.size
-    if card.channels != CHANNELS:
-        problem = f"says {card.channels} channels; encoders of images with {CHANNELS} channels are supported"
-        raise RunError(folder / "card.json", problem)
     if size != card.image_size:
         problem = f"preprocess.size is {size} px, but the encoder was trained on {card.image_size} px (image_size)"
         raise RunError(folder / "card.json", problem, f"Set preprocess.size to {card.image_size}")
@@ -129,7 +148,7 @@ def _reason_without_card(path: Path, folder: Path) -> tuple[str, str]:
 
 
 def load_classifier(run: str | Path) -> Classifier:
-    """Return the fine-tuned network of a run: images (B, 3, S, S) -> scores (B, classes), in evaluation mode."""
+    """Return the fine-tuned network of a run: images (B, C, S, S) -> scores (B, classes), in evaluation mode."""
     encoder, named = load(run), named_run(run)
     supervised = None if named.is_timm else load_supervised(run_folder(named.path), named.encoder)
     if supervised is None:
@@ -146,11 +165,7 @@ def _check_images(images: Any) -> None:
         raise SettingError("images", "a list of images", type(images).__name__, "For one image, pass [image]")
     if isinstance(images, np.ndarray) and images.ndim != 4:
         shape = f"an array {images.shape}"
-        raise SettingError("images", "a list of images or an array (N, H, W, 3)", shape, "For one image, pass [image]")
-
-
-def _pixels(image: str | Path | Image.Image | np.ndarray, row: int) -> np.ndarray:
-    return decode(image) if isinstance(image, (str, Path)) else as_rgb(image, f"images[{row}]")
+        raise SettingError("images", "a list of images or an array (N, H, W, C)", shape, "For one image, pass [image]")
 
 
 def untrained(card: Card, seed: int = 0) -> nn.Module:
@@ -159,6 +174,6 @@ def untrained(card: Card, seed: int = 0) -> nn.Module:
     return card.build_encoder().eval()
 
 
-def raw_pixels(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+def raw_pixels(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
     """Return pixels as features: the baseline for any network."""
     return images.flatten(1)

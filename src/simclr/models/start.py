@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from simclr.errors import RunError
@@ -49,10 +50,25 @@ class Start(NamedTuple):
 
     def fill(self, encoder: nn.Module, head: ProjectionHead) -> None:
         """Load the weights into an encoder, and into a head of the same shape."""
-        check_match(encoder.state_dict(), self.encoder, self.name)
-        encoder.load_state_dict(self.encoder)
+        tensors = self._with_channels_of(encoder)
+        check_match(encoder.state_dict(), tensors, self.name)
+        encoder.load_state_dict(tensors)
         if self.fits(head):
             head.load_state_dict(self.head)
+
+
+    def _with_channels_of(self, encoder: nn.Module) -> Mapping[str, Tensor]:
+        """Return the tensors of the encoder, with the first convolution for RGB images inflated if `encoder` takes
+        other channels: the filters of red, green and blue are repeated in order and scaled by 3 / channels, so that
+        sums over channels keep their size; for one channel they are added."""
+        tensors = dict(self.encoder)
+        for name, expected in encoder.state_dict().items():
+            given = tensors.get(name)
+            if given is None or expected.ndim != 4 or given.shape == expected.shape or given.shape[1] != 3:
+                continue
+            tensors[name] = adapt_input_conv(expected.shape[1], given)
+            break  # the first layer; others that differ are refused
+        return tensors
 
 
 def open_start(init: str | Path, encoder: str | None = None, options: Mapping[str, Any] | None = None) -> Start:

@@ -79,7 +79,7 @@ def check_duplicates(digests: Sequence[bytes], images: int) -> Finding:
 
 
 def check_views(
-    views: Float[Tensor, "v b 3 s s"], same: Float[Tensor, "k 3 s s"], other: Float[Tensor, "k 3 s s"]
+    views: Float[Tensor, "v b c s s"], same: Float[Tensor, "k c s s"], other: Float[Tensor, "k c s s"]
 ) -> Iterator[Finding]:
     """Check that views are in range and differ: the views of one size of b images, of which the first two are compared,
     and a view of k of them in one epoch (`same`) and in the next (`other`)."""
@@ -105,7 +105,7 @@ def check_views(
             yield Finding(name, "ok", f"{what} differ by {differ:.2f} of the range of a pixel on average")
 
 
-def check_pairs(views: Float[Tensor, "v b 3 s s"], expected: Float[Tensor, "v b 3 s s"]) -> Finding:
+def check_pairs(views: Float[Tensor, "v b c s s"], expected: Float[Tensor, "v b c s s"]) -> Finding:
     """Check that views are of the images that the batch names. `expected` are views drawn again from these images: the
     nearest of them to a view must be its own, otherwise positives are pairs of different images."""
     small = [torch.nn.functional.adaptive_avg_pool2d(x.flatten(0, 1), min(8, x.shape[-1])) for x in (views, expected)]

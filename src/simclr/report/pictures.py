@@ -88,7 +88,7 @@ def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k:
 def rows_of_images(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]] | None = None
 ) -> Image.Image:
-    """Return a sheet of images (H, W, 3), the first of each row set apart from the others; `captions` are up to two
+    """Return a sheet of images (H, W, C), the first of each row set apart from the others; `captions` are up to two
     lines below each image."""
     side = LARGE_TILE if captions else TILE
     height = side + GAP + (2 * LINE if captions else 0)
@@ -110,8 +110,14 @@ def tile(image: np.ndarray, size: int = TILE) -> Image.Image:
     """Return an image as a square of `size` pixels: its centre, enlarged by whole pixels or reduced."""
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    picture = Image.fromarray(image[top : top + side, left : left + side])
+    picture = Image.fromarray(displayed(image[top : top + side, left : left + side]))
     return picture.resize((size, size), Image.Resampling.NEAREST if side < size else Image.Resampling.BICUBIC)
+
+
+def displayed(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, C), bytes or values in [0, 1], as RGB bytes: its first three channels, or its first one."""
+    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(shown if shown.dtype == np.uint8 else np.rint(255 * shown).astype(np.uint8))
 
 
 def _shortened(text: str, length: int) -> str:

@@ -17,15 +17,16 @@ from simclr.losses.similarity import Negatives
 from simclr.models import ProjectionHead
 from simclr.optim import total_steps
 from simclr.settings import setting
-from simclr.tasks.training import Training
+from simclr.tasks.imagery import Imagery
 from simclr.training.memory import ImageAverages, Momentum
 from simclr.views import Views, count_key_views, growing_policies, view_policies
+from simclr.views.operations import require_channels
 
 RANK_ROWS = 256  # images whose rank a line of the log gives: all images of a batch of thousands would take seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast(Training):
+class Contrast(Imagery):
     """Settings of a task that learns from the contrast among views of images."""
 
     views: Views = Views(size=224)
@@ -91,6 +92,8 @@ class Contrast(Training):
         if self.queue and self.loss == "supcon":
             raise SettingError("queue", "0 with loss supcon, which would need the labels of its keys", self.queue)
         _ = self.objective, self.key_count  # which check the combination of their settings
+        for policy in self.view_policies:
+            require_channels(policy, self.channels)
 
     @cached_property
     def objective(self) -> Objective:

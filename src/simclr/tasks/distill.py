@@ -83,8 +83,8 @@ class Distill(Training):
             raise SettingError("start", "absent if encoder or encoder_options are given", self.start)
 
     def __call__(self) -> dict[str, Any]:
-        source = open_for_pretraining(self.data)
         given = load(self.teacher)
+        source = given.scaled(open_for_pretraining(self.data))
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
         labels = self.labels(source) if self.label_weight else None
@@ -185,13 +185,22 @@ class Distill(Training):
                     "start", f"an encoder for {teacher.image_size} px, as the teacher",
                     f"{self.start}, which is for {start.card.image_size} px",
                 )  # fmt: skip
-            return start.card, start.network
+            if start.card.channels != teacher.channels:
+                raise SettingError(
+                    "start", f"an encoder for {teacher.channels} channels, as the teacher",
+                    f"{self.start}, which is for {start.card.channels}",
+                )  # fmt: skip
+            levels = {name: teacher.preprocess[name] for name in ("low", "high") if name in teacher.preprocess}
+            crop = {name: start.card.preprocess[name] for name in ("size", "crop")}
+            return replace(start.card, preprocess={**crop, **levels}), start.network
         name = self.encoder or teacher.encoder["name"]
         options = self.encoder_options if self.encoder else {**teacher.encoder["options"], **self.encoder_options}
+        if teacher.channels != 3:
+            options = {**options, "in_chans": teacher.channels}
         encoder = create_encoder(name, teacher.image_size, options)
         return Card(
             encoder={"name": name, "options": options}, features=encoder.num_features,
-            image_size=teacher.image_size, preprocess=teacher.preprocess,
+            image_size=teacher.image_size, preprocess=teacher.preprocess, channels=teacher.channels,
         ), encoder  # fmt: skip
 
     def labels(self, source: Source) -> Tensor:
@@ -229,7 +238,7 @@ class Distill(Training):
         """Return the card of the saved weights."""
         return Card(
             encoder=student.encoder, features=student.features, image_size=student.image_size,
-            preprocess=student.preprocess, supervised={"classes": len(names), "input": 0, "names": names},
+            preprocess=student.preprocess, channels=student.channels, supervised={"classes": len(names), "input": 0, "names": names},
             source={"task": "distill", "data": source.name, "fingerprint": source.fingerprint,
                     "teacher": str(self.teacher)},
         )  # fmt: skip

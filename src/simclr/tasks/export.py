@@ -54,9 +54,10 @@ class Export:
         """Write the network up to `layer` as a program, after comparing its output with that of the network."""
         network = self.network(encoder)
         path = require_new_file(self.out or run_folder(self.run) / f"{self.layer}.{self.to}", self.overwrite)
-        size = encoder.card.image_size
-        difference = {"pt2": save_pt2, "onnx": save_onnx}[self.to](network, size, path, encoder.card.to_json())
-        print(f"images (B, 3, {size}, {size}) in [0, 1] -> {self.layer}; maximum difference {difference:.1e}")
+        size, channels = encoder.card.image_size, encoder.card.channels
+        save = {"pt2": save_pt2, "onnx": save_onnx}[self.to]
+        difference = save(network, size, path, encoder.card.to_json(), channels)
+        print(f"images (B, {channels}, {size}, {size}) in [0, 1] -> {self.layer}; maximum difference {difference:.1e}")
         print(f"wrote {path}")
         return {"layer": self.layer, "difference": difference, "out": str(path)}
 

@@ -106,7 +106,9 @@ class FineTune(LabelSubset, Training):
             raise SettingError("freeze", "nothing with from_scratch, which trains the whole network", self.freeze)
 
     def __call__(self) -> dict[str, Any]:
+        start = load(self.run)
         source, measured, fraction = self.images()
+        source, measured = start.scaled(source), start.scaled(measured)
         names, labels = class_names(source), torch.from_numpy(multilabel.targets(source))
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
@@ -115,7 +117,6 @@ class FineTune(LabelSubset, Training):
         run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
         if (result := finished_result(fabric, run)) is not None:
             return result
-        start = load(self.run)
         probe = fit_probe(self, fabric, start, source) if self.from_probe or self.is_compared(source) else None
         task, choice = self, None
         if self.adapt:
@@ -272,6 +273,7 @@ class FineTune(LabelSubset, Training):
             features=start.features,
             image_size=start.image_size,
             preprocess=start.preprocess,
+            channels=start.channels,
             head=None if head is None else head.config(),
             supervised={"classes": len(names), "input": self.head_layers, "names": names},
             source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},

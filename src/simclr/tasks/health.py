@@ -58,7 +58,8 @@ class Health:
         check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
-        path, encoder, source = result_path(self), load(self.run), open_source(self.data, "test")
+        path, encoder = result_path(self), load(self.run)
+        source = encoder.scaled(open_source(self.data, "test"))
         views, temperature = self.settings(encoder)
         workers, images = self.machine.worker_processes, evaluated_images(source)
         check = HealthCheck.of(source, views, temperature, most=self.images, seed=self.seed, workers=workers)

@@ -70,6 +70,7 @@ class Information:
 
     def __call__(self) -> dict[str, Any]:
         path, encoder = result_path(self), load(self.run)
+        encoder.require_rgb(self.run, self.command)
         available = layer_names(encoder.network, encoder.head)
         names = available if self.layers == "all" else self.layers or tuple(n for n in ("h", "z") if n in available)
         networks = {name: read_layer(encoder.network, encoder.head, name).to(self.machine.kind) for name in names}

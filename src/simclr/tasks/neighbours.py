@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from simclr.data import Source, decode, open_source
+from simclr.data import Source, open_source
 from simclr.data.arrays import read_arrays
 from simclr.errors import DataError, SettingError
 from simclr.evaluation.neighbours import nearest
@@ -60,9 +60,10 @@ class Neighbours:
             require_picture_path(self.out, self.overwrite)
 
     def __call__(self) -> dict[str, Any]:
-        pixels = [decode(image) for image in self.images]  # an unreadable file is refused before the long part
-        bank, indices, source, layer = self.bank()
         encoder = load(self.run).to(self.machine.kind)
+        pixels = [encoder.pixels(image, str(image)) for image in self.images]  # refused before the long part
+        bank, indices, source, layer = self.bank()
+        source = encoder.scaled(source)
         network = read_layer(encoder.network, encoder.head, layer)
         with torch.inference_mode():
             stack = torch.stack([encoder.preprocess(image) for image in pixels])

@@ -36,7 +36,6 @@ from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
 from simclr.training.session import open_run, prepare, wrap
 from simclr.views import by_size, describe_sizes
-from simclr.views.preprocess import Preprocess
 
 
 class Outputs(NamedTuple):
@@ -52,7 +51,7 @@ class Outputs(NamedTuple):
 def simclr_step(
     fabric: Fabric,
     network: nn.Module,
-    views: Sequence[Float[Tensor, "_ b 3 _ _"]],
+    views: Sequence[Float[Tensor, "_ b c _ _"]],
     objective: Callable[[Sequence[Tensor], Tensor | None, Keys], Tensor],
     labels: Int64[Tensor, " b"] | None = None,
     micro: MicroBatches | None = None,
@@ -150,7 +149,7 @@ class Pretrain(StartsFromWeights, Contrast):
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
             workers, policy = self.machine.worker_processes, self.view_policies[0]
-            knn_check = KnnCheck.of(source, Preprocess(policy.size), workers)
+            knn_check = KnnCheck.of(source, self.preprocess(source, self.view_policies[0].size), workers)
             health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
 
         def evaluate() -> dict[str, float]:
@@ -177,7 +176,7 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
-        source = open_for_pretraining(self.data)
+        source = self.scaled(open_for_pretraining(self.data))
         self.labels(source)  # raises if they are missing
         return split_off(source, self.held_out) if self.held_out else (source, source)
 
@@ -200,7 +199,7 @@ class Pretrain(StartsFromWeights, Contrast):
         phases = self.phases(len(source))
         sizes = {size for _, policies in phases for _, size in by_size(policies)}
         encoder = create_encoder(self.encoder, size := max(sizes), self.encoder_options)
-        check_image_sizes(self.encoder, encoder, sorted(sizes - {size}, reverse=True))
+        check_image_sizes(self.encoder, encoder, sorted(sizes - {size}, reverse=True), self.channels)
         head = ProjectionHead(
             encoder.num_features, self.head_features, self.head_layers, self.head_hidden, norm=self.head_norm
         )
@@ -256,17 +255,19 @@ class Pretrain(StartsFromWeights, Contrast):
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
+            f"{self.describe_scaling(source)}"
             f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
         """Return the card of the saved weights."""
-        size = self.view_policies[0].size
+        preprocess = self.preprocess(source, self.view_policies[0].size)
         return Card(
             encoder={"name": self.encoder, "options": plain(self.encoder_options)},
             features=encoder.num_features,
-            image_size=size,
-            preprocess={"size": size, "crop": Preprocess(size).crop},
+            image_size=preprocess.size,
+            preprocess=preprocess.as_dict(),
+            channels=self.channels,
             head=head.config(),
             source={"task": self.command, "data": source.name, "fingerprint": source.fingerprint, "seed": self.seed,
                     **({"ema": self.ema} if self.ema else {}), **self.start_record},

@@ -62,6 +62,7 @@ class Robustness:
         train, test = open_labelled(self.data)
         test = sample(test, self.images)
         encoder = load(self.run).to(self.machine.kind)
+        encoder.require_rgb(self.run, self.command)
         has_classifier = encoder.card.supervised is not None
         network, temperature = (self._own_classifier if has_classifier else self._linear)(encoder, train)
         predictions = self.measure(network, test, encoder, temperature or 1.0)

@@ -24,6 +24,7 @@ class StartsFromWeights:
     if TYPE_CHECKING:
         encoder: str | None
         encoder_options: dict[str, Any]
+        channels: int
         init: Path | None
         fresh: bool
         folder: Path
@@ -51,9 +52,19 @@ class StartsFromWeights:
             name, options = recipe["encoder"], recipe["encoder_options"]
             if is_import_path(name) and name != self.encoder:
                 raise code_refused(self.folder / "recipe.yaml", name)
+        options = self._with_channels(options)
         check_options(name, options)
         object.__setattr__(self, "encoder", name)
         object.__setattr__(self, "encoder_options", options)
+
+    def _with_channels(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of the encoder with the number of channels, if it is not three."""
+        stored = 3 if self.start is None else self.start.card.channels
+        if stored not in (3, self.channels):
+            raise SettingError("channels", f"{stored}, as of the images of {self.init}", self.channels)
+        if self.init is None and options.get("in_chans", self.channels) != self.channels:
+            raise SettingError("encoder_options.in_chans", f"channels ({self.channels})", options["in_chans"])
+        return options if self.channels == 3 else {**options, "in_chans": self.channels}
 
     @property
     def start_identity(self) -> dict[str, Any]:

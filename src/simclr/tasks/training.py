@@ -163,7 +163,9 @@ def default(name: str, value: Any) -> Any:
 
 def describe_data(source: Source, labels: Tensor | None = None, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Return what identifies the images and, if any, the labels that a run learns from."""
-    identity = {"images": len(source), "fingerprint": source.fingerprint}
+    identity: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint}
+    if source.scaling is not None:
+        identity["scaling"] = [list(source.scaling.low), list(source.scaling.high)]
     if labels is None:
         return identity
     digest = hashlib.blake2b("\n".join(classes).encode(errors="surrogateescape"), digest_size=16)

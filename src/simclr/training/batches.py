@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     step: int
     indices: Int64[np.ndarray, " b"]
     """the images, after unreadable ones were replaced"""
-    views: tuple[Float[Tensor, "_ b 3 _ _"], ...]
+    views: tuple[Float[Tensor, "_ b c _ _"], ...]
     """views of one size together, the sizes as in `by_size`; in [0, 1], each image with its channels last in memory"""
 
 
@@ -55,7 +55,7 @@ class Loading:
 
 
 class Resident:
-    """Batches from uint8 images that lie on the device and are cropped there.
+    """Batches from images that lie on the device and are cropped there.
 
     Calling it with a range of steps yields their batches; a batch depends on nothing but its step. `bad` maps the path
     of every unreadable image to the reason.
@@ -91,10 +91,10 @@ class Resident:
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in prefetch(self._draw(steps)):
             images = self._images[to_device_async(indices, self._images.device)]
-            memory = _empty_views(self.policies, len(indices), images.device)
+            memory = _empty_views(self.policies, len(indices), images.shape[3], images.device)
             outputs = (out for group in memory for out in group)
             for policy, drawn, out in zip(self.policies, parameters, outputs, strict=True):
-                policy.apply(images, drawn, out=out)
+                policy.apply(images, drawn, out=out, layout="channels last")
             yield Batch(step, indices, _channels_first(memory))
 
     def _draw(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
@@ -110,7 +110,7 @@ class Resident:
 class Streamed:
     """Batches from worker processes, which decode each image once and cut all crops of it.
 
-    Crops are sent to this process as uint8; colour operations run here, on the device. Calling it with a range of steps
+    Crops are sent to this process as uint8, or as float32 if the images are scaled; colour operations run here, on the device. Calling it with a range of steps
     yields their batches; a batch depends on nothing but its step. `bad` maps the path of every image found unreadable
     so far to the reason.
     """
@@ -144,7 +144,8 @@ class Streamed:
     def __call__(self, steps: range) -> Iterator[Batch]:
         """Yield the batches of `steps`. Raises TooManyBadImages once too many of the images seen are unreadable."""
         per_step = -(-self.sampler.local // CHUNK)
-        if self.workers:  # compile the crop once, here, rather than in each worker at the same time
+        source = self._crops.source
+        if self.workers and source.scaling is None:  # compile the crop once, rather than in each worker at the same time
             self.policies[0].crop(np.zeros((1, 1, 3), np.uint8), np.array([0, 0, 1, 1]), False)
         chunks = iter(
             loader(
@@ -153,7 +154,7 @@ class Streamed:
                 workers=self.workers,
                 prefetch=2 * per_step,
                 held=2,
-                item_bytes=sum(CHUNK * 3 * policy.size**2 for policy in self.policies),
+                item_bytes=sum(CHUNK * self._crops.pixel_bytes * policy.size**2 for policy in self.policies),
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
             )
@@ -162,10 +163,10 @@ class Streamed:
             indices, sizes, crops = self._gathered(islice(chunks, per_step))
             # drawn again here rather than sent: it is cheap, and the same by construction
             parameters = draw_views(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
-            memory = _empty_views(self.policies, len(indices), self.device)
+            memory = _empty_views(self.policies, len(indices), source.channels, self.device)
             pairs = (pair for group in zip(crops, memory, strict=True) for pair in zip(*group, strict=True))
             for policy, drawn, (cut, out) in zip(self.policies, parameters, pairs, strict=True):
-                policy.colour(cut, drawn, out=out)
+                policy.colour(cut, drawn, out=out, layout="channels last")
             yield Batch(step, indices, _channels_first(memory))
 
     def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
@@ -179,8 +180,9 @@ class Streamed:
         memory, it takes a file descriptor, of which a process has 1024 as a rule."""
         local = self.sampler.local
         indices, sizes = np.empty(local, np.int64), np.empty((local, 2), np.int64)
+        channels, dtype = self._crops.form
         crops = [
-            torch.empty(count, local, size, size, 3, dtype=torch.uint8, device=self.device)
+            torch.empty(count, local, size, size, channels, dtype=getattr(torch, dtype), device=self.device)
             for count, size in by_size(self.policies)
         ]
         start = 0
@@ -247,13 +249,15 @@ def _memory_for_images(device: Device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _empty_views(policies: Sequence[Views], images: int, device: torch.device) -> list[Float[Tensor, "_ b _ _ 3"]]:
+def _empty_views(
+    policies: Sequence[Views], images: int, channels: int, device: torch.device
+) -> list[Float[Tensor, "_ b _ _ c"]]:
     """Return memory for views by size, with the channels last, for which convolutions are fastest."""
-    shapes = [(count, images, size, size, 3) for count, size in by_size(policies)]
+    shapes = [(count, images, size, size, channels) for count, size in by_size(policies)]
     if device.type == "cpu":  # numpy asks for huge pages; getting ordinary ones can cost as much as the views
         return [torch.from_numpy(np.empty(shape, np.float32)) for shape in shapes]
     return [torch.empty(shape, device=device) for shape in shapes]
 
 
-def _channels_first(memory: list[Float[Tensor, "_ b _ _ 3"]]) -> tuple[Float[Tensor, "_ b 3 _ _"], ...]:
+def _channels_first(memory: list[Float[Tensor, "_ b _ _ c"]]) -> tuple[Float[Tensor, "_ b c _ _"], ...]:
     return tuple(group.permute(0, 1, 4, 2, 3) for group in memory)

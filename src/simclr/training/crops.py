@@ -1,4 +1,4 @@
-"""Crops from worker processes: each image is decoded once, its crops are cut and sent as bytes."""
+"""Crops from worker processes: each image is decoded once, its crops are cut and sent."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, UInt8
+from jaxtyping import Bool, Int, Int64, Real
 from torch import Tensor
 
 from simclr.data.decoding import LazyImage
@@ -24,7 +24,7 @@ class Crops(NamedTuple):
     indices: Int64[np.ndarray, " c"]
     sizes: Int64[np.ndarray, "c 2"]
     """height and width of each whole image, which its views are drawn for"""
-    crops: tuple[UInt8[Tensor, "_ c _ _ 3"], ...]
+    crops: tuple[Real[Tensor, "_ c _ _ channels"], ...]
     """crops of each group of views of one size, as in `by_size`"""
     bad: list[UnreadableImage]
 
@@ -52,11 +52,22 @@ class CropDataset:
     sampler: BatchSampler
     decode: Literal["exact", "fast"] = "exact"
 
+    @property
+    def form(self) -> tuple[int, str]:
+        """Return number of channels and type of the crops: bytes, or float32 if the images are scaled."""
+        return self.source.channels, "uint8" if self.source.scaling is None else "float32"
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Return the size of a pixel of a crop, bytes."""
+        return self.form[0] * np.dtype(self.form[1]).itemsize
+
     def __getitem__(self, key: tuple[int, Int64[np.ndarray, " c"]]) -> Crops | TooManyBadImages:
         step, tried = key
         n, epoch = len(tried), self.sampler.epoch(step)
         indices, sizes, bad = tried.copy(), np.empty((n, 2), np.int64), []
-        crops = [np.empty((count, n, size, size, 3), np.uint8) for count, size in by_size(self.policies)]
+        channels, dtype = self.form
+        crops = [np.empty((count, n, size, size, channels), dtype) for count, size in by_size(self.policies)]
         views = [view for group in crops for view in group]
         candidates = [chain([i], self.sampler.replacements(step, i)) for i in tried.tolist()]
         left = list(range(n))
@@ -90,7 +101,7 @@ class CropDataset:
         image: LazyImage,
         boxes: Int64[np.ndarray, "v 4"],
         flips: Bool[np.ndarray, " v"],
-        out: list[UInt8[np.ndarray, "_ _ 3"]],
+        out: list[Real[np.ndarray, "_ _ c"]],
         bad: list[UnreadableImage],
     ) -> bool:
         """Write all crops of an image to `out`; return False if it cannot be read."""

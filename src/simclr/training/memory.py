@@ -47,7 +47,7 @@ class Momentum(nn.Module):
         torch._foreach_lerp_([*compress(ours, averaged)], [*compress(theirs, averaged)], 1 - self.decay)
         torch._foreach_copy_(*([x for x in tensors if not x.is_floating_point()] for tensors in (ours, theirs)))
 
-    def keys(self, fabric: Fabric, views: Sequence[Float[Tensor, "_ b 3 _ _"]], micro: MicroBatches, step: int) -> Keys:
+    def keys(self, fabric: Fabric, views: Sequence[Float[Tensor, "_ b c _ _"]], micro: MicroBatches, step: int) -> Keys:
         """Return the keys of all processes' views, followed by those of the queue, which fills in the first steps.
         `views` has those of one size together; crops of a smaller size are left out if none of them is a key."""
         keyed = views[:1] if len(views[0]) == len(self.queue) else views

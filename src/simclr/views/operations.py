@@ -35,6 +35,7 @@ from simclr.randomness import (
     SOLARISE_SLOTS,
     uniforms,
 )
+from simclr.errors import SettingError
 from simclr.views import draw, finishing, torch_backend
 from simclr.views.draw import Request, Style, ViewParameters
 
@@ -50,7 +51,8 @@ class Operation:
     slots: tuple[int, ...]
     """random slots of `simclr.randomness`, as columns of the uniforms that `draw` receives"""
     channels: int | None = None
-    """number of channels that it needs; None for any number"""
+    """number of channels that it needs; None for any number. Images of other channels are never grey, and their jitter
+    has no saturation and no hue"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +62,7 @@ class Fused(Operation):
     draw: Callable[[Any, Request, Float[np.ndarray, "b k"]], dict[str, np.ndarray]]
     """(policy, request, uniforms) -> fields of `ViewParameters`"""
     tensor: Callable[[Tensor, torch_backend.Decisions, Style], Tensor] | None
-    """function of (B, 3, S, S) images; None for operations that are part of the resampling"""
+    """function of (B, C, S, S) images; None for operations that are part of the resampling"""
     kernel: str
     """compiled function of the CPU backend"""
 
@@ -99,7 +101,6 @@ OPERATIONS: tuple[Operation, ...] = (
         draw=draw.draw_jitter,
         tensor=torch_backend.apply_jitter,
         kernel="cpu_colour.jitter",
-        channels=3,
     ),
     Fused(
         name="grey",
@@ -208,8 +209,8 @@ def _columns(on: tuple[Finishing, ...]) -> tuple[Int64[np.ndarray, " u"], list[n
 
 
 def apply_colour(
-    x: Float[Tensor, "b 3 s s"], decisions: torch_backend.Decisions, style: Style
-) -> Float[Tensor, "b 3 s s"]:
+    x: Float[Tensor, "b c s s"], decisions: torch_backend.Decisions, style: Style
+) -> Float[Tensor, "b c s s"]:
     """Apply the fused operations that follow the resampling, on any device; `x` may be changed."""
     for operation in FUSED:
         if operation.tensor is not None:
@@ -222,6 +223,14 @@ def finish(x: Float[Tensor, "b c s s"], decided: dict[str, Float[np.ndarray, "b 
     for operation in FINISHING:
         if operation.name in decided:
             operation.apply(x, decided[operation.name])
+
+
+def require_channels(policy: Any, channels: int) -> None:
+    """Raise SettingError for a finishing operation that is on and does not take images of this number of channels."""
+    for operation in FINISHING:
+        if getattr(policy, operation.name) > 0 and operation.channels not in (None, channels):
+            allowed = f"0 for images of {channels} channels, since it needs {operation.channels}"
+            raise SettingError(f"views.{operation.name}", allowed, getattr(policy, operation.name))
 
 
 def alone(policy: Any, name: str) -> Any:

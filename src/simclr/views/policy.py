@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
 
 from simclr.errors import SettingError
 from simclr.settings import check_settings, setting
-from simclr.views import draw, operations
+from simclr.views import draw, operations, torch_backend
 from simclr.views.draw import Style, ViewParameters
-from simclr.views.rendering import copy_to, render
+from simclr.views.rendering import copy_to, is_rgb, render
 
 PAIRS = (
     "crop_area", "crop_ratio", "blur_sigma", "solarise_threshold", "posterise_bits", "noise_deviation", "cutout_side",
@@ -201,22 +201,26 @@ class Views:
 
     def apply(
         self,
-        images: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."] | Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        images: Real[Tensor, "b ..."] | Real[np.ndarray, "b ..."] | Sequence[Real[np.ndarray, "_ _ c"]],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
-        out: Float[Tensor, "b s s 3"] | None = None,
-    ) -> Float[Tensor, "b 3 s s"]:
-        """Return views of images (B, H, W, 3) or (B, 3, H, W), on their device, in [0, 1].
+        out: Float[Tensor, "b s s c"] | None = None,
+        layout: Literal["auto", "channels last"] = "auto",
+    ) -> Float[Tensor, "b c s s"]:
+        """Return views of images (B, H, W, C), on their device, in [0, 1].
 
-        Images of different sizes are a list of arrays (H, W, 3). `out` is memory to write the views to, channels last.
+        Images are uint8, or floating-point values in [0, 1]. Images of different sizes are a list of arrays (H, W, C).
+        Those of three channels may also be (B, 3, H, W), which layout "channels last" excludes. Images of other than
+        three channels are never grey, and their jitter has no saturation and no hue. `out` is memory to write the views
+        to, channels last.
 
-        backend auto: compiled kernels on the CPU, batched tensor operations elsewhere; both agree to 2e-5 (to 1e-3 if
-        torch multiplies matrices in TF32). The first use in a new environment compiles the kernels for about 15 seconds
+        backend auto: compiled kernels for uint8 images of three channels on the CPU, batched tensor operations
+        otherwise; both agree to 2e-5 (to 1e-3 if torch multiplies matrices in TF32). The first use in a new environment compiles the kernels for about 15 seconds
         and caches them on disk.
         """
         if not isinstance(images, Tensor | np.ndarray):
             return self._apply_each(images, parameters, backend, out)
-        images = _channels_last(images)
+        images = _channels_last(images, layout)
         expected = (len(images), *images.shape[1:3])
         if len(parameters) != len(images) or (parameters.sizes != images.shape[1:3]).any():
             given = (len(parameters), *map(int, parameters.sizes[0])) if len(parameters) else (0,)
@@ -225,53 +229,61 @@ class Views:
 
     def _apply_each(
         self, images: Sequence[np.ndarray], parameters: ViewParameters, backend: str, out: Tensor | None
-    ) -> Float[Tensor, "b 3 s s"]:
+    ) -> Float[Tensor, "b c s s"]:
         sizes = [tuple(size) for size in parameters.sizes.tolist()]
         if sizes != (given := [image.shape[:2] for image in images]):
             raise ValueError(f"parameters are for sizes {sizes}, images are {given}")
-        if backend == "torch":
-            views = [self.apply(image[None], parameters[i], backend) for i, image in enumerate(images)]
+        if backend == "torch" or not is_rgb(images):
+            views = [self.apply(image[None], parameters[i], backend, None, "channels last")
+                     for i, image in enumerate(images)]  # fmt: skip
             return copy_to(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
         return render(images, parameters, self.style, backend, out, cropped=False)
 
     def crop(
-        self, image: UInt8[np.ndarray, "h w 3"], box: Int[np.ndarray, " 4"], flip: bool | np.bool_
-    ) -> UInt8[np.ndarray, "s s 3"]:
-        """Crop the `box` (y, x, height, width) of one image, resize it, flip it if `flip`, and round to bytes.
+        self, image: Real[np.ndarray, "h w c"], box: Int[np.ndarray, " 4"], flip: bool | np.bool_
+    ) -> UInt8[np.ndarray, "s s 3"] | Float[np.ndarray, "s s c"]:
+        """Crop the `box` (y, x, height, width) of one image, resize it, flip it if `flip`, and round to bytes; images
+        that are not bytes of three channels become values about [0, 1], which are not rounded.
 
         Workers call this with a row of drawn parameters; `colour` does the rest.
         """
-        from simclr.views import cpu_backend  # numba is loaded only if the CPU backend is used
-
         y, x, height, width = box.tolist()
         if min(y, x) < 0 or min(height, width) < 1 or y + height > image.shape[0] or x + width > image.shape[1]:
             raise ValueError(f"the crop is {(y, x, height, width)}, which is not within the image, {image.shape[:2]}")
+        if not is_rgb([image]):
+            box, flips = torch.from_numpy(box)[None], torch.tensor([bool(flip)])
+            pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
+            view = torch_backend.crop_resize(pixels, box, flips, self.size, self.style.torchvision)
+            return view[0].permute(1, 2, 0).numpy()
+        from simclr.views import cpu_backend  # numba is loaded only if the CPU backend is used
+
         return cpu_backend.crop(image[None], box[None], np.array([flip]), self.size, self.style.torchvision)[0]
 
     def colour(
         self,
-        crops: UInt8[Tensor, "b ..."] | UInt8[np.ndarray, "b ..."],
+        crops: Real[Tensor, "b ..."] | Real[np.ndarray, "b ..."],
         parameters: ViewParameters,
         backend: Literal["auto", "torch", "numba"] = "auto",
-        out: Float[Tensor, "b s s 3"] | None = None,
-    ) -> Float[Tensor, "b 3 s s"]:
-        """Apply the operations that follow the crop to rounded crops, on their device.
+        out: Float[Tensor, "b s s c"] | None = None,
+        layout: Literal["auto", "channels last"] = "auto",
+    ) -> Float[Tensor, "b c s s"]:
+        """Apply the operations that follow the crop to the crops of `crop`, on their device.
 
         The result agrees with `apply` within the rounding of the crops to bytes, times the gain of the jitter. The
         values of the bicubic resize beyond [0, 1] are lost in the bytes, but reach the jitter in `apply`.
         """
-        crops = _channels_last(crops)
+        crops = _channels_last(crops, layout)
         if crops.shape[1:3] != (self.size, self.size) or len(crops) != len(parameters):
             raise ValueError(f"crops are {tuple(crops.shape)}, expected {len(parameters)} of {self.size} × {self.size}")
         return render(crops, parameters, self.style, backend, out, cropped=True)
 
 
-def _channels_last(images: Tensor | np.ndarray) -> UInt8[Tensor, "b h w 3"]:
+def _channels_last(images: Tensor | np.ndarray, layout: str) -> Real[Tensor, "b h w c"]:
     if isinstance(images, np.ndarray):
         # torch shares the memory, may write to it and does not support negative strides
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    if images.ndim == 4 and images.shape[3] == 3:
+    if images.ndim == 4 and (images.shape[3] == 3 or images.shape[1] != 3 or layout == "channels last"):
         return images
-    if images.ndim == 4 and images.shape[1] == 3:
+    if images.ndim == 4:
         return images.permute(0, 2, 3, 1)
-    raise ValueError(f"images are {tuple(images.shape)}, expected (B, H, W, 3) or (B, 3, H, W)")
+    raise ValueError(f"images are {tuple(images.shape)}, expected (B, H, W, C) or (B, 3, H, W)")

@@ -18,24 +18,32 @@ def render(
     parameters: ViewParameters,
     style: Style,
     backend: str,
-    out: Float[Tensor, "b s s 3"] | None,
+    out: Float[Tensor, "b s s c"] | None,
     cropped: bool,
-) -> Float[Tensor, "b 3 s s"]:
+) -> Float[Tensor, "b c s s"]:
     """Return views of images, channels last, on their device, or of crops (`cropped`), to which the operations that
     follow are applied. The arguments are those of `Views.apply`."""
     device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    if backend == "numba" or (backend == "auto" and device.type == "cpu"):
+    if backend == "numba" and not is_rgb(images):
+        raise ValueError("backend numba is for uint8 images of three channels")
+    if backend == "numba" or (backend == "auto" and device.type == "cpu" and is_rgb(images)):
         views = _compiled(images, parameters, style, out, cropped, device)
     else:
         views = _batched(images, parameters, style, out, cropped)
     if parameters.finishing:
         with torch.autocast(device.type, enabled=False):
-            for s in _parts(len(images), style.size):
+            for s in _parts(views):
                 operations.finish(views[s], parameters[s].finishing)
     return views
 
 
-def copy_to(out: Float[Tensor, "b s s 3"] | None, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+def is_rgb(images: Tensor | Sequence[np.ndarray]) -> bool:
+    """Return whether images are bytes of three channels, which the compiled kernels take."""
+    first = images if isinstance(images, Tensor) else images[0] if images else None
+    return first is None or (str(first.dtype) in ("uint8", "torch.uint8") and first.shape[-1] == 3)
+
+
+def copy_to(out: Float[Tensor, "b s s c"] | None, views: Float[Tensor, "b c s s"]) -> Float[Tensor, "b c s s"]:
     """Return views in the memory of `out`, if it is given."""
     return views if out is None else out.copy_(views.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -60,15 +68,15 @@ def _compiled(
 
 def _batched(
     images: Tensor, parameters: ViewParameters, style: Style, out: Tensor | None, cropped: bool
-) -> Float[Tensor, "b 3 s s"]:
+) -> Float[Tensor, "b c s s"]:
     device, size = images.device, style.size
     if out is None:
-        out = torch.empty(len(images), size, size, 3, device=device)
+        out = torch.empty(len(images), size, size, images.shape[3], device=device)
     with torch.autocast(device.type, enabled=False):
-        for s in _parts(len(images), size):
+        for s in _parts(out):
             decisions = torch_backend.Decisions.of(parameters[s], device)
             if cropped:
-                x = images[s].permute(0, 3, 1, 2).float() / 255
+                x = torch_backend.as_fractions(images[s].permute(0, 3, 1, 2))
             else:
                 antialias = style.torchvision
                 x = torch_backend.crop_resize(images[s], decisions.crop, decisions.flip, size, antialias=antialias)
@@ -76,7 +84,7 @@ def _batched(
     return out.permute(0, 3, 1, 2)
 
 
-def _parts(images: int, size: int) -> list[slice]:
+def _parts(views: Tensor) -> list[slice]:
     """Return slices of a batch: about six times the memory of the processed views is needed."""
-    part = max(1, MAX_VALUES // (3 * size**2))
-    return [slice(k, k + part) for k in range(0, images, part)]
+    part = max(1, MAX_VALUES // max(1, views[:1].numel()))
+    return [slice(k, k + part) for k in range(0, len(views), part)]

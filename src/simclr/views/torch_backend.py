@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from simclr.views.draw import Style, ViewParameters
@@ -95,22 +95,27 @@ def resampling(
     return weight / weight.sum(-1, keepdim=True)
 
 
+def as_fractions(x: Real[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return bytes as values in [0, 1], and other values as they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
 def crop_resize(
-    images: UInt8[Tensor, "b h w 3"],
+    images: Real[Tensor, "b h w c"],
     crop: Int[Tensor, "b 4"],
     flip: Bool[Tensor, " b"],
     size: int,
     antialias: bool,
-) -> Float[Tensor, "b 3 s s"]:
+) -> Float[Tensor, "b c s s"]:
     """Crop, resize and flip by two batched matrix products; values beyond [0, 1] are kept."""
-    b, height, width, _ = images.shape
+    b, height, width, channels = images.shape
     y, x, h, w = crop.unbind(1)
     rows = resampling(y, h, None, height, size, antialias)
     columns = resampling(x, w, flip, width, size, antialias)
-    pixels = images.reshape(b, height, width * 3).float() / 255
-    tall = torch.bmm(rows, pixels).view(b, size, width, 3).permute(0, 3, 1, 2)
-    views = torch.bmm(tall.reshape(b, 3 * size, width), columns.transpose(1, 2))
-    return views.view(b, 3, size, size)
+    pixels = as_fractions(images.reshape(b, height, width * channels))
+    tall = torch.bmm(rows, pixels).view(b, size, width, channels).permute(0, 3, 1, 2)
+    views = torch.bmm(tall.reshape(b, channels * size, width), columns.transpose(1, 2))
+    return views.view(b, channels, size, size)
 
 
 def greyscale(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -141,15 +146,15 @@ def rotate_hue(x: Float[Tensor, "b 3 h w"], turns: Float[Tensor, "b 1 1 1"]) -> 
 
 
 def contrast(
-    x: Float[Tensor, "b 3 h w"], factor: Float[Tensor, "b 1 1 1"], grey_pivot: bool
-) -> Float[Tensor, "b 3 h w"]:
+    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"], grey_pivot: bool
+) -> Float[Tensor, "b c h w"]:
     """Scale about the mean of each channel, or of the grey image."""
     mean = (greyscale(x) if grey_pivot else x).mean((2, 3), keepdim=True)
     return x * factor + mean * (1 - factor)
 
 
 def jitter(
-    x: Float[Tensor, "b 3 h w"],
+    x: Float[Tensor, "b c h w"],
     turns: list[list[Int[Tensor, " _"]]],
     factors: Float[Tensor, "b 4"],
     additive: bool,
@@ -157,17 +162,19 @@ def jitter(
 ) -> None:
     """Apply brightness, contrast, saturation and hue in each image's order, each with a clip to [0, 1]; in place.
 
-    In each of four rounds an operation gathers the images whose turn it is, so no image is computed in vain.
+    In each of four rounds an operation gathers the images whose turn it is, so no image is computed in vain. Images of
+    other than three channels have no saturation and no hue, and their contrast is about the mean of each channel.
     """
+    has_colours = x.shape[1] == 3
     for turn in turns:
-        for operation, images in enumerate(turn):
+        for operation, images in enumerate(turn if has_colours else turn[:2]):
             if not len(images):
                 continue
             part, factor = x[images], factors[images, operation, None, None, None]
             if operation == 0:
                 part = part + factor if additive else part * factor
             elif operation == 1:
-                part = contrast(part, factor, torchvision)
+                part = contrast(part, factor, torchvision and has_colours)
             elif operation == 3:
                 part = rotate_hue(part, factor)
             elif torchvision:
@@ -196,28 +203,30 @@ def blur_matrix(sigma: Float[Tensor, " b"], size: int, radius: int, reflect: boo
     return matrix
 
 
-def blur(x: Float[Tensor, "b 3 s s"], matrix: Float[Tensor, "b s s"]) -> Float[Tensor, "b 3 s s"]:
+def blur(x: Float[Tensor, "b c s s"], matrix: Float[Tensor, "b s s"]) -> Float[Tensor, "b c s s"]:
     """Apply a matrix along both axes."""
-    b, _, size, _ = x.shape
-    along_x = torch.bmm(x.reshape(b, 3 * size, size), matrix.transpose(1, 2)).view(b, 3, size, size)
+    b, channels, size, _ = x.shape
+    along_x = torch.bmm(x.reshape(b, channels * size, size), matrix.transpose(1, 2)).view(b, channels, size, size)
     return torch.matmul(matrix[:, None], along_x)
 
 
 # The tensor functions of the table of operations: (images, decisions, style) -> images
 
 
-def apply_jitter(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+def apply_jitter(x: Float[Tensor, "b c s s"], p: Decisions, style: Style) -> Float[Tensor, "b c s s"]:
     """Jitter colours in place."""
     jitter(x, p.turns, p.factors, style.additive, style.torchvision)
     return x
 
 
-def apply_grey(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+def apply_grey(x: Float[Tensor, "b c s s"], p: Decisions, style: Style) -> Float[Tensor, "b c s s"]:
     """Drop colours, and clip all images."""
+    if x.shape[1] != 3:
+        return x.clamp_(0, 1)
     return torch.where(p.grey[:, None, None, None], greyscale(x), x).clamp_(0, 1)
 
 
-def apply_blur(x: Float[Tensor, "b 3 s s"], p: Decisions, style: Style) -> Float[Tensor, "b 3 s s"]:
+def apply_blur(x: Float[Tensor, "b c s s"], p: Decisions, style: Style) -> Float[Tensor, "b c s s"]:
     """Blur and clip in place."""
     if style.radius and len(p.blurred):
         matrix = blur_matrix(p.sigma[p.blurred], x.shape[-1], style.radius, reflect=style.torchvision)
