@@ -44,8 +44,8 @@ def labels_for(what: str, source: Source, data: Any) -> Int64[ndarray, " n"]:
 
 
 GRAMMAR = (
-    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz or FILE.npy, tar files FILE.tar or "
-    "NAME-{000..099}.tar, cifar10:DIR, torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
+    "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz or FILE.npy, tar files FILE.tar "
+    "or NAME-{000..099}.tar, cifar10:DIR, torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
 )
 
 

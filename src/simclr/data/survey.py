@@ -19,6 +19,7 @@ from simclr.runs.environment import cores
 
 SAMPLED, SAMPLED_PIXELS = 256, 10_000  # images, and pixels of each, that a scaling is estimated from
 
+
 class Appearance(NamedTuple):
     """Statistics of one readable image."""
 

@@ -28,9 +28,13 @@ def dcl(
     over the pairs of `nt_xent`. Raises SettingError for a batch without negatives.
     """
     split = split_similarities((z_a, z_b, *more), temperature, normalize, negatives, keys)
-    if split.count == 0:
-        raise SettingError("batch", "at least 2 with dcl, since a single image has no negatives", len(z_a))
-    return (split.of_pairs(split.others.logsumexp(2)) - split.positive).mean()
+    if isinstance(split.count, int):
+        if split.count == 0:
+            raise SettingError("batch", "at least 2 with dcl, since a single image has no negatives", len(z_a))
+        return (split.of_pairs(split.others.logsumexp(2)) - split.positive).mean()
+    has_negatives = split.count > 0  # others contribute 0; they are filled, since -inf - -inf has no gradient
+    others = split.others.masked_fill(~has_negatives[:, None], 0.0)
+    return torch.where(has_negatives, split.of_pairs(others.logsumexp(2)) - split.positive, 0.0).mean()
 
 
 def nt_logistic(
@@ -53,8 +57,8 @@ def nt_logistic(
     pairs of `nt_xent`.
     """
     split = split_similarities((z_a, z_b, *more), temperature, normalize, negatives, keys)
-    others, count = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.count)
-    apart = -F.logsigmoid(-others).sum() / (split.positive.numel() * max(count, 1))
+    others, total = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.total)
+    apart = -F.logsigmoid(-others).sum() / total
     return apart - F.logsigmoid(split.positive).mean()
 
 
@@ -79,12 +83,14 @@ def margin_triplet(
     if margin < 0 or (semi_hard and margin == 0):
         raise SettingError("margin", "above 0 with semi_hard" if semi_hard else "at least 0", margin)
     split = split_similarities((z_a, z_b, *more), 1.0, normalize, negatives, keys)
-    others, count = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.count)
-    return F.relu(others - split.positive[..., None] + margin).sum() / (split.positive.numel() * max(count, 1))
+    others, total = _semi_hard_negatives(split) if semi_hard else (split.of_pairs(split.others), split.total)
+    return F.relu(others - split.positive[..., None] + margin).sum() / total
 
 
 def _semi_hard_negatives(split: Split) -> tuple[Float[Tensor, "pairs n 1"], int]:
     """Return the similarity of each pair's anchor with its semi-hard negative, the most similar one that is less
-    similar than the positive, -inf if there is none; and their number, 1."""
+    similar than the positive, -inf if there is none; and their number, one for each pair and image."""
     others = split.of_pairs(split.others)
-    return others.masked_fill(others >= split.positive[..., None], -torch.inf).amax(2, keepdim=True), 1
+    return others.masked_fill(others >= split.positive[..., None], -torch.inf).amax(
+        2, keepdim=True
+    ), split.positive.numel()

@@ -37,6 +37,8 @@ def sogclr(
     `dcl`. With `more` views it is the mean over the pairs of `nt_xent`. Raises SettingError for a batch without
     negatives.
     """
+    if keys is not None and keys.groups is not None:
+        raise SettingError("loss", "another one than sogclr for images with groups", "sogclr")
     split = split_similarities((z_a, z_b, *more), temperature, normalize, "both", keys)
     if split.count == 0:
         raise SettingError("batch", "at least 2 with sogclr, since a single image has no negatives", len(z_a))

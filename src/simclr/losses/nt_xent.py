@@ -46,6 +46,7 @@ def nt_xent(
     where s are similarities over temperature. The negatives are the K (m - 1) views of the other images; the anchor's
     other positives are no candidates of the pair. The chance level is ln(1 + K (m - 1)). If `keys` hold only the first
     V views, j is one of these, the negatives are the V (m - 1) keys of other images, and other views are anchors only.
+    If they hold groups, images of an anchor's group are not among its negatives.
     """
     views = (z_a, z_b, *more)
     check_views(z_a, z_b, temperature, more)
@@ -62,10 +63,11 @@ def nt_xent(
         if block and len(all_keys.a) > 1:
             counts = len(views), len(all_keys.views)
             anchors = unit_rows_low_memory(full_precision(torch.cat(views)))
+            groups = all_keys.groups
             if all_keys.a is z_a and counts[0] == counts[1]:
-                return blockwise_nt_xent(anchors, anchors, temperature, block, None, counts)
+                return blockwise_nt_xent(anchors, anchors, temperature, block, None, counts, groups)
             others = unit_rows_low_memory(full_precision(torch.cat(all_keys.views)))
-            return blockwise_nt_xent(anchors, others, temperature, block, all_keys.offset, counts)
+            return blockwise_nt_xent(anchors, others, temperature, block, all_keys.offset, counts, groups)
         split = split_similarities(views, temperature, normalize, negatives, keys)
         # -log(e^p / (e^p + sum e^n)), with the positive outside the sum: where it dwarfs the negatives, its gradient
         # is their fraction of the sum, which "softmax - 1" would round to zero in float32

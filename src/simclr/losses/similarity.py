@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -30,12 +30,18 @@ class Keys(NamedTuple):
     """class of each image, for supcon"""
     more: tuple[Float[Tensor, "m d"], ...] = ()
     """third and further views"""
+    groups: Int64[Tensor, " m"] | None = None
+    """group of each image; images of one group are never negatives of each other"""
 
     @classmethod
     def of(cls, views: Iterable[Tensor], offset: int = 0, labels: Tensor | None = None) -> "Keys":
         """Return the keys of two or more views."""
         a, b, *more = views
         return cls(a, b, offset, labels, tuple(more))
+
+    def same_group(self, images: int) -> Bool[Tensor, "images m"]:
+        """Return for each of this process's images which of all images are of its group, itself included."""
+        return self.groups[self.offset : self.offset + images, None] == self.groups
 
     @property
     def views(self) -> tuple[Float[Tensor, "m d"], ...]:
@@ -131,8 +137,15 @@ class Split(NamedTuple):
     """of each anchor with its negatives, -inf elsewhere"""
     pairs: list[tuple[int, int]]
     """view of the anchor and view of the positive"""
-    count: int
-    """number of negatives of an anchor"""
+    count: int | Int64[Tensor, " n"]
+    """number of negatives of an anchor, of those of each image if there are groups"""
+
+    @property
+    def total(self) -> int | Int64[Tensor, ""]:
+        """Return the number of negatives over all pairs and images, at least 1 for each or, with groups, in all."""
+        if isinstance(self.count, int):
+            return self.positive.numel() * max(self.count, 1)
+        return (len(self.pairs) * self.count.sum()).clamp(min=1)
 
     def of_pairs(self, x: Shaped[Tensor, "views *rest"]) -> Shaped[Tensor, "pairs *rest"]:
         """Return what `x` holds of the anchor's view, for each pair."""
@@ -155,4 +168,8 @@ def split_similarities(
     positive = torch.stack([close[anchor][other] for anchor, other in pairs])
     others = logits.scatter(1, own, -torch.inf).view(len(views), -1, logits.shape[1])
     count = (key_views - (negatives == "other")) * (logits.shape[1] // key_views - 1)
+    if keys is not None and keys.groups is not None:
+        same = keys.same_group(len(z_a))
+        others = others.masked_fill(same.repeat(1, key_views), -torch.inf)
+        count = (key_views - (negatives == "other")) * (~same).sum(1)
     return Split(positive, others, pairs, count)

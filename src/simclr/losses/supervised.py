@@ -35,7 +35,10 @@ def supcon(
     same_class = ((anchor_labels == key_labels) & (anchor_labels >= 0)).scatter(1, own, True)
     same_class &= logits != -torch.inf  # except for the anchor itself
     close = logits.masked_fill(~same_class, -torch.inf)
-    others = logits.masked_fill(same_class, -torch.inf).logsumexp(1)
+    excluded = same_class
+    if keys is not None and keys.groups is not None:
+        excluded = same_class | keys.same_group(len(z_a)).repeat(2 + len(more), own.shape[1])
+    others = logits.masked_fill(excluded, -torch.inf).logsumexp(1)
     # The log-sum over all minus the mean positive, as two terms: one of the positives among themselves, which for a
     # single positive is 0 with a gradient of exactly 0, and one of the negatives, which is small if they are far: see
     # `nt_xent`.

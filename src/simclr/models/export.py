@@ -83,7 +83,9 @@ def save_onnx(network: nn.Module, size: int, path: Path, card: str, channels: in
     with replacing(path) as file:
         file.write(content)
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return _difference(network, images.shape[1:], lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
+        return _difference(
+            network, images.shape[1:], lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+        )
 
 
 _BATCH = torch.export.Dim("batch")

@@ -56,7 +56,6 @@ class Start(NamedTuple):
         if self.fits(head):
             head.load_state_dict(self.head)
 
-
     def _with_channels_of(self, encoder: nn.Module) -> Mapping[str, Tensor]:
         """Return the tensors of the encoder, with the first convolution for RGB images inflated if `encoder` takes
         other channels: the filters of red, green and blue are repeated in order and scaled by 3 / channels, so that

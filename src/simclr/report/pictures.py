@@ -115,7 +115,7 @@ def tile(image: np.ndarray, size: int = TILE) -> Image.Image:
 
 
 def displayed(image: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, C), bytes or values in [0, 1], as RGB bytes: its first three channels, or its first one."""
+    """Return an image (H, W, C), bytes or values in [0, 1], as RGB bytes: its first three channels, or the first."""
     shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     return np.ascontiguousarray(shown if shown.dtype == np.uint8 else np.rint(255 * shown).astype(np.uint8))
 

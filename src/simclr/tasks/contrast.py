@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simclr.data import Source
 from simclr.errors import SettingError
 from simclr.evaluation.metrics import embedding_std, rankme
 from simclr.losses import Keys, Objective, contrast_statistics
@@ -129,8 +130,9 @@ class Contrast(Imagery):
         """The number of views that anchors are compared with, the first ones."""
         return count_key_views(self.view_policies, self.key_views)
 
-    def create_memory(self, encoder: nn.Module, head: ProjectionHead, images: int) -> dict[str, nn.Module]:
-        """Return what the loss of a run over `images` images remembers from step to step, as modules by name."""
+    def create_memory(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> dict[str, nn.Module]:
+        """Return what the loss of a run remembers from step to step, as modules by name."""
+        images = len(source)
         if self.queue > max(0, images - self.batch):
             allowed = (
                 f"at most {images - self.batch}, the images outside of a batch, so that an image meets itself rarely"
@@ -138,7 +140,8 @@ class Contrast(Imagery):
             raise SettingError("queue", allowed, self.queue)
         memory: dict[str, nn.Module] = {}
         if self.ema:
-            memory["momentum"] = Momentum(encoder, head, self.ema, (self.key_count, self.queue, head.out_features))
+            queue = (self.key_count, self.queue, head.out_features)
+            memory["momentum"] = Momentum(encoder, head, self.ema, queue, grouped=source.groups is not None)
         if self.loss == "sogclr":
             memory["averages"] = ImageAverages(images)
         return memory

@@ -238,7 +238,8 @@ class Distill(Training):
         """Return the card of the saved weights."""
         return Card(
             encoder=student.encoder, features=student.features, image_size=student.image_size,
-            preprocess=student.preprocess, channels=student.channels, supervised={"classes": len(names), "input": 0, "names": names},
+            preprocess=student.preprocess, channels=student.channels,
+            supervised={"classes": len(names), "input": 0, "names": names},
             source={"task": "distill", "data": source.name, "fingerprint": source.fingerprint,
                     "teacher": str(self.teacher)},
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from simclr.data import Source
 from simclr.data.survey import estimate_scaling, scale_source
 from simclr.settings import setting
@@ -32,13 +34,15 @@ class Imagery(Training):
         scaling = source.scaling
         return Preprocess(size) if scaling is None else Preprocess(size, low=scaling.low, high=scaling.high)
 
-    def describe_scaling(self, source: Source) -> str:
-        """Return as a line of text how images that are not 8-bit RGB are read; nothing for those that are."""
-        if (scaling := source.scaling) is None:
-            return ""
-        levels = "8 bits"
-        if not scaling.keeps_bytes:
+    def describe_imagery(self, source: Source) -> str:
+        """Return as lines of text how images that are not 8-bit RGB are read, and their groups."""
+        lines = ""
+        if (scaling := source.scaling) is not None:
             bounds = (f"{low:.6g} to {high:.6g}" for low, high in zip(scaling.low, scaling.high, strict=True))
-            levels = f"scaled from {', '.join(bounds)}"
-        off = "; hue, saturation and grey, which need 3 channels, are off" if self.channels != 3 else ""
-        return f"{self.channels} channels as stored, {levels}{off}\n"
+            levels = "8 bits" if scaling.keeps_bytes else f"scaled from {', '.join(bounds)}"
+            off = "; hue, saturation and grey, which need 3 channels, are off" if self.channels != 3 else ""
+            lines += f"{self.channels} channels as stored, {levels}{off}\n"
+        if source.groups is not None:
+            count = len(np.unique(source.groups))
+            lines += f"{count:,} groups, whose images are not negatives of each other\n"
+        return lines

@@ -177,6 +177,8 @@ class Pretrain(StartsFromWeights, Contrast):
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
         source = self.scaled(open_for_pretraining(self.data))
+        if source.groups is not None and self.loss == "sogclr":
+            raise SettingError("loss", "another one than sogclr for images with groups", self.loss)
         self.labels(source)  # raises if they are missing
         return split_off(source, self.held_out) if self.held_out else (source, source)
 
@@ -205,7 +207,7 @@ class Pretrain(StartsFromWeights, Contrast):
         )
         if self.start is not None:
             self.start.fill(encoder, head)
-        modules = {"encoder": encoder, "head": head, **self.create_memory(encoder, head, len(source))}
+        modules = {"encoder": encoder, "head": head, **self.create_memory(encoder, head, source)}
         model = prepare(self.machine, fabric, nn.ModuleDict(modules))
         groups = parameter_groups(model, self.weight_decay, decay_biases=self.decay_biases)
         optimizer = self.create_optimizer(groups, self.batch)
@@ -218,18 +220,21 @@ class Pretrain(StartsFromWeights, Contrast):
         if self.micro_batch:
             MicroBatches(self.micro_batch).check(batches.sampler.local)
         dtype, all_labels = next(model.parameters()).dtype, self.labels(source)
+        all_groups = None if source.groups is None else torch.from_numpy(source.groups)
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
             rows = torch.from_numpy(batch.indices)
+            groups = None if all_groups is None else gather(all_groups[rows].to(fabric.device))
             labels = None if all_labels is None else all_labels[rows].to(fabric.device)
             whole = MicroBatches(len(rows), name=(self.seed, batch.step, fabric.global_rank))
             micro = whole._replace(size=self.micro_batch, bn=self.bn) if self.micro_batch else None
             views = [group.to(dtype) for group in batch.views]
             objective = self.objective_at(batch.step * self.batch / len(source))
-            keys = model["momentum"].keys(fabric, views, micro or whole, batch.step) if self.queue else None
+            keys = model["momentum"].keys(fabric, views, micro or whole, batch.step, groups) if self.queue else None
             averages = model["averages"].values[rows] if self.loss == "sogclr" else None
 
             def scaled_loss(z: Sequence[Tensor], labels: Tensor | None, keys: Keys) -> Tensor:
+                keys = keys if groups is None or self.queue else keys._replace(groups=groups)
                 return self.loss_scale * objective(z, labels, keys, averages)
 
             loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, self.key_count, keys)
@@ -255,7 +260,7 @@ class Pretrain(StartsFromWeights, Contrast):
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
-            f"{self.describe_scaling(source)}"
+            f"{self.describe_imagery(source)}"
             f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}"
         )
 

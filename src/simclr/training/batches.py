@@ -110,9 +110,9 @@ class Resident:
 class Streamed:
     """Batches from worker processes, which decode each image once and cut all crops of it.
 
-    Crops are sent to this process as uint8, or as float32 if the images are scaled; colour operations run here, on the device. Calling it with a range of steps
-    yields their batches; a batch depends on nothing but its step. `bad` maps the path of every image found unreadable
-    so far to the reason.
+    Crops are sent to this process as uint8, or as float32 if the images are scaled; colour operations run here, on the
+    device. Calling it with a range of steps yields their batches; a batch depends on nothing but its step. `bad` maps
+    the path of every image found unreadable so far to the reason.
     """
 
     storage = "streamed"
@@ -145,7 +145,9 @@ class Streamed:
         """Yield the batches of `steps`. Raises TooManyBadImages once too many of the images seen are unreadable."""
         per_step = -(-self.sampler.local // CHUNK)
         source = self._crops.source
-        if self.workers and source.scaling is None:  # compile the crop once, rather than in each worker at the same time
+        if (
+            self.workers and source.scaling is None
+        ):  # compile the crop once, rather than in each worker at the same time
             self.policies[0].crop(np.zeros((1, 1, 3), np.uint8), np.array([0, 0, 1, 1]), False)
         chunks = iter(
             loader(

@@ -28,12 +28,18 @@ class Momentum(nn.Module):
 
     queue: Float[Tensor, "views images k"]
     """keys of past images, the oldest ones replaced first"""
+    groups: Int64[Tensor, " images"]
+    """groups of these images, if images have groups"""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, decay: float, queue: tuple[int, int, int]) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, decay: float, queue: tuple[int, int, int], grouped: bool = False
+    ) -> None:
         super().__init__()
         self.network = copy.deepcopy(EncoderWithHead(encoder, head)).requires_grad_(False)
         self.decay = decay
         self.register_buffer("queue", torch.zeros(queue))
+        if grouped:
+            self.register_buffer("groups", torch.zeros(queue[1], dtype=torch.int64))
 
     def attach(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         """Follow `network` after each step of its optimizer."""
@@ -47,20 +53,31 @@ class Momentum(nn.Module):
         torch._foreach_lerp_([*compress(ours, averaged)], [*compress(theirs, averaged)], 1 - self.decay)
         torch._foreach_copy_(*([x for x in tensors if not x.is_floating_point()] for tensors in (ours, theirs)))
 
-    def keys(self, fabric: Fabric, views: Sequence[Float[Tensor, "_ b c _ _"]], micro: MicroBatches, step: int) -> Keys:
+    def keys(
+        self,
+        fabric: Fabric,
+        views: Sequence[Float[Tensor, "_ b c _ _"]],
+        micro: MicroBatches,
+        step: int,
+        groups: Int64[Tensor, " m"] | None = None,
+    ) -> Keys:
         """Return the keys of all processes' views, followed by those of the queue, which fills in the first steps.
-        `views` has those of one size together; crops of a smaller size are left out if none of them is a key."""
+        `views` has those of one size together; crops of a smaller size are left out if none of them is a key. `groups`
+        are those of all processes' images."""
         keyed = views[:1] if len(views[0]) == len(self.queue) else views
         with fabric.autocast():
             z = embed(self.network, keyed, micro).to(self.queue.dtype)
         batch = torch.stack([gather(view) for view in z])
         past = self.queue[:, : step * batch.shape[1]]
-        return Keys.of(torch.cat([batch, past], dim=1), fabric.global_rank * z.shape[1])
+        keys = Keys.of(torch.cat([batch, past], dim=1), fabric.global_rank * z.shape[1])
+        return keys if groups is None else keys._replace(groups=torch.cat([groups, self.groups[: past.shape[1]]]))
 
     def push(self, keys: Keys, batch: int, step: int) -> None:
         """Store the keys of a batch, which come first in `keys`, in place of the oldest."""
         start = step * batch % self.queue.shape[1]
         self.queue[:, start : start + batch] = torch.stack([view[:batch] for view in keys.views])
+        if keys.groups is not None:
+            self.groups[start : start + batch] = keys.groups[:batch]
 
 
 class ImageAverages(nn.Module):

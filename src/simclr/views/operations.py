@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from simclr.errors import SettingError
 from simclr.randomness import (
     AUTOAUGMENT_SLOTS,
     BLUR_SIGMA_SLOT,
@@ -35,7 +36,6 @@ from simclr.randomness import (
     SOLARISE_SLOTS,
     uniforms,
 )
-from simclr.errors import SettingError
 from simclr.views import draw, finishing, torch_backend
 from simclr.views.draw import Request, Style, ViewParameters
 

@@ -215,8 +215,8 @@ class Views:
         to, channels last.
 
         backend auto: compiled kernels for uint8 images of three channels on the CPU, batched tensor operations
-        otherwise; both agree to 2e-5 (to 1e-3 if torch multiplies matrices in TF32). The first use in a new environment compiles the kernels for about 15 seconds
-        and caches them on disk.
+        otherwise; both agree to 2e-5 (to 1e-3 if torch multiplies matrices in TF32). The first use in a new environment
+        compiles the kernels for about 15 seconds and caches them on disk.
         """
         if not isinstance(images, Tensor | np.ndarray):
             return self._apply_each(images, parameters, backend, out)
