@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from simclr.tasks.study import Study as Study
     from simclr.tasks.suggest import Suggest as Suggest
     from simclr.tasks.transfer import Transfer as Transfer
+    from simclr.tasks.v2 import SimCLRv2 as SimCLRv2
     from simclr.tasks.views import ShowViews as ShowViews
     from simclr.views import Views as Views
 
@@ -58,7 +59,7 @@ _TASKS = {
     "export": "Export", "finetune": "FineTune", "health": "Health", "information": "Information", "knn": "Knn",
     "linear": "Linear", "neighbours": "Neighbours", "pack": "Pack", "pretrain": "Pretrain", "recipes": "Recipes",
     "report": "Report", "reproduce": "Reproduce", "robustness": "Robustness", "scan": "Scan", "study": "Study",
-    "suggest": "Suggest", "transfer": "Transfer", "views": "ShowViews",
+    "suggest": "Suggest", "transfer": "Transfer", "v2": "SimCLRv2", "views": "ShowViews",
 }  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("DataError", "Error", "RunError", "SettingError"), "simclr.errors"),

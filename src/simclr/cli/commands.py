@@ -62,6 +62,11 @@ COMMANDS = {
         "train a student network on the predictions of a fine-tuned one",
         ("simclr distill runs/photos/finetune-0.1 ./photos --encoder simclr_resnet18 --test ./labelled",),
     ),
+    "v2": Command(
+        "Train", "simclr.tasks.v2:SimCLRv2", ("data",),
+        "SimCLRv2 as a whole: pretrain, fine-tune with few labels, distil",
+        ("simclr v2 sample --config sample-v2", "simclr v2 cifar10:DIR --config cifar10-v2 --labels 1% --dry_run"),
+    ),
     "knn": Command(
         "Evaluate", "simclr.tasks.knn:Knn", ("run", "data"),
         "k-NN accuracy of an encoder",

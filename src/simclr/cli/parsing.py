@@ -59,7 +59,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
     part = flat_part(task)
-    trained = getattr(built, part.name) if part else built
+    trained = getattr(built, part.name) if part and not hasattr(built, "suggested") else built
     if hasattr(trained, "suggested") and (settings := trained.suggested({name for name, _ in given})):
         built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:

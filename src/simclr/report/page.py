@@ -36,9 +36,12 @@ LABELS = {  # of the other fields of a result
 MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".svg": "svg+xml"}
 
 
-def write_page(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
-    """Write the page of runs, or its content as JSON if `path` ends in .json, and return the content."""
+def write_page(records: Sequence[RunRecord], path: Path, chapter: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the page of runs, or its content as JSON if `path` ends in .json, and return the content. The page begins
+    with `chapter`: its `title`, `tables` with columns and rows, and a `picture`, a path."""
     shown = contents(records)
+    if chapter is not None:
+        shown |= {"title": chapter["title"], "chapter": {**chapter, "picture": _picture(chapter["picture"])}}
     text = json.dumps(_without_pictures(shown), indent=2) + "\n" if path.suffix == ".json" else render(shown)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode(errors="backslashreplace").decode())
@@ -67,8 +70,7 @@ def render(shown: dict[str, Any]) -> str:
 def contents(records: Sequence[RunRecord]) -> dict[str, Any]:
     """Return everything that a page shows, as plain values."""
     runs = [_run(record, name) for record, name in zip(records, comparison.names(records), strict=True)]
-    title = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
-    made = time.strftime("%Y-%m-%d %H:%M")
+    title, made = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs", time.strftime("%Y-%m-%d %H:%M")
     return {"generator": GENERATOR, "made": made, "title": title, "comparison": _comparison(records), "runs": runs}
 
 

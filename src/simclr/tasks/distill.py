@@ -27,7 +27,7 @@ from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
-from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
+from simclr.tasks.training import Training, close_run, default, describe_data, finished_result, start_identity
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
 from simclr.training.session import classifier_groups, open_run, prepare, wrap
@@ -91,7 +91,8 @@ class Distill(Training):
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
         schedule = self.schedule(len(source), batch)
-        run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
+        data = describe_data(source, labels, names) | start_identity(self.teacher, self.folder)
+        run = open_run(fabric, self.folder, self, data, self.fresh)
         if (result := finished_result(fabric, run)) is not None:
             return result
         torch.manual_seed(self.seed)

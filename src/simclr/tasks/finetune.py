@@ -31,7 +31,7 @@ from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.adaptation import FEW_LABELS, beside_probe, choose, fit_probe, settings_without_recipe
 from simclr.tasks.labelled import LabelSubset
-from simclr.tasks.training import Training, close_run, default, describe_data, finished_result
+from simclr.tasks.training import Training, close_run, default, describe_data, finished_result, start_identity
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
 from simclr.training.session import classifier_groups, open_run, prepare, wrap
@@ -112,9 +112,10 @@ class FineTune(LabelSubset, Training):
         names, labels = class_names(source), torch.from_numpy(multilabel.targets(source))
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
-        steps = self.steps or max(total_steps(len(source), batch, self.passes(fraction)), self.min_steps)
+        steps = self.count_steps(len(source), batch, fraction)
         schedule = self.schedule(len(source), batch, steps)
-        run = open_run(fabric, self.folder, self, describe_data(source, labels, names), self.fresh)
+        data = describe_data(source, labels, names) | start_identity(self.run, self.folder)
+        run = open_run(fabric, self.folder, self, data, self.fresh)
         if (result := finished_result(fabric, run)) is not None:
             return result
         probe = fit_probe(self, fabric, start, source) if self.from_probe or self.is_compared(source) else None
@@ -192,6 +193,10 @@ class FineTune(LabelSubset, Training):
         if self.epochs is not None:
             return self.epochs
         return 60 if fraction <= 0.02 else 30
+
+    def count_steps(self, images: int, batch: int, fraction: float) -> int:
+        """Return the number of steps on `images` images, which are this fraction of the labels."""
+        return self.steps or max(total_steps(images, batch, self.passes(fraction)), self.min_steps)
 
     def images(self) -> tuple[Source, Source, float]:
         """Return the training images, the images to evaluate on, and the fraction of the labels in use."""

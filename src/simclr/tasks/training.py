@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from simclr.cli.parsing import parse
 from simclr.data import Source
-from simclr.errors import SettingError
+from simclr.errors import Error, SettingError
 from simclr.optim import (
     Shape,
     check_optimizer,
@@ -26,6 +28,8 @@ from simclr.optim import (
 from simclr.report import write_run_report
 from simclr.runs.files import BAD, print_unreadable
 from simclr.runs.machine import Machine
+from simclr.runs.recipe import is_import_path, plain
+from simclr.runs.results import provenance
 from simclr.runs.run import Run
 from simclr.settings import check_settings, setting
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
@@ -173,6 +177,13 @@ def describe_data(source: Source, labels: Tensor | None = None, classes: Sequenc
     return {**identity, "labels": digest.hexdigest()}
 
 
+def start_identity(start: Path, folder: Path) -> dict[str, Any]:
+    """Return what identifies, among the data of the run in `folder`, the weights of the run `start` that it begins
+    with: their hash, or the one it recorded if they are gone."""
+    weights = provenance(start).get("weights") or Run(folder).recorded_data.get("init")
+    return {"init": weights} if weights else {}
+
+
 def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[], None]) -> dict[str, Any]:
     """Write what every finished run holds, by the first process, and return the result; `save` writes the weights."""
     if fabric.is_global_zero:
@@ -211,6 +222,10 @@ class NextTask:
     task: type[Training]
     settings: Mapping[str, Any]
 
+    def after(self, start: Path, folder: Path, common: Mapping[str, Any]) -> Training:
+        """Return the task that starts from the run `start` and writes to `folder`, with the settings `common` too."""
+        return self.task(**{**common, **self.settings, self.task.start_field: start, "out": folder})
+
 
 TaskChain = tuple[Training | NextTask, ...]
 """A training task and the tasks that follow it; the last one's network is evaluated."""
@@ -222,8 +237,7 @@ def build_chain(chain: TaskChain, folders: Sequence[Path], first: Mapping, commo
     tasks: list[Training] = []
     for step, folder in zip(chain, folders, strict=True):
         if isinstance(step, NextTask):
-            settings = {**common, **step.settings, step.task.start_field: tasks[-1].folder, "out": folder}
-            tasks.append(step.task(**settings))
+            tasks.append(step.after(tasks[-1].folder, folder, common))
         else:
             tasks.append(dataclasses.replace(step, **first, out=folder))
     return tuple(tasks)
@@ -235,3 +249,20 @@ def run_chain(tasks: Sequence[Training], done: set[Path]) -> None:
         if task.folder not in done:
             task()
         done.add(task.folder)
+
+
+def typed(task: type[Training], name: str, settings: Mapping[str, Any], decided: set[str]) -> dict[str, Any]:
+    """Return settings of a task, which the setting `name` of a chain holds, with the types that they have in the task;
+    raise SettingError for those that are unknown or that the chain has `decided`."""
+    allowed = f"settings of `simclr {task.command}` that the chain does not decide"
+    if decided := decided & settings.keys():
+        raise SettingError(name, allowed, ", ".join(sorted(decided)))
+    if is_import_path(settings.get("encoder")):
+        raise SettingError(name, "encoders by name, since an import path is code", settings["encoder"])
+    texts = {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in settings.items()}
+    words = [f"--{key}={text}" for key, text in texts.items()]
+    try:
+        built = parse(task, task.command, (), [f"--{task.start_field}=.", "--data=.", *words])
+    except Error as error:
+        raise SettingError(name, allowed, remedy=str(error)) from None
+    return {key: getattr(built, key) for key in settings}

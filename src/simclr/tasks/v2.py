@@ -1,0 +1,272 @@
+"""SimCLRv2 as a chain of runs: pretraining, fine-tuning with few labels, self-distillation, students, and baselines."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from lightning_fabric import Fabric
+
+from simclr.errors import SettingError
+from simclr.evaluation.protocol import open_labelled
+from simclr.models.card import Card
+from simclr.report import stages as report
+from simclr.report.page import require_report_path, write_page
+from simclr.report.reading import read_run
+from simclr.report.resources import rough_duration
+from simclr.report.stages import Stage
+from simclr.runs.environment import code_hash, environment
+from simclr.runs.files import require_folder_path, write_atomically
+from simclr.runs.recipe import is_import_path
+from simclr.runs.results import provenance
+from simclr.runs.run import Run
+from simclr.settings import check_settings, flat, setting
+from simclr.tasks.distill import Distill
+from simclr.tasks.estimate import Rehearsed, planned_cards, rehearse
+from simclr.tasks.finetune import FineTune
+from simclr.tasks.linear import Linear
+from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.study import measure_once
+from simclr.tasks.training import NextTask, Training, run_folder_for, typed
+from simclr.training.sampler import BatchSampler
+
+FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024, "head_layers": 1}  # finetune-v2.yaml
+SUPERVISED = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}  # official baselines, but the epochs
+SHARED = ("data", "seed", "fresh", "log_every", "save_every", "max_bad", "machine")  # settings of all stages
+OF_CHAIN = {"run", "teacher", "start", "out", "fraction", "labelled", "test", "measure", "from_scratch", *SHARED}
+"""settings of a stage that the chain decides"""
+
+
+class Planned(NamedTuple):
+    """A stage of the chain before it is run."""
+
+    name: str
+    """its folder"""
+    title: str
+    task: Training
+    start: str | None = None
+    """stage that it starts from"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRv2:
+    """Train by the method of SimCLRv2: pretrain a large encoder without labels, fine-tune it with few labels from the
+    first layer of its head, distil it to itself, and distil that network to smaller ones, the students.
+
+    The command takes the settings of `simclr pretrain` for the large encoder; the head has three layers unless a recipe
+    or a flag says otherwise. Beside them the large encoder and each student are trained from random weights on the same
+    labels alone. Each stage is an ordinary run in a folder of its own, OUT/pretrain, OUT/finetune and so on, by default
+    in runs/v2-DATA; the same command resumes an interrupted chain and does not repeat finished stages. At the end it
+    writes a table of all stages, a figure of accuracy against parameters and a report page. DATA must have labels and a
+    test split; only the selected labels are used.
+
+    With dry_run the stages are listed with the steps, the training time and the memory of a process on this machine,
+    from a few steps with random weights.
+    """
+
+    command: ClassVar[str] = "v2"
+
+    base: Pretrain = flat()
+    labels: str = "10%"
+    """labels to learn from: a percentage such as 1% or 10%, the same of each class, or a text file with the names of
+    the labelled images, one per line"""
+    students: tuple[dict[str, Any], ...] = ()
+    """smaller networks to distil to: a list of their settings, such as '{encoder: simclr_resnet18}', which override
+    those in `distill` (default: the large encoder at half its width)"""
+    finetune: dict[str, Any] = field(default_factory=dict)
+    """settings of `simclr finetune` that differ from those of the recipe finetune-v2"""
+    distill: dict[str, Any] = field(default_factory=dict)
+    """settings of `simclr distill` that differ from its defaults; optimizer, learning rate, weight decay and batch are
+    those of pretraining, and the epochs half as many"""
+    self_distill: dict[str, Any] = field(default_factory=dict)
+    """settings of the self-distillation that override those in `distill` (default: temperature 0.1)"""
+    supervised: dict[str, Any] = field(default_factory=dict)
+    """settings of `simclr finetune` for training from random weights on the labels alone (default: 200 epochs of sgd
+    at 0.1 per 256 images with weight decay 1e-4)"""
+    seconds: float = setting(3.0, above=0)
+    """time for each measurement, seconds"""
+    dry_run: bool = False
+    """list the runs and their folders without running anything"""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not re.fullmatch(r"\d+(\.\d+)?\s*%", self.labels) and not Path(self.labels).is_file():
+            raise SettingError("labels", "a percentage such as 10%, or a text file of image names", self.labels)
+        if self.percentage is not None and not 0 < self.percentage <= 100:
+            raise SettingError("labels", "above 0% and at most 100%", self.labels)
+        if is_import_path(self.base.encoder):
+            raise SettingError("encoder", "simclr_resnet10 ... 200 or a model of timm", self.base.encoder)
+
+    def __call__(self) -> dict[str, Any]:
+        planned = list(self.plan())
+        chain = self.check(planned)
+        if self.dry_run:
+            return self.show(chain)
+        require_report_path(require_folder_path(self.folder) / "report.html")
+        fabric = self.base.machine.launch()
+        self.train(planned, fabric)
+        return self.report(planned) if fabric.is_global_zero else {}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the chain."""
+        return self.base.out or run_folder_for(self.command, self.base.data)
+
+    @property
+    def percentage(self) -> float | None:
+        """The percentage of the labels in use; None for a list of images."""
+        return float(self.labels.rstrip("% ")) if self.labels.endswith("%") else None
+
+    @property
+    def subset(self) -> dict[str, Any]:
+        """The settings of a stage that select the labels."""
+        return {"labelled": Path(self.labels)} if self.percentage is None else {"fraction": self.percentage / 100}
+
+    def suggested(self, given: set[str]) -> dict[str, Any]:
+        """Return settings in place of the defaults; the command line asks for them with the names it was given."""
+        own = set(type(self).__dataclass_fields__)
+        outer = {name for name in given if name.partition(".")[0] not in own}
+        pretrain = replace(self.base, out=self.folder / "pretrain")
+        settings = pretrain.suggested(outer)
+        is_saved = bool(settings) and (pretrain.out / "recipe.yaml").is_file() and not self.base.fresh
+        return settings if is_saved else settings | {"head_layers": 3}
+
+    # the stages
+
+    def plan(self) -> Iterator[Planned]:
+        """Yield the stages in the order in which they run."""
+        tuned = self.subset | typed(FineTune, "finetune", FINETUNE | self.finetune, OF_CHAIN)
+        supervised = self.subset | typed(FineTune, "supervised", SUPERVISED | self.supervised, OF_CHAIN)
+        supervised["from_scratch"] = True
+        alone = "labels alone, from random weights"
+        pretrain = replace(self.base, out=self.folder / "pretrain")
+        yield Planned("pretrain", "pretrained, linear classifier", pretrain)
+        yield self.next("finetune", "fine-tuned", "pretrain", FineTune, tuned)
+        yield self.next("self-distilled", "self-distilled", "finetune", Distill, self.distillation("self_distill"))
+        for k, student in enumerate(self.students or (self.half_width,), 1):
+            name, settings = f"student-{k}", self.distillation("students", student)
+            yield self.next(name, "distilled student", "self-distilled", Distill, settings)
+            yield self.next(f"{name}-labels", alone, name, FineTune, supervised)
+        yield self.next("scratch", alone, "pretrain", FineTune, supervised)
+
+    def next(self, name: str, title: str, start: str, task: type[Training], settings: dict[str, Any]) -> Planned:
+        """Return a stage that starts from another one."""
+        shared = {name: getattr(self.base, name) for name in SHARED}
+        step = NextTask(task, settings)
+        return Planned(name, title, step.after(self.folder / start, self.folder / name, shared), start)
+
+    @property
+    def half_width(self) -> dict[str, Any]:
+        """The student if none is given: the large encoder at half its width, or a ResNet-18 for models of timm."""
+        base = self.base
+        if not base.encoder.startswith("simclr_resnet"):
+            return {"encoder": "simclr_resnet18"}
+        options = {**base.encoder_options, "width": base.encoder_options.get("width", 1) / 2}
+        return {"encoder": base.encoder, "encoder_options": options}
+
+    def distillation(self, name: str, student: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the settings of a distillation: those of pretraining as far as the paper keeps them, then `distill`,
+        then its own."""
+        base = self.base
+        learning = {"optimizer": base.optimizer, "lr": base.lr, "scaling": base.scaling, "batch": base.batch,
+                    "weight_decay": base.weight_decay, "epochs": base.epochs / 2}  # fmt: skip
+        own = {"temperature": 0.1} | self.distill | self.self_distill if student is None else self.distill | student
+        settings = typed(Distill, name, learning | own, OF_CHAIN)
+        if settings.get("label_weight") and self.percentage is None:
+            raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
+        return settings | ({} if self.percentage is None else {"fraction": self.percentage / 100})
+
+    def check(self, planned: Sequence[Planned]) -> list[Rehearsed]:
+        """Return the tasks of the stages with their images; raise an error for a stage that cannot run, before any
+        does."""
+        base, processes = self.base, self.base.machine.devices * self.base.machine.nodes
+        source, _ = base.sources()
+        BatchSampler(len(source), base.batch, 0, 0, processes)
+        train, _ = open_labelled(base.data)
+        tuned = planned[1].task
+        if tuned.head_layers > base.head_layers:
+            raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
+        labelled, _ = tuned.subset(train)
+        tuned.largest_batch(len(labelled), processes)
+        chain = [
+            Rehearsed(s.task, labelled if isinstance(s.task, FineTune) else source, self.folder / (s.start or ""))
+            for s in planned
+        ]
+        planned_cards(chain)
+        return chain
+
+    def train(self, planned: Sequence[Planned], fabric: Fabric) -> None:
+        """Run the stages that are not finished. A stage whose start has changed since, as after an interrupted --fresh,
+        begins anew."""
+        for number, stage in enumerate(planned, 1):
+            fabric.print(f"\n[{number}/{len(planned)}] {stage.name}: {stage.title}")
+            task, weights = stage.task, Run(stage.task.folder).recorded_data.get("init")
+            if stage.start and weights not in (None, provenance(self.folder / stage.start).get("weights")):
+                task = replace(task, fresh=True)
+            task()
+
+    # what is shown
+
+    def report(self, planned: Sequence[Planned]) -> dict[str, Any]:
+        """Write table, figure and page of a finished chain; return the content of v2.json."""
+        stages = [self.outcome(stage) for stage in planned]
+        by_name = {stage.name: stage for stage in stages}
+        against = {"finetune": ("scratch",), "self-distilled": ("finetune",)}
+        against |= {f"student-{k}": ("self-distilled", f"student-{k}-labels") for k in range(1, len(planned))}
+        differences = [
+            report.difference(stage, by_name[other]) for stage in stages for other in against.get(stage.name, ())
+        ]
+        content = {
+            "command": self.command, "data": str(self.base.data), "labels": self.labels, "seed": self.base.seed,
+            "stages": {stage.name: stage._asdict() for stage in stages}, "differences": differences,
+            "code": code_hash(), "environment": environment(),
+        }  # fmt: skip
+        title = f"SimCLRv2 on {self.base.data}, {self.labels} of the labels: top-1"
+        rows, compared = report.table(stages), report.difference_rows(differences)
+        print(f"\n{title}\n{report.aligned(report.COLUMNS, rows)}\n")
+        print(report.aligned(report.DIFFERENCES, compared))
+        picture = self.folder / "v2.svg"
+        write_atomically(picture, report.accuracy_svg(stages, f"{title}, %"))
+        tables = [
+            {"title": "Stages", "columns": report.COLUMNS, "rows": rows},
+            {"title": "Differences", "columns": report.DIFFERENCES, "rows": compared, "note": report.DIFFERENCES_NOTE},
+        ]
+        chapter = {"title": title, "tables": tables, "picture": picture}
+        write_page([read_run(stage.task.folder) for stage in planned], self.folder / "report.html", chapter)
+        text = json.dumps(content, indent=2)
+        write_atomically(self.folder / "v2.json", text + "\n")
+        print(f"wrote {self.folder / 'v2.json'}, {picture.name} and report.html")
+        return json.loads(text)
+
+    def outcome(self, stage: Planned) -> Stage:
+        """Return a finished stage with its accuracy; that of the pretrained encoder is of a linear classifier on the
+        same labels."""
+        folder = stage.task.folder
+        if stage.start is None:
+            rows = [measure_once(self.linear(folder))]
+        else:
+            rows = json.loads((folder / "result.json").read_text(encoding="utf-8"))["results"]
+        row = next(row for row in rows if row["metric"] == "top1" and row["role"] == "model")
+        card = Card.read(folder)
+        return Stage(stage.name, stage.title, *report.size_of(card), row, read_run(folder).seconds)
+
+    def linear(self, run: Path) -> Linear:
+        """Return the linear evaluation of a run on the labels in use."""
+        base = self.base
+        return Linear(run=run, data=base.data, baselines=False, out=run / "linear.json", machine=base.machine,
+                      seed=base.seed, **self.subset)  # fmt: skip
+
+    def show(self, chain: Sequence[Rehearsed]) -> dict[str, Any]:
+        """Print and return the stages with steps, time and memory; nothing is written."""
+        needs = rehearse(chain, self.base.machine, self.seconds)
+        rows = [
+            [folder, need.encoder, f"{need.parameters / 1e6:.3g} M", f"{need.steps:,} of {need.batch:,}",
+             "finished" if need.seconds is None else rough_duration(need.seconds),
+             "" if need.memory is None else f"{need.memory / 1e9:.2g} GB"] for folder, need in needs.items()
+        ]  # fmt: skip
+        print(report.aligned(["run", "encoder", "parameters", "steps", "time", "memory"], rows))
+        total = rough_duration(sum((need.seconds or 0.0 for need in needs.values()), 0.0))
+        print(f"{len(rows)} stages, {total} of training steps as measured on this machine; nothing was run")
+        return {folder: need._asdict() for folder, need in needs.items()}
