@@ -15,10 +15,12 @@ from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, Error, SettingError
+from simclr.report.stages import size_of
 from simclr.runs.machine import Machine
 from simclr.runs.results import provenance
 from simclr.runs.run import Run
 from simclr.tasks import distill, finetune, pretrain
+from simclr.tasks.estimate import planned_cards
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.v2 import SimCLRv2
 from simclr.views import Views
@@ -259,3 +261,22 @@ def test_the_command_takes_recipes_and_has_a_head_of_three_layers(data):
 def test_the_student_is_half_as_wide_by_default(data, tmp_path):
     task = small(data, tmp_path, students=())
     assert task.half_width == {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions"),
+    [
+        ("sample-v2", [1.2, 0.3]),
+        ("cifar10-v2", [94, 24, 11]),
+        ("imagenet-v2-r50", [24, 11]),
+        ("imagenet-v2-r152-3x-sk", [795, 24]),
+    ],
+)
+def test_recipes_describe_chains_of_the_papers_sizes(recipe, millions):
+    """The parameters of the encoders in the second paper's Table 1, and of ResNet-18."""
+    task = parse(SimCLRv2, "v2", ("data",), ["sample", "--config", recipe])
+    cards = planned_cards(task.check(list(task.plan())))
+    students = [f"student-{k}" for k in range(1, len(millions))]
+    sizes = [size_of(cards[task.folder / name])[1] / 1e6 for name in ["pretrain", *students]]
+    assert sizes == pytest.approx(millions, rel=0.06)
+    assert [size_of(cards[task.folder / name])[1] / 1e6 for name in ("self-distilled", "scratch")] == [sizes[0]] * 2

@@ -186,6 +186,7 @@ class SimCLRv2:
         BatchSampler(len(source), base.batch, 0, 0, processes)
         train, _ = open_labelled(base.data)
         tuned = planned[1].task
+        assert isinstance(tuned, FineTune)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
         labelled, _ = tuned.subset(train)
