@@ -189,7 +189,7 @@ class SimCLRv2:
         assert isinstance(tuned, FineTune)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
-        labelled, _ = tuned.subset(train)
+        labelled = base.scaled(tuned.subset(train)[0])
         tuned.largest_batch(len(labelled), processes)
         chain = [
             Rehearsed(s.task, labelled if isinstance(s.task, FineTune) else source, self.folder / (s.start or ""))
