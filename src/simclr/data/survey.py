@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from simclr.data.decoding import file_form
 from simclr.data.loading import first_errors, try_read
-from simclr.data.source import Source
+from simclr.data.source import Arrays, Objects, Source
 from simclr.data.splits import sample_rows
 from simclr.data.stored import Scaling
 from simclr.errors import DataError, UnreadableImage
@@ -54,7 +54,8 @@ def survey(
             return error
         digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(image))
-        varies = float(image.std((0, 1)).max()) / 255 if deviation else None
+        full = 255 if image.dtype == np.uint8 else 1
+        varies = float(image.std((0, 1)).max()) / full if deviation else None
         return Appearance(row, source.path(row), image.shape[0], image.shape[1], digest.digest(), varies, described)
 
     with ThreadPoolExecutor(cores() if threads < 0 else threads) as pool:
@@ -110,7 +111,7 @@ def scale_source(source: Source, low: Sequence[float], high: Sequence[float]) ->
     DataError if its first images have other channels."""
     scaling = Scaling(tuple(low), tuple(high)) if low else None
     scaled = source if source.scaling == scaling else replace(source, scaling=scaling)
-    is_checked = scaling is not None or source.stored(0) is None  # 8-bit RGB is made of any file
+    is_checked = scaling is not None or isinstance(source, Arrays | Objects)  # 8-bit RGB is made of any file
     if is_checked and (errors := first_errors(scaled)):
         raise DataError(source.name, str(errors[0]), "The images must be as those that the encoder is trained on")
     return scaled
