@@ -231,7 +231,12 @@ def test_wrong_settings_name_their_field(field, value):
 def test_wrong_images_are_refused():
     views = Views(size=32)
     parameters = views.draw(np.arange(4), 0, 0, 0)
-    for images in (noise(4, 40, 32), noise(3, 32, 32), np.zeros((4, 32, 32), np.uint8)):
+    for images in (
+        noise(4, 40, 32),
+        noise(3, 32, 32),
+        np.zeros((4, 32, 32), np.uint8),
+        np.zeros((4, 32, 32, 3), np.uint16),
+    ):
         with pytest.raises(ValueError):  # noqa: PT011
             views.apply(images, parameters)
     with pytest.raises(ValueError):  # noqa: PT011

@@ -282,6 +282,8 @@ def _channels_last(images: Tensor | np.ndarray, layout: str) -> Real[Tensor, "b 
     if isinstance(images, np.ndarray):
         # torch shares the memory, may write to it and does not support negative strides
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}, expected uint8 or floating-point values in [0, 1]")
     if images.ndim == 4 and (images.shape[3] == 3 or images.shape[1] != 3 or layout == "channels last"):
         return images
     if images.ndim == 4:
