@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from simclr.tasks.distill import Distill as Distill
     from simclr.tasks.doctor import Doctor as Doctor
     from simclr.tasks.embed import Embed as Embed
+    from simclr.tasks.explore.duplicates import Duplicates as Duplicates
+    from simclr.tasks.explore.labels import Labels as Labels
+    from simclr.tasks.explore.leaks import Leaks as Leaks
+    from simclr.tasks.explore.map import Map as Map
+    from simclr.tasks.explore.outliers import Outliers as Outliers
+    from simclr.tasks.explore.pick import Pick as Pick
+    from simclr.tasks.explore.search import Search as Search
     from simclr.tasks.export import Export as Export
     from simclr.tasks.finetune import FineTune as FineTune
     from simclr.tasks.health import Health as Health
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from simclr.tasks.linear import Linear as Linear
     from simclr.tasks.neighbours import Neighbours as Neighbours
     from simclr.tasks.pack import Pack as Pack
+    from simclr.tasks.predict import Predict as Predict
     from simclr.tasks.pretrain import Pretrain as Pretrain
     from simclr.tasks.recipes import Recipes as Recipes
     from simclr.tasks.report import Report as Report
@@ -56,10 +64,13 @@ if TYPE_CHECKING:
 # The same names with the modules that they are loaded from at their first use: importing torch takes seconds.
 _TASKS = {
     "bench": "Bench", "convert": "Convert", "demo": "Demo", "distill": "Distill", "doctor": "Doctor", "embed": "Embed",
+    "explore.duplicates": "Duplicates", "explore.labels": "Labels", "explore.leaks": "Leaks", "explore.map": "Map",
+    "explore.outliers": "Outliers", "explore.pick": "Pick", "explore.search": "Search",
     "export": "Export", "finetune": "FineTune", "health": "Health", "information": "Information", "knn": "Knn",
-    "linear": "Linear", "neighbours": "Neighbours", "pack": "Pack", "pretrain": "Pretrain", "recipes": "Recipes",
-    "report": "Report", "reproduce": "Reproduce", "robustness": "Robustness", "scan": "Scan", "study": "Study",
-    "suggest": "Suggest", "transfer": "Transfer", "v2": "SimCLRv2", "views": "ShowViews",
+    "linear": "Linear", "neighbours": "Neighbours", "pack": "Pack", "predict": "Predict", "pretrain": "Pretrain",
+    "recipes": "Recipes", "report": "Report", "reproduce": "Reproduce", "robustness": "Robustness", "scan": "Scan",
+    "study": "Study", "suggest": "Suggest", "transfer": "Transfer", "v2": "SimCLRv2",
+    "views": "ShowViews",
 }  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("DataError", "Error", "RunError", "SettingError"), "simclr.errors"),

@@ -36,6 +36,7 @@ REPLACEMENT_STREAM = 1 << 20  # images that replace an unreadable one
 CORRUPTION_STREAM = 1 << 21  # noise of the corruptions
 TRANSFORMATION_STREAM = 1 << 22  # transformations whose outcome is predicted from each layer, one number per task
 HOLD_OUT_STREAM = 1 << 23  # images held out for choosing a setting
+PICK_STREAM = 1 << 24  # first centres of the clusters from which images to label are picked
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

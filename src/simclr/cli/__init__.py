@@ -27,12 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
-        return _print(help_of(words[1]) if words[1:] and words[1] in COMMANDS else overview())
+        named = _joined(words[1:])[:1]
+        return _print(help_of(named[0]) if named and named[0] in COMMANDS else overview())
     if words[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         return _print(version("simclr-toolkit"))
+    words = _joined(words)
     if words[0] not in COMMANDS:
+        if several := [name for name in COMMANDS if name.startswith(f"{words[0]} ")]:
+            helps = {"-h", "--help"} & set(words)
+            return _print(overview()) if helps else _report(f"name one of {', '.join(several)}", WRONG_USAGE)
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`simclr --help` lists the commands"
         return _report(f"there is no command {words[0]}; {hint}", WRONG_USAGE)
@@ -47,6 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _report("stopped", STOPPED)
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Return the words with those of a command of two words, such as `explore map`, as one."""
+    return [" ".join(words[:2]), *words[2:]] if " ".join(words[:2]) in COMMANDS else words
 
 
 def _run(command: str, words: list[str], debug: bool) -> int:

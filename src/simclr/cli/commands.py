@@ -15,7 +15,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
 
 
-GROUPS = ("Data", "Train", "Evaluate", "Use", "Papers")
+GROUPS = ("Data", "Train", "Evaluate", "Use", "Explore", "Papers")
 
 COMMANDS = {
     "scan": Command(
@@ -102,6 +102,11 @@ COMMANDS = {
         "write the embeddings of a data set",
         ("simclr embed runs/photos ./photos --out photos.npz",),
     ),
+    "predict": Command(
+        "Use", "simclr.tasks.predict:Predict", ("run", "data"),
+        "classify images with a trained classifier",
+        ("simclr predict runs/photos/finetune-0.1 ./photos", "simclr predict runs/photos/linear ./photos --top 3"),
+    ),
     "neighbours": Command(
         "Use", "simclr.tasks.neighbours:Neighbours", ("run", "images..."),
         "find the images most similar to given ones",
@@ -121,6 +126,44 @@ COMMANDS = {
         "Use", "simclr.tasks.report:Report", ("runs...",),
         "write runs and their measurements as one HTML page",
         ("simclr report runs/photos", "simclr report runs/a runs/b --out comparison.html"),
+    ),
+    "explore duplicates": Command(
+        "Explore", "simclr.tasks.explore.duplicates:Duplicates", ("run", "data"),
+        "find groups of copies and near-duplicates",
+        ("simclr explore duplicates photos.npz", "simclr explore duplicates runs/photos ./photos"),
+    ),
+    "explore leaks": Command(
+        "Explore", "simclr.tasks.explore.leaks:Leaks", ("run", "data"),
+        "find near-duplicates of test images among training images",
+        ("simclr explore leaks photos.npz",),
+    ),
+    "explore outliers": Command(
+        "Explore", "simclr.tasks.explore.outliers:Outliers", ("run", "data"),
+        "find images that are far from all others",
+        ("simclr explore outliers photos.npz --k 20",),
+    ),
+    "explore labels": Command(
+        "Explore", "simclr.tasks.explore.labels:Labels", ("run", "data"),
+        "rank suspected label errors",
+        ("simclr explore labels photos.npz",),
+    ),
+    "explore pick": Command(
+        "Explore", "simclr.tasks.explore.pick:Pick", ("run", "data"),
+        "select the images to label next",
+        (
+            "simclr explore pick photos.npz --count 50 --out first.csv",
+            "simclr explore pick photos.npz --count 200 --after first.csv --out second.csv",
+        ),
+    ),
+    "explore map": Command(
+        "Explore", "simclr.tasks.explore.map:Map", ("run", "data"),
+        "draw the embeddings in two dimensions",
+        ("simclr explore map photos.npz", "simclr explore map photos.npz --method umap --out umap.parquet"),
+    ),
+    "explore search": Command(
+        "Explore", "simclr.tasks.explore.search:Search", ("run", "query", "data"),
+        "find the images most similar to an image or to each of a folder",
+        ("simclr explore search photos.npz query.jpg --encoder runs/photos",),
     ),
     "recipes": Command(
         "Papers", "simclr.tasks.recipes:Recipes", ("name",),

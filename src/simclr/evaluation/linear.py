@@ -46,8 +46,13 @@ class LinearFit:
 
     @property
     def weight(self) -> Float[Tensor, "c d"]:
-        """Weight for features without the scaling: scores are features @ weight.T + `classifier.bias`."""
+        """Weight for features without the scaling: scores are features @ weight.T + bias."""
         return self.classifier.weight / self.scale
+
+    @property
+    def bias(self) -> Float[Tensor, " c"]:
+        """Bias of the classifier."""
+        return self.classifier.bias
 
     @property
     def detail(self) -> dict[str, float]:

@@ -25,16 +25,22 @@ Metric = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
-class Classifier:
+class LinearClassifier:
     """Linear classifier on features: scores are features @ weight.T + bias."""
 
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
-    penalty: float
-    iterations: int
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
+class Classifier(LinearClassifier):
+    """Linear classifier with the way it was fitted."""
+
+    penalty: float
+    iterations: int
 
 
 def fit_path(

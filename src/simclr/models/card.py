@@ -41,7 +41,8 @@ class Card:
     head: Mapping[str, Any] | None = None
     """`ProjectionHead.config()`, or None without a head"""
     supervised: Mapping[str, Any] | None = None
-    """{"classes": number of classes, "input": entry of the head's `activations` that is classified}, or None"""
+    """{"classes": number of classes, "input": entry of the head's `activations` that is classified, "names": those of
+    the classes, "multilabel": true if an image can have several of them}, or None"""
     channels: int = 3
     """number of channels of the images"""
     input: str = ""
@@ -174,7 +175,7 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
     is_code = is_import_path(content["encoder"]["name"])
     require("channels", is_code or given == (channels,), f"those of the encoder's images ({given[0]})")
     sizes = {"head": ("layers", "out_features", "hidden", "kept"), "supervised": ("classes", "input")}
-    for part, extra in (("head", {"norm"}), ("supervised", {"names"})):
+    for part, extra in (("head", {"norm"}), ("supervised", {"names", "multilabel"})):
         values, names = content.get(part), sizes[part]
         require(part, values is None or (isinstance(values, dict) and set(values) - extra <= set(names)), f"of {names}")
         for name, number in (values or {}).items():
@@ -184,6 +185,7 @@ def _check_values(content: Mapping[str, Any], where: str | Path) -> None:
             require(f"{part}.{name}", is_number(number, most, least=least), f"an integer of {least} to {most:,}")
     require("head.norm", isinstance((content.get("head") or {}).get("norm", True), bool), "true or false")
     supervised = content.get("supervised")
+    require("supervised.multilabel", isinstance((supervised or {}).get("multilabel", False), bool), "true or false")
     require("supervised", supervised is None or "classes" in supervised, "with classes")
     if supervised and supervised.get("input", 0):
         kept = (content.get("head") or {}).get("kept", (content.get("head") or {}).get("layers", 0))

@@ -1,6 +1,9 @@
 """Weights files of encoders, heads and classifiers."""
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
 from simclr.models.options import TooLarge, limited_memory
 from simclr.runs.checkpoint import content_hash
-from simclr.runs.files import replacing, write_atomically
+from simclr.runs.files import replacing, require_folder_path, write_atomically
 from simclr.runs.reading import open_regular
 
 METADATA = "simclr"  # key of what a weights file says of itself; one key, since the order of several is random
+FILES = ("encoder.safetensors", "head.safetensors", "supervised.safetensors")
 MARGIN = 1 << 28  # bytes that a network may take beyond four times its weights file: tables, masks of attention
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")  # of DDP, torch.compile and Fabric
 
@@ -49,6 +53,36 @@ def save_encoder(
             continue
         write_tensors(path, tensors if module is encoder else _plain_state(module), origin)
     write_atomically(folder / "card.json", card.to_json())
+
+
+def save_classifier(folder: Path, encoder: Path, card: Card, classifier: nn.Linear) -> None:
+    """Write a classifier on the encoder in another folder to `folder`, with `card`, which describes both.
+
+    The files of the encoder are linked, or copied where the file system has no links, so that the folder stays complete
+    and consistent if the encoder is replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("card.json", *FILES):  # without its card a folder is no encoder, until all of it has been written
+        (folder / name).unlink(missing_ok=True)
+    for name in FILES[:2]:
+        if (encoder / name).is_file():
+            with contextlib.suppress(OSError):
+                os.link(encoder / name, folder / name)
+            if not (folder / name).exists():
+                shutil.copyfile(encoder / name, folder / name)
+    origin = read_origin(folder / FILES[0])
+    kept = {name: origin[name] for name in ("run", "encoder") if name in origin}
+    write_tensors(folder / FILES[2], _plain_state(classifier), kept)
+    write_atomically(folder / "card.json", card.to_json())
+
+
+def require_classifier_folder(folder: Path) -> Path:
+    """Return `folder` if a classifier can be written there: it does not exist or holds nothing but another one."""
+    require_folder_path(folder)
+    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {"card.json", *FILES}):
+        raise SettingError("out", "a path whose name without suffix is free for the classifier", str(folder),
+                           f"The folder contains {_some(others)}")  # fmt: skip
+    return folder
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], origin: Mapping[str, Any] | None = None) -> None:

@@ -14,6 +14,7 @@ from simclr.models.pretrained import load
 from simclr.runs.files import printable, replacing, require_new_file
 from simclr.runs.machine import Device
 from simclr.runs.results import provenance, run_folder
+from simclr.runs.tables import require_table_path, write_columns
 from simclr.settings import check_settings
 
 LISTED = 10  # unreadable images that are printed
@@ -25,7 +26,8 @@ class Embed:
 
     The file is an npz with `features` (N, D) float32, `paths` (N,), `indices` (N,) into the data set, `split` (N,) of
     each image, `labels` (N,) and `classes` if there are labels, and `run`, `weights`, `data`, `part` and `layer`, which
-    say what they were computed from. Unreadable images are left out and listed.
+    say what they were computed from. A path that ends with .parquet gives a table instead, which other programs open:
+    path, row, split, label if there are labels, and features. Unreadable images are left out and listed.
     """
 
     command: ClassVar[str] = "embed"
@@ -35,11 +37,11 @@ class Embed:
     data: str
     """images to embed"""
     part: Literal["all", "train", "test"] = "all"
-    """split to embed"""
+    """split whose images are read"""
     layer: str = "h"
     """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     out: Path | None = None
-    """file to write; RUN/embeddings-DATA.npz if not given"""
+    """file to write, .npz or .parquet; RUN/embeddings-DATA.npz if not given"""
     overwrite: bool = False
     """replacement of existing files"""
     machine: Device = Device()
@@ -47,13 +49,13 @@ class Embed:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.out is not None and self.out.suffix != ".npz":
-            raise SettingError("out", "a path that ends with .npz", str(self.out))
+        if self.out is not None and self.out.suffix not in (".npz", ".parquet"):
+            raise SettingError("out", "a path that ends with .npz or .parquet", str(self.out))
 
     def __call__(self) -> dict[str, Any]:
         source = open_source(self.data, self.part)
         path = self.out or run_folder(self.run) / f"embeddings-{source.name}.npz"
-        require_new_file(path, self.overwrite)
+        (require_table_path if path.suffix == ".parquet" else require_new_file)(path, self.overwrite)
         embeddings = embed_source(self.run, self.data, self.part, self.layer, self.machine)
         rows = embeddings.indices.numpy()
         content = {
@@ -65,9 +67,15 @@ class Embed:
         }
         if embeddings.labels is not None:
             content |= {"labels": embeddings.labels.numpy(), "classes": np.array(source.classes)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            np.savez(file, **content)
+        if path.suffix == ".parquet":
+            columns = {"path": content["paths"], "row": rows, "split": content["split"]}
+            if embeddings.labels is not None:
+                columns["label"] = [source.classes[y] if y >= 0 else None for y in embeddings.labels.tolist()]
+            write_columns(path, {**columns, "features": content["features"]})
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.savez(file, **content)
         count, width = embeddings.features.shape
         print(printable(f"{count:,} embeddings of {source.name}, {width} values each"))
         for name, reason in sorted(embeddings.bad.items())[:LISTED]:

@@ -280,7 +280,12 @@ class FineTune(LabelSubset, Training):
             preprocess=start.preprocess,
             channels=start.channels,
             head=None if head is None else head.config(),
-            supervised={"classes": len(names), "input": self.head_layers, "names": names},
+            supervised={
+                "classes": len(names),
+                "input": self.head_layers,
+                "names": names,
+                **({"multilabel": True} if multilabel.is_multilabel(source) else {}),
+            },
             source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},
         )
 

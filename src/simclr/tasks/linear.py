@@ -1,12 +1,10 @@
 """Accuracy of a linear classifier on features of a frozen encoder."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from simclr.data import Source
 from simclr.data.splits import holdout_mask
@@ -14,7 +12,8 @@ from simclr.errors import DataError, SettingError
 from simclr.evaluation import linear
 from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
-from simclr.evaluation.linear import fit_linear
+from simclr.evaluation.linear import LinearFit, fit_linear
+from simclr.evaluation.logistic import LinearClassifier
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import (
     by_preprocess,
@@ -27,8 +26,9 @@ from simclr.evaluation.protocol import (
 from simclr.evaluation.sgd_probe import sgd_probes
 from simclr.models.layers import layer_names
 from simclr.models.pretrained import load
+from simclr.models.weights import require_classifier_folder, save_classifier, save_encoder
 from simclr.runs.machine import Device
-from simclr.runs.results import result_path
+from simclr.runs.results import named_run, result_path, run_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.labelled import LabelSubset
 
@@ -45,7 +45,8 @@ class Linear(LabelSubset):
     rate and a weight decay, trained in one pass over nine tenths of the training images; the pair that is best on the
     other tenth is trained again on all of them. The test images are read once, after every choice is made. `fraction`
     and `labelled` reduce the training images to those that `simclr finetune` learns from; lbfgs then chooses the
-    penalty on several hold-outs, so that the choice does not depend on a few images.
+    penalty on several hold-outs, so that the choice does not depend on a few images. The classifier is saved with its
+    encoder in a folder beside the result, RUN/linear, which is a run for `simclr predict` and `simclr export`.
     """
 
     command: ClassVar[str] = "linear"
@@ -87,6 +88,7 @@ class Linear(LabelSubset):
 
     def __call__(self) -> dict[str, Any]:
         path = result_path(self, self.file_suffix)
+        folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
         labels = {"labels": len(train)} if self.uses_subset else {}
@@ -103,7 +105,32 @@ class Linear(LabelSubset):
                     fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width, **labels}}
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
+                    if model.role == "model" and layer == self.saved_layer:
+                        self.save(folder, classifier, train.classes)
         return write_results(results, self, path)
+
+    @property
+    def saved_layer(self) -> str:
+        """The layer whose classifier is saved."""
+        return "h" if self.layer == "all" else self.layer
+
+    def save(self, folder: Path, classifier: LinearClassifier | LinearFit, names: list[str]) -> None:
+        """Write the classifier with its encoder as a folder that `simclr predict` and `simclr export` read.
+
+        There is none for a stage of the encoder, on which the networks of a card have no classifier.
+        """
+        encoder, layer = load(self.run), self.saved_layer
+        if layer != "h" and not layer.startswith(("head.", "z")):
+            return
+        depth = 0 if layer == "h" else len(encoder.head.layers) if layer == "z" else int(layer.removeprefix("head."))
+        card = replace(encoder.card, supervised={"classes": len(names), "input": depth, "names": names})
+        linear = torch.nn.Linear(classifier.weight.shape[1], len(names))
+        linear.load_state_dict({"weight": classifier.weight, "bias": classifier.bias})
+        if named_run(self.run).is_timm:
+            save_encoder(folder, encoder.network, None, card, linear)
+        else:
+            save_classifier(folder, run_folder(self.run), card, linear)
+        print(f"wrote {folder}: the classifier, for simclr predict and simclr export")
 
     def layers(self) -> list[str]:
         """Return the names of the layers to measure."""
@@ -112,7 +139,7 @@ class Linear(LabelSubset):
         encoder = load(self.run)
         return layer_names(encoder.network, encoder.head)
 
-    def fit(self, train: Features, source: Source) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    def fit(self, train: Features, source: Source) -> tuple[LinearClassifier | LinearFit, dict[str, Any]]:
         """Return the fitted classifier and the settings that were chosen for it."""
         match self.protocol:
             case "sgd":
@@ -122,7 +149,7 @@ class Linear(LabelSubset):
         classifier = fit_linear(train, source, seed=self.seed, few=self.uses_subset)
         return classifier, classifier.detail
 
-    def _best_of_bank(self, train: Features, source: Source) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    def _best_of_bank(self, train: Features, source: Source) -> tuple[LinearClassifier, dict[str, Any]]:
         held_out = torch.from_numpy(holdout_mask(source, seed=self.seed)[train.indices.numpy()])
         held_out, classes = held_out.to(train.features.device), len(source.classes)
         if not 0 < int(held_out.sum()) < len(held_out):
@@ -138,9 +165,9 @@ class Linear(LabelSubset):
         detail = {"lr": lr, "weight_decay": decay, "probes": len(pairs), "held_out_top1": scores[best]}
         return self._trained(train, classes, lr, decay), detail
 
-    def _trained(self, train: Features, classes: int, lr: float, decay: float) -> Callable[[Tensor], Tensor]:
+    def _trained(self, train: Features, classes: int, lr: float, decay: float) -> LinearClassifier:
         probe = sgd_probes(
             train.features, train.labels, classes, lrs=[lr], decays=[decay], batch=self.batch, epochs=self.epochs,
             seed=self.seed,
         )  # fmt: skip
-        return lambda x: probe(x)[0]
+        return LinearClassifier(probe.weight[0], probe.bias[0])

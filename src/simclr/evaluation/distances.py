@@ -1,0 +1,88 @@
+"""Distances between embeddings: nearest neighbours, groups of near-duplicates, outliers and coverage.
+
+A distance is the Euclidean distance of unit rows, sqrt(2 - 2 cosine), from 0 to 2. All of it runs in blocks: no array
+grows with the square of the number of images.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from simclr.errors import DataError
+from simclr.evaluation.neighbours import nearest
+from simclr.losses import unit_rows
+
+GATHERED = 1 << 24  # numbers of neighbouring rows that are held at a time
+IDENTICAL = 1e-5  # distance below which two embeddings are those of one image: float32 rounding, other batches
+CONSISTENT = 1.4826  # of the median absolute deviation of a normal distribution to its standard deviation
+
+
+class Neighbourhood(NamedTuple):
+    """Nearest neighbours of N images, nearest first."""
+
+    distances: Float64[np.ndarray, "n k"]
+    rows: Int64[np.ndarray, "n k"]
+
+
+def neighbourhood(
+    bank: Float[Tensor, "m d"], k: int, queries: Float[Tensor, "n d"] | None = None, exclude: Tensor | None = None
+) -> Neighbourhood:
+    """Return the k nearest rows of the bank to each query; without queries, to each row of the bank, itself excluded.
+
+    Distances are computed from differences of the rows: the cosine of near-copies in float32 rounds to 1.
+    """
+    if queries is None:
+        queries, exclude = bank, torch.arange(len(bank))
+    k = min(k, len(bank) - (exclude is not None))
+    if k < 1:
+        raise DataError("embeddings", f"there are {len(bank)}, too few to have neighbours")
+    rows = nearest(bank, queries, k, exclude=exclude)[1].cpu()
+    distances = torch.empty(rows.shape, dtype=torch.float64)
+    step = max(1, GATHERED // (k * bank.shape[1]))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        others = unit_rows(bank[part.flatten()].float()).view(*part.shape, -1)
+        own = unit_rows(queries[start : start + step].float())
+        distances[start : start + step] = (others - own[:, None]).double().norm(dim=2)
+    distances, order = distances.sort(dim=1, stable=True)
+    return Neighbourhood(distances.numpy(), rows.gather(1, order).numpy())
+
+
+def duplicate_threshold(nearest_distance: Float64[np.ndarray, " n"], fraction: float) -> float:
+    """Return the distance below which two images are near-duplicates: a fraction of the median distance to the nearest
+    neighbour, over images that have no identical copy. It does not depend on the scale of the embedding."""
+    distinct = nearest_distance[nearest_distance > IDENTICAL]
+    return max(fraction * float(np.median(distinct)) if len(distinct) else 0.0, IDENTICAL)
+
+
+def duplicate_groups(neighbours: Neighbourhood, threshold: float) -> Int64[np.ndarray, " n"]:
+    """Return the group of each image, -1 for none: images belong to one group if a chain of neighbours within the
+    threshold connects them. Groups are numbered by their first image."""
+    n = len(neighbours.rows)
+    first, column = np.nonzero(neighbours.distances <= threshold)
+    second = neighbours.rows[first, column]
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(n, n))
+    component = connected_components(graph, directed=False)[1]
+    connected = np.bincount(component)[component] > 1
+    groups = np.full(n, -1, np.int64)
+    _, start, number = np.unique(component[connected], return_index=True, return_inverse=True)
+    groups[connected] = start.argsort().argsort()[number]
+    return groups
+
+
+def robust_outliers(scores: Float64[np.ndarray, " n"], deviations: float) -> tuple[Bool[np.ndarray, " n"], float]:
+    """Return which scores are above the median by more than `deviations` robust standard deviations (1.4826 times the
+    median absolute deviation), and that threshold."""
+    median = float(np.median(scores))
+    threshold = median + deviations * CONSISTENT * float(np.median(np.abs(scores - median)))
+    return scores > threshold, threshold
+
+
+def coverage(features: Float[Tensor, "n d"], chosen: Int64[np.ndarray, " m"]) -> float:
+    """Return the mean distance of an image to the nearest of the chosen ones; lower is better."""
+    return float(neighbourhood(features[torch.from_numpy(chosen)], 1, features).distances.mean())

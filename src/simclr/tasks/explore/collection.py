@@ -1,0 +1,148 @@
+"""Collection of images with their embeddings, and the settings and files that all explorations share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from simclr.data import Source, open_source
+from simclr.data.embeddings import Embeddings, is_embeddings, read_embeddings
+from simclr.data.specs import why_unlabelled
+from simclr.errors import DataError, SettingError
+from simclr.report.gallery import Gallery, Reader, Section, write_gallery
+from simclr.runs.files import printable, require_new_file
+from simclr.runs.machine import Device
+from simclr.runs.results import run_folder
+from simclr.runs.tables import Columns, require_table_path, write_columns
+from simclr.settings import check_settings
+from simclr.tasks.embed import embed_source, splits_of
+
+SHOWN = 60  # groups or images of a page
+
+
+class Collection(NamedTuple):
+    """N images with their embeddings."""
+
+    features: Float[torch.Tensor, "n d"]
+    paths: Sequence[str]
+    labels: Int64[np.ndarray, " n"] | None
+    """-1 where an image has no label"""
+    classes: list[str] | None
+    split: Sequence[str] | None
+    source: Source | None
+    """the images, if they can be read"""
+    rows: Int64[np.ndarray, " n"]
+    """number of each image in `source`"""
+
+    @property
+    def read(self) -> Reader | None:
+        """Function that reads an image of the collection; None without images."""
+        source = self.source
+        return None if source is None else lambda i: source.read(self.rows[i])
+
+    def label_names(self) -> list[str] | None:
+        """Return the name of the class of each image, empty for none."""
+        return None if self.labels is None else [self.classes[y] if y >= 0 else "" for y in self.labels.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """Settings of an exploration: embeddings, images and the files to write."""
+
+    command: ClassVar[str]
+
+    run: Path
+    """file of embeddings (.npz, .npy or .parquet), or RUN, whose encoder embeds DATA now"""
+    data: str | None = None
+    """images, in the order of the embeddings; without them, those that a file of `simclr embed` names"""
+    layer: str = "h"
+    """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4; a file of embeddings has its
+    own"""
+    out: Path | None = None
+    """table to write, .csv or .parquet; a page of thumbnails, .html, is written beside it (default: a .csv beside the
+    embeddings)"""
+    overwrite: bool = False
+    """replacement of existing files"""
+    machine: Device = Device()
+    """device and decoding processes"""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.data is None and not is_embeddings(self.run):
+            raise SettingError("data", "given for a run, whose encoder embeds it", "none")
+
+    def paths(self) -> tuple[Path, Path]:
+        """Return the table and the page to write; raise SettingError if they exist."""
+        what = self.command.split()[-1]
+        stem = self.run.with_suffix("") if is_embeddings(self.run) else run_folder(self.run) / Path(str(self.data)).stem
+        table = require_table_path(self.out or stem.with_name(f"{stem.name}-{what}.csv"), self.overwrite)
+        return table, require_new_file(table.with_suffix(".html"), self.overwrite)
+
+    def collection(self) -> Collection:
+        """Return the images with their embeddings."""
+        if not is_embeddings(self.run):
+            computed = embed_source(self.run, str(self.data), "all", self.layer, self.machine)
+            source, rows = open_source(self.data, "all"), computed.indices.numpy()
+            names = [source.path(i) for i in rows.tolist()]
+            labels = None if computed.labels is None else computed.labels.numpy()
+            split = splits_of(str(self.data), "all", rows).tolist()
+            return Collection(computed.features, names, labels, source.classes, split, source, rows)
+        content = read_embeddings(self.run)
+        source, rows = images_of(content, self.data, self.run)
+        labels, classes = content.annotation
+        if labels is None and source is not None and source.labels is not None:
+            labels, classes = source.labels[rows], source.classes
+        features = torch.from_numpy(np.asarray(content.features, np.float32))
+        split = content.split
+        if split is None and self.data is not None:
+            split = splits_of(self.data, "all", rows).tolist()
+        return Collection(features, content.paths, labels, classes, split, source, rows)
+
+    def labelled(self, collection: Collection) -> tuple[Int64[np.ndarray, " n"], list[str]]:
+        """Return labels and classes of a collection; raise DataError if it has none."""
+        if collection.labels is None or (collection.labels < 0).all():
+            remedy = why_unlabelled(self.data) if self.data else "Give labelled images as DATA"
+            raise DataError(self.run, "has no labels, which this command needs", remedy)
+        return collection.labels, collection.classes
+
+    def write(self, columns: Columns, sections: Sequence[Section], answer: str, read: Reader | None) -> dict[str, Any]:
+        """Write table and page, print the answer, and return the paths of both."""
+        table, page = self.paths()
+        write_columns(table, columns)
+        name = self.run.name if self.data is None else self.data
+        write_gallery(Gallery(f"{self.command.split()[-1]}: {name}", answer, sections, read), page)
+        print(printable(answer))
+        print(f"wrote {table} and {page}")
+        return {"out": table, "page": page}
+
+
+def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source | None, Int64[np.ndarray, " n"]]:
+    """Return the images of a file of embeddings, None without any, and the number of each image in them.
+
+    The names in the file decide; without names it must have an embedding for each image.
+    """
+    rows = np.arange(len(content.features))
+    if data is None:
+        downloads = content.data is not None and content.data[0].startswith("torchvision:")
+        if content.data is None or content.indices is None or downloads:  # a file causes no download
+            return None, rows
+        try:
+            source = open_source(*content.data)
+        except (DataError, SettingError):  # the images have been moved; the embeddings are enough
+            return None, rows
+        same = content.indices.max(initial=-1) < len(source) and all(
+            source.path(i) == name for i, name in zip(content.indices.tolist(), content.paths, strict=True)
+        )
+        return (source, content.indices) if same else (None, rows)
+    source = open_source(data, "all")
+    numbers = {source.path(i): i for i in range(len(source))}
+    if all(name in numbers for name in content.paths):
+        return source, np.array([numbers[name] for name in content.paths], np.int64)
+    if len(source) != len(rows):
+        problem = f"has {len(rows)} embeddings, some without an image of that name among the {len(source)} of {data}"
+        raise DataError(path, problem, "Give the images that were embedded")
+    return source, rows

@@ -1,0 +1,91 @@
+"""Search of a collection for images similar to given ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from simclr.data import decode, open_source
+from simclr.data.embeddings import is_embeddings, read_embeddings
+from simclr.data.paths import EXTENSIONS
+from simclr.errors import DataError, SettingError
+from simclr.evaluation.neighbours import nearest
+from simclr.models.pretrained import load
+from simclr.report.gallery import Reader, Section, Tile
+from simclr.settings import setting
+from simclr.tasks.embed import embed_source, origin
+from simclr.tasks.explore.collection import SHOWN, Exploration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Exploration):
+    """Search of a collection for the images most similar to an image, or to each image of a folder.
+
+    The similarity is the cosine of the embeddings; the search is exact. The query is embedded by `encoder`, or is a
+    file of embeddings itself. An image of the collection finds itself. The table has one row for each result: query,
+    rank, path, row and cosine.
+    """
+
+    command: ClassVar[str] = "explore search"
+
+    query: str
+    """image, folder or other data to search for, or a file of embeddings"""
+    encoder: str | None = None
+    """run folder of the encoder that embeds the query (default: RUN, if it is not a file of embeddings)"""
+    k: int = setting(10, at_least=1)
+    """number of neighbours"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder is None and is_embeddings(self.run) and not is_embeddings(self.query):
+            allowed = "the run folder of the encoder of the embeddings, which embeds the query"
+            raise SettingError("encoder", allowed, "none")
+
+    def __call__(self) -> dict[str, Any]:
+        self.paths()
+        queries, names, read_query = self.queries()
+        collection = self.collection()
+        width = collection.features.shape[1]
+        if queries.shape[1] != width:
+            raise DataError(self.query, f"has embeddings of {queries.shape[1]} values, the collection of {width}")
+        cosines, rows = (found.numpy() for found in nearest(collection.features, queries, self.k))
+        n, k = len(collection.paths), rows.shape[1]
+        columns = {
+            "query": np.repeat(np.array(names, object), k).tolist(),
+            "rank": np.tile(np.arange(1, k + 1), len(names)),
+            "path": [collection.paths[i] for i in rows.ravel().tolist()],
+            "row": rows.ravel(),
+            "cosine": cosines.ravel(),
+        }
+
+        def read(i: int) -> np.ndarray:
+            return collection.read(i) if i < n else read_query(i - n)
+
+        sections = []
+        for q, name in enumerate(names[:SHOWN]):
+            matches = zip(rows[q].tolist(), cosines[q].tolist(), strict=True)
+            tiles = [Tile(i, f"{collection.paths[i]}\n{cosine:.3f}") for i, cosine in matches]
+            sections.append(Section(name, [Tile(n + q, name), *tiles] if read_query else tiles))
+        answer = f"The {k} nearest of {n:,} images to each of {len(names):,} (exact search by cosine)."
+        return {"queries": len(names), **self.write(columns, sections, answer, read if collection.read else None)}
+
+    def queries(self) -> tuple[torch.Tensor, list[str], Reader | None]:
+        """Return the embeddings of the query, the names of its images, and a function that reads them."""
+        if is_embeddings(self.query):
+            content = read_embeddings(Path(self.query))
+            return torch.from_numpy(np.asarray(content.features, np.float32)), content.paths, None
+        run, layer = Path(self.encoder or self.run), self.layer
+        if is_embeddings(self.run) and (made_with := read_embeddings(self.run).made_with):
+            weights, layer = made_with
+            if weights != origin(run, "", "", layer)["weights"]:
+                raise DataError(self.run, f"was computed with other weights than those of {run}", "Name its encoder")
+        path = Path(self.query)
+        if path.is_file() and path.suffix[1:].lower().encode() in EXTENSIONS:
+            features = load(run).embed([path], layer=layer)
+            return torch.from_numpy(features), [path.name], lambda _: decode(path)
+        source = open_source(self.query, "all")
+        computed = embed_source(run, self.query, "all", layer, self.machine)
+        rows = computed.indices.tolist()
+        return computed.features, [source.path(i) for i in rows], lambda q: source.read(rows[q])
