@@ -64,6 +64,7 @@ class Predict:
         table = require_table_path(table, self.overwrite)
         page = require_new_file(table.with_suffix(".html"), self.overwrite)
         encoder = load(self.run)
+        source = encoder.scaled(source)
         network = load_classifier(self.run).to(self.machine.kind)
         names = class_names(encoder.card, source)
         if self.top is not None and self.top > len(names):

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int64
 from simclr.data import Source, open_source
 from simclr.data.embeddings import Embeddings, is_embeddings, read_embeddings
 from simclr.data.specs import why_unlabelled
-from simclr.errors import DataError, SettingError
+from simclr.errors import DataError, SettingError, UnreadableImage
+from simclr.models.pretrained import load
 from simclr.report.gallery import Gallery, Reader, Section, write_gallery
 from simclr.runs.files import printable, require_new_file
 from simclr.runs.machine import Device
@@ -86,7 +87,7 @@ class Exploration:
         """Return the images with their embeddings."""
         if not is_embeddings(self.run):
             computed = embed_source(self.run, str(self.data), "all", self.layer, self.machine)
-            source, rows = open_source(self.data, "all"), computed.indices.numpy()
+            source, rows = load(self.run).scaled(open_source(self.data, "all")), computed.indices.numpy()
             names = [source.path(i) for i in rows.tolist()]
             labels = None if computed.labels is None else computed.labels.numpy()
             split = splits_of(str(self.data), "all", rows).tolist()
@@ -96,6 +97,7 @@ class Exploration:
         labels, classes = content.annotation
         if labels is None and source is not None and source.labels is not None:
             labels, classes = source.labels[rows], source.classes
+        source = source if source is not None and is_displayable(source) else None
         features = torch.from_numpy(np.asarray(content.features, np.float32))
         split = content.split
         if split is None and self.data is not None:
@@ -118,6 +120,17 @@ class Exploration:
         print(printable(answer))
         print(f"wrote {table} and {page}")
         return {"out": table, "page": page}
+
+
+def is_displayable(source: Source) -> bool:
+    """Return whether the images can be read without the scaling that images other than 8-bit RGB need."""
+    try:
+        source.read(0)
+    except UnreadableImage:
+        return True
+    except DataError:
+        return False
+    return True
 
 
 def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source | None, Int64[np.ndarray, " n"]]:

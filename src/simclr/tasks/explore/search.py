@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from simclr.data import decode, open_source
+from simclr.data import open_source
 from simclr.data.embeddings import is_embeddings, read_embeddings
 from simclr.data.paths import EXTENSIONS
 from simclr.errors import DataError, SettingError
@@ -81,11 +81,11 @@ class Search(Exploration):
             weights, layer = made_with
             if weights != origin(run, "", "", layer)["weights"]:
                 raise DataError(self.run, f"was computed with other weights than those of {run}", "Name its encoder")
-        path = Path(self.query)
+        encoder, path = load(run), Path(self.query)
         if path.is_file() and path.suffix[1:].lower().encode() in EXTENSIONS:
-            features = load(run).embed([path], layer=layer)
-            return torch.from_numpy(features), [path.name], lambda _: decode(path)
-        source = open_source(self.query, "all")
+            features = encoder.embed([path], layer=layer)
+            return torch.from_numpy(features), [path.name], lambda _: encoder.pixels(path, path.name)
+        source = encoder.scaled(open_source(self.query, "all"))
         computed = embed_source(run, self.query, "all", layer, self.machine)
         rows = computed.indices.tolist()
         return computed.features, [source.path(i) for i in rows], lambda q: source.read(rows[q])
