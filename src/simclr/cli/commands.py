@@ -151,14 +151,14 @@ COMMANDS = {
         "Explore", "simclr.tasks.explore.pick:Pick", ("run", "data"),
         "select the images to label next",
         (
-            "simclr explore pick photos.npz --count 50 --out first.csv",
-            "simclr explore pick photos.npz --count 200 --after first.csv --out second.csv",
+            "simclr explore pick photos.npz --budget 50 --out first.csv",
+            "simclr explore pick photos.npz --budget 200 --after first.csv --out second.csv",
         ),
     ),
     "explore map": Command(
         "Explore", "simclr.tasks.explore.map:Map", ("run", "data"),
         "draw the embeddings in two dimensions",
-        ("simclr explore map photos.npz", "simclr explore map photos.npz --method umap --out umap.parquet"),
+        ("simclr explore map photos.npz", "simclr explore map photos.npz --projection umap --out umap.parquet"),
     ),
     "explore search": Command(
         "Explore", "simclr.tasks.explore.search:Search", ("run", "query", "data"),

@@ -33,8 +33,8 @@ class Predict:
     that `simclr linear` saved in RUN/linear.
 
     The table has one row for each readable image: path, predicted, probability, then label and correct where images
-    have labels of the classifier's classes, then the probability of each class. A page beside it shows the least
-    certain predictions, and, with labels, accuracy, each class, the confusion matrix and the most confident errors. Of
+    have labels of the classifier's classes, then the probability of each class. A page beside it shows the most
+    uncertain predictions, and, with labels, accuracy, each class, the confusion matrix and the most confident errors. Of
     a classifier for images with several classes, predicted lists those whose probability is above one half.
     """
 
@@ -104,7 +104,7 @@ class Predict:
             matrix = confusion_matrix(labels[known], best[known], len(names))
             sections += [*tables(matrix, names), errors(columns, known[np.argsort(-sure[known], kind="stable")])]
         unsure = np.argsort(sure, kind="stable")[:SHOWN].tolist()
-        sections.append(Section("Least certain predictions", [tile(columns, i) for i in unsure]))
+        sections.append(Section("Most uncertain predictions", [tile(columns, i) for i in unsure]))
         write_columns(table, columns | self.classes(probabilities, names))
         write_gallery(Gallery(f"predict: {self.data}", answer, sections, lambda i: source.read(rows[i])), page)
         print(printable(f"{answer}\nwrote {table} and {page}"))

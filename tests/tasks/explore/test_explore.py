@@ -106,20 +106,20 @@ def test_a_planted_outlier_and_a_planted_label_error_come_first(vectors):
 
 
 def test_picks_continue_from_earlier_ones_and_use_their_labels(vectors, tmp_path):
-    first = simclr.Pick(run=vectors, count=3, out=tmp_path / "1.csv")()
+    first = simclr.Pick(run=vectors, budget=3, out=tmp_path / "1.csv")()
     assert first["method"] == "typical"
     assert first["coverage"] < first["random"]
     assert sorted(table(first["out"])["label"]) == ["cat", "dog", "owl"]
-    second = simclr.Pick(run=vectors, count=30, after=[first["out"]], out=tmp_path / "2.csv")()
-    third = simclr.Pick(run=vectors, count=5, after=[first["out"], second["out"]], out=tmp_path / "3.csv")()
+    second = simclr.Pick(run=vectors, budget=30, after=[first["out"]], out=tmp_path / "2.csv")()
+    third = simclr.Pick(run=vectors, budget=5, after=[first["out"], second["out"]], out=tmp_path / "3.csv")()
     assert third["method"] == "margin"
     picked = [path for name in "123" for path in table(tmp_path / f"{name}.csv")["path"]]
     assert len(set(picked)) == len(picked) == 38
     with pytest.raises(SettingError) as refused:
-        simclr.Pick(run=vectors, count=121, out=tmp_path / "4.csv")()
-    assert refused.value.field == "count"
+        simclr.Pick(run=vectors, budget=121, out=tmp_path / "4.csv")()
+    assert refused.value.field == "budget"
     with pytest.raises(SettingError) as refused:
-        simclr.Pick(run=vectors, count=1, method="margin", out=tmp_path / "4.csv")()
+        simclr.Pick(run=vectors, budget=1, method="margin", out=tmp_path / "4.csv")()
     assert refused.value.field == "after"
 
 
@@ -161,7 +161,7 @@ def test_search_of_vectors_needs_no_encoder(vectors, tmp_path):
     found = simclr.Search(run=vectors, query=str(tmp_path / "queries.npy"), k=2, out=tmp_path / "s.csv")()
     assert table(found["out"])["path"][::2] == ["cat5.jpg", "dog50.jpg"]
     with pytest.raises(SettingError) as refused:
-        simclr.Search(run=vectors, query="query.jpg")
+        simclr.Search(run=vectors, query="query.jpg")()
     assert refused.value.field == "encoder"
 
 
@@ -194,7 +194,7 @@ def test_questions_without_labels_splits_or_data_are_refused(tmp_path, run):
         with pytest.raises(DataError):
             task(run=tmp_path / "x.npy")()
     with pytest.raises(SettingError) as refused:
-        simclr.Map(run=run)
+        simclr.Map(run=run)()
     assert refused.value.field == "data"
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
@@ -220,7 +220,9 @@ def test_pandas_reads_every_table_and_embeddings_in_parquet(vectors, run, photog
 
 def test_umap_is_the_same_for_the_same_seed(vectors, tmp_path):
     pytest.importorskip("umap")
-    tables = [simclr.Map(run=vectors, method="umap", out=tmp_path / f"{k}.csv")()["out"].read_text() for k in range(2)]
+    tables = [
+        simclr.Map(run=vectors, projection="umap", out=tmp_path / f"{k}.csv")()["out"].read_text() for k in range(2)
+    ]
     assert tables[0] == tables[1]
 
 

@@ -73,11 +73,11 @@ class Exploration:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.data is None and not is_embeddings(self.run):
-            raise SettingError("data", "given for a run, whose encoder embeds it", "none")
 
     def paths(self) -> tuple[Path, Path]:
-        """Return the table and the page to write; raise SettingError if they exist."""
+        """Return the table and the page to write; raise SettingError if they exist or there are no images to embed."""
+        if self.data is None and not is_embeddings(self.run):
+            raise SettingError("data", "given for a run, whose encoder embeds it", "none")
         what = self.command.split()[-1]
         stem = self.run.with_suffix("") if is_embeddings(self.run) else run_folder(self.run) / Path(str(self.data)).stem
         table = require_table_path(self.out or stem.with_name(f"{stem.name}-{what}.csv"), self.overwrite)

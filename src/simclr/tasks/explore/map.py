@@ -25,7 +25,7 @@ class Map(Exploration):
 
     command: ClassVar[str] = "explore map"
 
-    method: Literal["pca", "umap"] = "pca"
+    projection: Literal["pca", "umap"] = "pca"
     """projection to two dimensions"""
     k: int = setting(10, at_least=1)
     """number of neighbours"""
@@ -34,9 +34,9 @@ class Map(Exploration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method == "umap" and find_spec("umap") is None:
+        if self.projection == "umap" and find_spec("umap") is None:
             remedy = "pip install 'simclr-toolkit[explore]'"
-            raise SettingError("method", "pca, since umap-learn is not installed", "umap", remedy)
+            raise SettingError("projection", "pca, since umap-learn is not installed", "umap", remedy)
 
     def __call__(self) -> dict[str, Any]:
         self.paths()
@@ -55,7 +55,7 @@ class Map(Exploration):
 
     def project(self, collection: Collection) -> tuple[np.ndarray, str]:
         """Return the points (N, 2) and a sentence about them."""
-        if self.method == "pca":
+        if self.projection == "pca":
             points, explained = pca(collection.features)
             shares = " and ".join(f"{100 * part:.1f} %" for part in explained)
             return points, f"The first two principal components explain {shares} of the variance."

@@ -43,7 +43,7 @@ class Pick(Exploration):
 
     command: ClassVar[str] = "explore pick"
 
-    count: int = setting(100, at_least=1)
+    budget: int = setting(100, at_least=1)
     """number of images to pick"""
     method: Literal["auto", "typical", "margin", "diverse", "random"] = "auto"
     """rule of the selection"""
@@ -57,8 +57,8 @@ class Pick(Exploration):
         collection = self.collection()
         labelled = self.labelled_rows(collection)
         free = len(collection.paths) - len(labelled)
-        if self.count > free:
-            raise SettingError("count", f"at most {free}, the number of images that are not labelled", self.count)
+        if self.budget > free:
+            raise SettingError("budget", f"at most {free}, the number of images that are not labelled", self.budget)
         method = self.rule(labelled)
         rows = self.pick(collection, labelled, method)
         names = collection.label_names()
@@ -69,7 +69,7 @@ class Pick(Exploration):
             "label": [names[i] if names else "" for i in rows.tolist()],
         }
         covered = coverage(collection.features, np.concatenate([labelled.rows, rows]))
-        draws = [pick_random(collection.features, self.count, labelled.rows, self.seed + k) for k in range(DRAWS)]
+        draws = [pick_random(collection.features, self.budget, labelled.rows, self.seed + k) for k in range(DRAWS)]
         baseline = [coverage(collection.features, np.concatenate([labelled.rows, draw])) for draw in draws]
         answer = (
             f"{len(rows):,} images picked ({method}) after {len(labelled):,} labelled ones. Mean distance of an image "
@@ -105,14 +105,14 @@ class Pick(Exploration):
         features = collection.features
         match method:
             case "typical":
-                return pick_typical(features, self.count, labelled.rows, self.seed)
+                return pick_typical(features, self.budget, labelled.rows, self.seed)
             case "diverse":
-                return pick_diverse(features, self.count, labelled.rows)
+                return pick_diverse(features, self.budget, labelled.rows)
             case "random":
-                return pick_random(features, self.count, labelled.rows, self.seed)
+                return pick_random(features, self.budget, labelled.rows, self.seed)
         known = Labelled({row: label for row, label in labelled.items() if label})
         if not known:
             remedy = "Fill in the column label of the earlier picks"
             raise SettingError("after", "tables with labels for margin", str(self.after or "none"), remedy)
         values = np.unique(list(known.values()), return_inverse=True)[1]
-        return pick_margin(features, self.count, labelled.rows, dict(zip(known, values.tolist(), strict=True)))
+        return pick_margin(features, self.budget, labelled.rows, dict(zip(known, values.tolist(), strict=True)))

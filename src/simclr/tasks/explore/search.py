@@ -37,14 +37,11 @@ class Search(Exploration):
     k: int = setting(10, at_least=1)
     """number of neighbours"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __call__(self) -> dict[str, Any]:
+        self.paths()
         if self.encoder is None and is_embeddings(self.run) and not is_embeddings(self.query):
             allowed = "the run folder of the encoder of the embeddings, which embeds the query"
             raise SettingError("encoder", allowed, "none")
-
-    def __call__(self) -> dict[str, Any]:
-        self.paths()
         queries, names, read_query = self.queries()
         collection = self.collection()
         width = collection.features.shape[1]
