@@ -34,8 +34,8 @@ class Predict:
 
     The table has one row for each readable image: path, predicted, probability, then label and correct where images
     have labels of the classifier's classes, then the probability of each class. A page beside it shows the most
-    uncertain predictions, and, with labels, accuracy, each class, the confusion matrix and the most confident errors. Of
-    a classifier for images with several classes, predicted lists those whose probability is above one half.
+    uncertain predictions, and, with labels, accuracy, each class, the confusion matrix and the most confident errors.
+    Of a classifier for images with several classes, predicted lists those whose probability is above one half.
     """
 
     command: ClassVar[str] = "predict"
