@@ -155,3 +155,15 @@ def test_views_that_do_not_grow_are_refused(task, first_size):
     with pytest.raises(SettingError) as error:
         dataclasses.replace(task, first_size=first_size)
     assert error.value.field == "first_size"
+
+
+def test_an_encoder_is_used_with_images_of_the_size_that_its_card_says(task):
+    """Larger than its views: features are those of the network on images of that size."""
+    dataclasses.replace(task, image_size=12)()
+    encoder = load(task.out)
+    image = np.random.default_rng(1).integers(0, 256, (12, 12, 3), np.uint8)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = encoder.network(x).numpy()
+    np.testing.assert_allclose(encoder.embed([image]), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.card.image_size == 12

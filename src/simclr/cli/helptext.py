@@ -21,8 +21,8 @@ WIDTH, INDENT = 100, 30
 SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Data and output": ("data", "run", "runs", "teacher", "images", "checkpoint", "recipe", "name", "out", "fresh",
                         "overwrite", "test", "among", "query", "fraction", "labelled", "decode", "crop_area"),
-    "Network": ("encoder", "encoder_options", "head_layers", "head_features", "head_hidden", "head_norm", "init",
-                "start", "layer", "freeze"),
+    "Network": ("encoder", "encoder_options", "head_layers", "head_features", "head_hidden", "head_norm", "image_size",
+                "init", "start", "layer", "freeze"),
     "Views": ("first_size", "policies", "key_views"),
     "Loss": ("loss", "temperature", "temperature_min", "temperature_period", "gamma", "margin", "semi_hard",
              "normalize", "negatives", "loss_scale", "ema", "queue", "label_weight"),

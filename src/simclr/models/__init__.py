@@ -1,6 +1,7 @@
 """Encoders, the projection head, and their files."""
 
 from simclr.models.card import Card
+from simclr.models.convnet import ConvNet
 from simclr.models.encoder import create_encoder
 from simclr.models.head import ProjectionHead
 from simclr.models.norm import synchronise
@@ -9,6 +10,7 @@ from simclr.models.weights import load_encoder, load_supervised, save_encoder
 
 __all__ = [
     "Card",
+    "ConvNet",
     "ProjectionHead",
     "create_encoder",
     "load_encoder",

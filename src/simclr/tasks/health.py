@@ -94,9 +94,10 @@ class Health:
         recipe = saved_recipe(run_folder(self.run))
         saved = {k: tuple(v) if isinstance(v, list) else v for k, v in (recipe.get("views") or {}).items()}
         saved = Views(**(saved or {"size": encoder.card.image_size}))
-        views = self.views or view_policies(saved, recipe.get("policies") or ())[0]
-        if views.size != encoder.card.image_size:
-            raise SettingError("views.size", f"{encoder.card.image_size}, the image size of {self.run}", views.size)
+        own = view_policies(saved, recipe.get("policies") or ())[0]
+        views, sizes = self.views or own, {own.size, encoder.card.image_size}
+        if views.size not in sizes:
+            raise SettingError("views.size", f"{max(sizes)}, the image size of {self.run}", views.size)
         return views, self.temperature or recipe.get("temperature", 0.1)
 
 

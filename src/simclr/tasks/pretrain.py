@@ -90,8 +90,8 @@ class Pretrain(StartsFromWeights, Contrast):
     command: ClassVar[str] = "pretrain"
 
     encoder: str | None = None
-    """encoder: simclr_resnet10/18/34/50/101/152/200, the name of any timm model, or package.module:function, code of
-    your own (default: that of `init`, or simclr_resnet50)"""
+    """encoder: simclr_resnet10/18/34/50/101/152/200, simclr_convnet (for small images on a CPU), the name of any timm
+    model, or package.module:function, code of your own (default: that of `init`, or simclr_resnet50)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
     """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model or function; mean and std,
     to normalise the images"""
@@ -105,6 +105,9 @@ class Pretrain(StartsFromWeights, Contrast):
     """dimension of the hidden layers of the head (default: that of the encoder's features)"""
     head_norm: bool = True
     """batch norm after each layer of the head; false: dense layers with a bias"""
+    image_size: int | None = setting(None, at_least=1)
+    """side of the images that the encoder is used with, pixels, as its card says (default: that of the largest views);
+    more than that often gives better features, since crops enlarge what they show (Touvron et al. 2019)"""
     micro_batch: int = setting(0, at_least=0)
     """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
     forward passes; 0 for all at once"""
@@ -149,7 +152,7 @@ class Pretrain(StartsFromWeights, Contrast):
         knn_check = health_check = None
         if self.knn_every and fabric.is_global_zero:
             workers, policy = self.machine.worker_processes, self.view_policies[0]
-            knn_check = KnnCheck.of(source, self.preprocess(source, self.view_policies[0].size), workers)
+            knn_check = KnnCheck.of(source, self.preprocess(source, self.size_in_use), workers)
             health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
 
         def evaluate() -> dict[str, float]:
@@ -167,6 +170,11 @@ class Pretrain(StartsFromWeights, Contrast):
     def folder(self) -> Path:
         """The run folder."""
         return self.out or run_folder_for(self.command, self.data)
+
+    @property
+    def size_in_use(self) -> int:
+        """The side of the images that the encoder is used with."""
+        return self.image_size or self.view_policies[0].size
 
     def suggested(self, given: set[str]) -> dict[str, Any]:
         """Return settings in place of the defaults; the command line asks for them with the names it was given."""
@@ -199,7 +207,7 @@ class Pretrain(StartsFromWeights, Contrast):
         """Return network, optimizer, batches and the step; the network holds `encoder` and `head`."""
         torch.manual_seed(self.seed)
         phases = self.phases(len(source))
-        sizes = {size for _, policies in phases for _, size in by_size(policies)}
+        sizes = {self.size_in_use, *(size for _, policies in phases for _, size in by_size(policies))}
         encoder = create_encoder(self.encoder, size := max(sizes), self.encoder_options)
         check_image_sizes(self.encoder, encoder, sorted(sizes - {size}, reverse=True), self.channels)
         head = ProjectionHead(
@@ -266,7 +274,7 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:
         """Return the card of the saved weights."""
-        preprocess = self.preprocess(source, self.view_policies[0].size)
+        preprocess = self.preprocess(source, self.size_in_use)
         return Card(
             encoder={"name": self.encoder, "options": plain(self.encoder_options)},
             features=encoder.num_features,
