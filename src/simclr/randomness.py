@@ -55,6 +55,11 @@ def bits(*name: int | np.ndarray) -> np.ndarray:
     return state
 
 
+def torch_seed(*name: int) -> int:
+    """Return 63 random bits for a name, as a seed of torch's generators."""
+    return int(bits(*name)[0]) >> 1
+
+
 def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, slots: int | np.ndarray) -> np.ndarray:
     """Return uniforms in [0, 1) for images `indices` (B,), one column per slot: float64 (B, slots).
 

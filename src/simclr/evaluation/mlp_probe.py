@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simclr.randomness import bits, permutation
+from simclr.randomness import permutation, torch_seed
 
 BATCH, LR, WEIGHT_DECAY = 256, 1e-3, 1e-2
 
@@ -22,7 +22,7 @@ def mlp_probe(
     """Return a network with one hidden layer on standardised features, trained by AdamW with a linear decay of the
     learning rate: features -> scores (n, c)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(bits(seed)[0] >> 1))
+        torch.manual_seed(torch_seed(seed))
         net = nn.Sequential(nn.Linear(features.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
     net.to(features.device)
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)

@@ -17,7 +17,7 @@ from simclr.evaluation.mlp_probe import mlp_probe
 from simclr.evaluation.protocol import describe, evaluated_images, fit_device
 from simclr.models.layers import layer_names, read_layer
 from simclr.models.pretrained import load
-from simclr.randomness import TRANSFORMATION_STREAM, bits, uniforms
+from simclr.randomness import TRANSFORMATION_STREAM, torch_seed, uniforms
 from simclr.runs.machine import Device
 from simclr.runs.results import result_path
 from simclr.settings import check_settings, setting
@@ -109,7 +109,7 @@ class Information:
             for number, (task, (probabilities, _)) in enumerate(TASKS.items()):
                 u = uniforms(self.seed, salt, indices, TRANSFORMATION_STREAM + number, 1)[:, 0]
                 outcome = torch.from_numpy(np.searchsorted(np.cumsum(probabilities)[:-1], u, side="right"))
-                changed = transformed(task, images, outcome, indices, int(bits(self.seed, salt)[0] >> 1))
+                changed = transformed(task, images, outcome, indices, torch_seed(self.seed, salt))
                 outcomes.setdefault(task, []).append(outcome)
                 for name, network in networks.items():
                     features = network.eval()(changed.to(self.machine.kind)).float().cpu()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simclr.data.loading import failure_of_workers
 from simclr.errors import DivergedError, RunError, SettingError
-from simclr.randomness import bits
+from simclr.randomness import torch_seed
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_lost_peer, is_same_on_all_ranks
 from simclr.training.progress import Progress
@@ -130,7 +130,7 @@ def _train(
 def _train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:
     for group in parts.optimizer.param_groups:
         group["lr"] = schedule.lr(step)
-    torch.manual_seed(int(bits(schedule.seed, step, fabric.global_rank)[0] >> 1))  # dropout, stochastic depth
+    torch.manual_seed(torch_seed(schedule.seed, step, fabric.global_rank))  # dropout, stochastic depth
     loss, outputs = parts.backward(batch)
     parts.optimizer.step()
     parts.optimizer.zero_grad()

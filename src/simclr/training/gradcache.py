@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.errors import SettingError
-from simclr.randomness import bits
+from simclr.randomness import torch_seed
 
 Norms = Literal["micro", "frozen-stats"]
 
@@ -93,7 +93,7 @@ _Part = tuple[tuple[Tensor, ...], int]
 
 def _split(views: Sequence[Tensor], micro: MicroBatches) -> list[_Part]:
     parts = zip(*(group.split(micro.size, dim=1) for group in views), strict=True)
-    return [(part, int(bits(*micro.name, i)[0] >> 1)) for i, part in enumerate(parts)]
+    return [(part, torch_seed(*micro.name, i)) for i, part in enumerate(parts)]
 
 
 def _forward(
