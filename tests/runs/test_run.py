@@ -155,7 +155,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("[enforce fail at inline_container.cc:672]")])
-def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch, error):
+def test_a_crash_while_saving_leaves_the_previous_checkpoint(tmp_path, monkeypatch, error):
     """torch turns the error of a write into one of its own."""
     run = Run.start(tmp_path, Task())
     run.save({"step": 1})
