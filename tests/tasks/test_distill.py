@@ -68,6 +68,15 @@ def test_a_student_learns_from_the_teacher_without_labels(teacher, data, tmp_pat
     assert hits.mean() == pytest.approx(found["student_top1"])
 
 
+def test_the_squared_temperature_scales_the_gradient(teacher, data, tmp_path):
+    """With plain SGD it is a learning rate that is that factor lower."""
+    options = {"temperature": 0.5, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "epochs": 1}
+    task(teacher, data, tmp_path / "squared", **options, temperature_squared=True)()
+    task(teacher, data, tmp_path / "slower", **options, lr=0.1 * 0.5**2)()
+    squared, slower = (load_file(tmp_path / name / "encoder.safetensors") for name in ("squared", "slower"))
+    assert all(torch.equal(squared[name], slower[name]) for name in slower)
+
+
 def test_labels_are_not_used_unless_they_have_a_weight(teacher, data, tmp_path):
     with np.load(data) as arrays:
         other = dict(arrays) | {"train_labels": np.roll(arrays["train_labels"], 1)}

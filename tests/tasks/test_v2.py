@@ -111,6 +111,7 @@ def test_each_stage_starts_from_the_one_before_it_with_the_settings_of_the_paper
     assert plan["student-1-labels"].run == tmp_path / "student-1"
     assert (plan["finetune"].head_layers, plan["finetune"].optimizer, plan["finetune"].lr) == (1, "lars", 0.005)
     assert (plan["self-distilled"].temperature, plan["student-1"].temperature) == (0.1, 1.0)
+    assert plan["self-distilled"].temperature_squared and not plan["student-1"].temperature_squared
     for name in ("self-distilled", "student-1"):
         assert (plan[name].optimizer, plan[name].lr, plan[name].epochs, plan[name].batch) == ("lars", 1.0, 1.0, 16)
         assert plan[name].label_weight == 0

@@ -178,7 +178,7 @@ COMMANDS = {
     "study": Command(
         "Papers", "simclr.tasks.study:Study", ("name", "data"),
         "run an ablation study of the papers, or list the studies",
-        ("simclr study", "simclr study loss ./labelled --config sample --seeds 3"),
+        ("simclr study", "simclr study loss ./labelled --config sample --seeds 3", "simclr study --claims"),
     ),
     "bench": Command(
         "Papers", "simclr.tasks.bench:Bench", ("data",),

@@ -64,6 +64,9 @@ class Distill(Training):
     temperature: float = setting(1.0, above=0)
     """temperature that divides the scores of both networks (paper: 1 for a smaller student, 0.1 for
     self-distillation)"""
+    temperature_squared: bool = False
+    """factor of the squared temperature on the teacher's loss, which keeps gradients of one size at any temperature
+    (official notebook); a temperature of 0.1 without it needs a learning rate that is about a hundred times lower"""
     label_weight: float = setting(0.0, at_least=0, at_most=1)
     """weight of the labels' cross-entropy in the loss; the teacher has the remainder"""
     fraction: float = setting(1.0, above=0, at_most=1)
@@ -142,6 +145,7 @@ class Distill(Training):
                 targets = teacher(images)
             scores = network(images)
             loss = distillation(scores, targets, self.temperature)
+            loss = self.temperature**2 * loss if self.temperature_squared else loss
             if self.label_weight:
                 labels = all_labels[torch.from_numpy(batch.indices)].to(fabric.device)
                 loss = (1 - self.label_weight) * loss + self.label_weight * labels_loss(scores, labels)

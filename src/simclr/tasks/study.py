@@ -22,6 +22,7 @@ from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES, Ablation
+from simclr.tasks.studies.claims import describe, evidence, list_claims
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
 from simclr.tasks.training import TaskChain, Training, build_chain, run_chain, run_folder_for
 from simclr.training.sampler import BatchSampler
@@ -47,7 +48,8 @@ class Study:
     have labels and a test split; members learn from the training split without its labels, except with supcon. Each
     member is an ordinary run in a folder of its own, by default in runs/study-NAME-DATA; the same command resumes an
     interrupted study and does not repeat finished runs. Published figures are shown if the papers give any. Without a
-    name, the studies are listed.
+    name, the studies are listed. At its end a study says which claims of the paper it confirms; --claims lists all
+    claims with the evidence of finished studies.
     """
 
     command: ClassVar[str] = "study"
@@ -68,6 +70,11 @@ class Study:
     dry_run: bool = False
     """list the runs and their folders without running anything"""
 
+    claims: bool = False
+    """list the claims of the papers with the evidence of finished studies, without running anything"""
+    results: Path = Path("results")
+    """folder that is searched for finished studies with claims"""
+
     def __post_init__(self) -> None:
         check_settings(self)
         if not self.measure:
@@ -76,6 +83,9 @@ class Study:
             object.__setattr__(self, "data", self.base.data)
 
     def __call__(self) -> dict[str, Any]:
+        if self.claims:
+            chosen = STUDIES if self.name is None else {self.name: study_named(self.name)}
+            return {"claims": list_claims(chosen, self.results)}
         if self.name is None:
             return list_studies()
         ablation = study_named(self.name)
@@ -101,6 +111,7 @@ class Study:
             "seeds": self.seeds,
             "fraction": self.fraction,
             "base": {k: v for k, v in plain(self.base).items() if k not in ("data", "out", "fresh", "seed")},
+            "labels": list(ablation.members(self.base)),
             "members": summary(outcomes, self.base, ablation.published, self.folder),
             "code": sorted({row["code"] for outcome in outcomes for row in outcome.figures.values()}),
         }
@@ -108,6 +119,10 @@ class Study:
         print(table(content["members"], ablation.source))
         if ablation.conditions:
             print(f"{ablation.source}: {ablation.conditions}{'; not measured here' if ablation.published else ''}")
+        content["claims"] = []
+        for claim, verdict in zip(ablation.claims, evidence(ablation, content), strict=True):
+            print(f"{claim.text}: {describe(verdict)}")
+            content["claims"].append({"claim": claim.text, **({} if verdict is None else verdict._asdict())})
         write(content, outcomes, self.folder)
         return content
 

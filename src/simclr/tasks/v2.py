@@ -81,7 +81,8 @@ class SimCLRv2:
     """settings of `simclr distill` that differ from its defaults; optimizer, learning rate, weight decay and batch are
     those of pretraining, and the epochs half as many"""
     self_distill: dict[str, Any] = field(default_factory=dict)
-    """settings of the self-distillation that override those in `distill` (default: temperature 0.1)"""
+    """settings of the self-distillation that override those in `distill` (default: temperature 0.1, its square
+    as factor of the loss)"""
     supervised: dict[str, Any] = field(default_factory=dict)
     """settings of `simclr finetune` for training from random weights on the labels alone (default: 200 epochs of sgd
     at 0.1 per 256 images with weight decay 1e-4)"""
@@ -172,7 +173,8 @@ class SimCLRv2:
         base = self.base
         learning = {"optimizer": base.optimizer, "lr": base.lr, "scaling": base.scaling, "batch": base.batch,
                     "weight_decay": base.weight_decay, "epochs": base.epochs / 2}  # fmt: skip
-        own = {"temperature": 0.1} | self.distill | self.self_distill if student is None else self.distill | student
+        itself = {"temperature": 0.1, "temperature_squared": True} | self.distill | self.self_distill
+        own = itself if student is None else self.distill | student
         settings = typed(Distill, name, learning | own, OF_CHAIN)
         if settings.get("label_weight") and self.percentage is None:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])

@@ -2,11 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from simclr.errors import SettingError
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.training import TaskChain
+
+
+class Claim(NamedTuple):
+    """A claim of a paper: one member of a study is more accurate than another."""
+
+    text: str
+    members: tuple[str, str]
+    """labels of the better and of the worse member, as they are with the paper's settings"""
+    measure: str = "linear h"
+    """evaluation and layer that are compared, or `classifier` for networks with one of their own"""
+    worse_measure: str = ""
+    """those of the worse member, if they are others"""
+    stated: str = ""
+    """effect that the paper states, if it gives no figures of both members"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +38,8 @@ class Ablation:
     """conditions of the published figures"""
     layers: tuple[str, ...] = ("h",)
     """layers of a pretrained network that are evaluated"""
+    claims: tuple[Claim, ...] = ()
+    """what the paper concludes, as contrasts between members"""
 
 
 def alone(tasks: Mapping[str, Pretrain]) -> dict[str, TaskChain]:

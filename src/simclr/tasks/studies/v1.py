@@ -7,7 +7,7 @@ from typing import Any
 
 from simclr.optim import peak_lr
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies.ablation import Ablation, alone, resnet_of, with_resnet, with_views
+from simclr.tasks.studies.ablation import Ablation, Claim, alone, resnet_of, with_resnet, with_views
 from simclr.tasks.training import TaskChain
 
 RESNET50 = "ImageNet, ResNet-50, linear top-1 after 100 epochs"
@@ -146,50 +146,89 @@ V1 = {
     "augmentation": Ablation(
         varies="compositions of crop, colour and blur", source="v1, Fig. 5", members=augmentation,
         conditions="the paper applies them to one of the views, and has more of them; it gives a plot",
+        claims=(
+            Claim("crops with colour distortion are better than crops alone", ("crop+colour", "crop")),
+        ),
     ),
     "colour": Ablation(
         varies="strength of the colour distortion", source="v1, Table 1", members=colour,
         published={"strength-0.125": 59.6, "strength-0.25": 61.0, "strength-0.5": 62.6, "strength-1": 63.2,
                    "strength-1+blur": 64.5},
         conditions=RESNET50,
+        claims=(
+            Claim("stronger colour distortion is better", ("strength-1", "strength-0.125")),
+            Claim("blur helps", ("strength-1+blur", "strength-1")),
+        ),
     ),
     "leave-out": Ablation(
         varies="operations of the augmentation, left out one at a time", source="v1, App. A", members=leave_out,
         published={"all": 64.5, "no-flip": 63.4, "no-blur": 63.2}, conditions=RESNET50,
+        claims=(
+            Claim("flips help", ("all", "no-flip")),
+            Claim("blur helps", ("all", "no-blur")),
+        ),
     ),
     "head": Ablation(
         varies="kind and width of the projection head, measured at h and at z", source="v1, Fig. 8", members=head,
         layers=("h", "z"),
         conditions="stated in the text: non-linear exceeds linear by 3 points and no head by more than 10; h exceeds z "
         "by more than 10; the width hardly matters",
+        claims=(
+            Claim("a head helps", ("nonlinear-128", "no-head"), stated="more than 10 points"),
+            Claim("a non-linear head is better than a linear one", ("nonlinear-128", "linear-128"), stated="3 points"),
+            Claim("h is better than z", ("nonlinear-128", "nonlinear-128"), worse_measure="linear z",
+                  stated="more than 10 points"),
+        ),
     ),
     "loss": Ablation(
         varies="loss", source="v1, Table 4", members=loss,
         published={"margin": 50.9, "nt-logistic": 51.6, "margin-semi-hard": 57.5, "nt-logistic-semi-hard": 57.9,
                    "nt-xent": 63.9},
         conditions=f"{RESNET50}; learning rate, margin and temperature tuned for each loss",
+        claims=(
+            Claim("NT-Xent is better than the margin loss", ("nt-xent", "margin-semi-hard")),
+            Claim("NT-Xent is better than NT-Logistic", ("nt-xent", "nt-logistic-semi-hard")),
+            Claim("semi-hard negatives help the margin loss", ("margin-semi-hard", "margin")),
+            Claim("semi-hard negatives help NT-Logistic", ("nt-logistic-semi-hard", "nt-logistic")),
+        ),
     ),
     "temperature": Ablation(
         varies="temperature, with cosines or dot products", source="v1, Table 5", members=temperature,
         published={"tau-0.05": 59.7, "tau-0.1": 64.4, "tau-0.5": 60.7, "tau-1": 58.0, "no-norm-tau-10": 57.2,
                    "no-norm-tau-100": 57.0},
         conditions=RESNET50,
+        claims=(
+            Claim("cosines are better than dot products", ("tau-0.1", "no-norm-tau-10")),
+            Claim("a temperature of 0.1 is better than 1", ("tau-0.1", "tau-1")),
+            Claim("a temperature of 0.1 is better than 0.05", ("tau-0.1", "tau-0.05")),
+        ),
     ),
     "batch": Ablation(
         varies="batch size and epochs", source="v1, Fig. 9 and Table B.1", members=batch,
         published={f"batch-{b}-epochs-{100 * 2**k}": row[k] for b, row in TABLE_B1.items() for k in range(4)},
         conditions="ImageNet, ResNet-50, linear top-1; linear scaling",
+        claims=(
+            Claim("larger batches are better in short trainings", ("batch-4096-epochs-100", "batch-256-epochs-100")),
+            Claim("longer training is better", ("batch-256-epochs-800", "batch-256-epochs-100")),
+        ),
     ),
     "lr-scaling": Ablation(
         varies="linear or square-root scaling of the learning rate", source="v1, Table B.1", members=lr_scaling,
         published={f"{name}-batch-{b}": row[column] for name, column in (("linear", 0), ("sqrt", 4))
                    for b, row in TABLE_B1.items()},
         conditions=RESNET50,
+        claims=(
+            Claim("square-root scaling is better for small batches", ("sqrt-batch-256", "linear-batch-256")),
+        ),
     ),
     "size": Ablation(
         varies="depth and width", source="v1, Fig. 7 and Table 6", members=size,
         published={"resnet50-1x": 69.3, "resnet50-2x": 74.2, "resnet50-4x": 76.5},
         conditions="ImageNet, linear top-1 after 1000 epochs",
+        claims=(
+            Claim("wider networks are better", ("resnet50-4x", "resnet50-1x")),
+            Claim("deeper networks are better", ("resnet152-1x", "resnet18-1x")),
+        ),
     ),
     "optimizer": Ablation(varies="optimizer and learning rate", source="not in the papers", members=optimizer),
 }  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import replace
 from simclr.tasks.distill import Distill
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies.ablation import Ablation, alone, resnet_of, with_resnet
+from simclr.tasks.studies.ablation import Ablation, Claim, alone, resnet_of, with_resnet
 from simclr.tasks.training import NextTask, TaskChain
 
 FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024}  # as recipes/finetune-v2.yaml
@@ -71,12 +71,29 @@ V2 = {
         published={_label(depth, *kind): x for depth, row in LINEAR.items()
                    for kind, x in zip(KINDS, row, strict=True)},
         conditions="ImageNet, linear top-1 after 800 epochs, head of 3 layers, with a memory of negatives",
+        claims=(
+            Claim("selective kernels help", ("resnet50-1x-sk", "resnet50-1x")),
+            Claim("the largest network is better than the smallest", ("resnet152-2x-sk", "resnet50-1x")),
+        ),
     ),
     "head-depth": Ablation(
         varies="depth of the head and layer that fine-tuning starts from", source="v2, Fig. 5",
         members=head_depth, conditions="the paper gives plots",
+        claims=(
+            Claim("fine-tuning from the first layer of the head is better than from h",
+                  ("head-3-from-1", "head-3-from-0"), measure="classifier"),
+            Claim("a deeper head is better", ("head-3-from-1", "head-2-from-1"), measure="classifier"),
+        ),
     ),
     "distillation": Ablation(
         varies="targets of the student", source="v2, section 4.3", members=distillation,
+        claims=(
+            Claim("distillation is better than training on the labels alone",
+                  ("student-of-teacher-tau-1", "student-of-labels"),
+                  measure="classifier", stated="not compared in a table"),
+            Claim("self-distillation improves on its teacher",
+                  ("student-of-teacher-tau-0.1", "fine-tuned-teacher"),
+                  measure="classifier", stated="not compared in a table"),
+        ),
     ),
 }  # fmt: skip

@@ -1,0 +1,94 @@
+"""Claims: their members exist, and finished studies give the evidence that their figures are."""
+
+import json
+
+import pytest
+
+from simclr.cli.parsing import parse
+from simclr.errors import RunError, SettingError
+from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.studies import STUDIES
+from simclr.tasks.studies.claims import evidence, list_claims, papers_figure
+from simclr.tasks.study import Study
+
+PAPER = Pretrain(data="images")
+SMALL = Pretrain(data="images", encoder="simclr_resnet10", encoder_options={"width": 0.25}, batch=128, epochs=5,
+                 warmup_epochs=1)  # fmt: skip
+
+
+def content(study, base=PAPER, **changes):
+    """A finished study of three seeds whose members have accuracies by their position."""
+    members = STUDIES[study].members(base)
+    values = {label: 0.3 + 0.01 * k for k, label in enumerate(members)}
+    runs = {
+        label: {"runs": {str(seed): {"run": "", "linear h": x + 0.001 * seed, "linear z": x - 0.1, "classifier": x}
+                         for seed in range(3)}} for label, x in values.items()
+    }  # fmt: skip
+    return {"study": study, "data": "images", "labels": list(members), "members": runs, **changes}, values
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_claims_are_of_members_of_their_study(study):
+    ablation = STUDIES[study]
+    members = ablation.members(PAPER)
+    assert ablation.claims or study == "optimizer"  # which is not in the papers
+    for claim in ablation.claims:
+        assert set(claim.members) <= members.keys()
+        assert claim.members[0] != claim.members[1] or claim.measure != claim.worse_measure
+        assert claim.measure == ("classifier" if len(members[claim.members[0]]) > 1 else "linear h")
+
+
+@pytest.mark.parametrize("base", [PAPER, SMALL], ids=["imagenet", "small"])
+@pytest.mark.parametrize("study", ["loss", "batch", "size", "lr-scaling", "head-depth", "head"])
+def test_the_effect_is_the_difference_of_the_members_in_every_base(study, base):
+    written, _ = content(study, base)
+    papers = dict(zip(STUDIES[study].members(PAPER), content(study, PAPER)[1].values(), strict=True))
+    for claim, verdict in zip(STUDIES[study].claims, evidence(STUDIES[study], written), strict=True):
+        expected = papers[claim.members[0]] - papers[claim.members[1]] + (0.101 if claim.worse_measure else 0)
+        assert verdict.effect == pytest.approx(expected)
+        assert verdict.pairs == 3
+        assert verdict.verdict == ("confirmed" if expected > 0 else "contradicted")
+
+
+def test_runs_are_paired_by_their_seed():
+    written, _ = content("temperature")
+    runs = {label: entry["runs"] for label, entry in written["members"].items()}
+    runs["tau-0.1"]["0"]["linear h"] = 0.9
+    del runs["tau-0.1"]["1"], runs["tau-1"]["2"], runs["tau-0.05"]
+    del written["members"]["tau-0.05"]
+    dots, one, small = evidence(STUDIES["temperature"], written)
+    assert (dots.pairs, one.pairs, small) == (2, 1, None)
+    assert one.effect == pytest.approx(0.9 - runs["tau-1"]["0"]["linear h"])
+
+
+def test_figures_of_the_papers():
+    claims = {claim.members: (STUDIES[study], claim) for study in STUDIES for claim in STUDIES[study].claims}
+    assert papers_figure(*claims["nt-xent", "margin-semi-hard"]) == "+6.4 points"
+    assert papers_figure(*claims["sqrt-batch-256", "linear-batch-256"]) == "+5.3 points"
+    assert papers_figure(*claims["resnet50-1x-sk", "resnet50-1x"]) == "+2.9 points"
+    assert papers_figure(*claims["nonlinear-128", "linear-128"]) == "3 points"
+
+
+def test_the_command_lists_the_evidence_below_a_folder(tmp_path, capsys):
+    for name, study in (("a", "temperature"), ("b", "loss")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(json.dumps(content(study)[0]))
+    before = sorted(tmp_path.rglob("*"))
+    listed = parse(Study, "study", ("name", "data"), ["--claims", "--results", str(tmp_path)])()["claims"]
+    assert len(listed) == sum(len(ablation.claims) for ablation in STUDIES.values())
+    shown = capsys.readouterr().out
+    for entry in listed:
+        assert len(entry["evidence"]) == (entry["study"] in ("temperature", "loss"))
+        assert entry["claim"] in shown
+    assert sorted(tmp_path.rglob("*")) == before
+    alone = parse(Study, "study", ("name", "data"), ["loss", "--claims", "--results", str(tmp_path)])()["claims"]
+    assert alone == [entry for entry in listed if entry["study"] == "loss"]
+
+
+def test_damaged_files_and_unknown_studies_are_refused(tmp_path):
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(RunError):
+        list_claims(STUDIES, tmp_path)
+    with pytest.raises(SettingError) as refused:
+        parse(Study, "study", ("name", "data"), ["losses", "--claims"])()
+    assert refused.value.field == "name"
