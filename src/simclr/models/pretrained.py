@@ -152,7 +152,9 @@ def load_classifier(run: str | Path) -> Classifier:
     encoder, named = load(run), named_run(run)
     supervised = None if named.is_timm else load_supervised(run_folder(named.path), named.encoder)
     if supervised is None:
-        raise RunError(run, "has no classifier", "simclr finetune trains one")
+        saved = named.path / "linear" if not named.is_timm else None
+        remedy = f"Name {saved}" if saved and saved.is_dir() else "simclr finetune or simclr linear trains one"
+        raise RunError(run, "has no classifier", remedy)
     head = encoder.head or ProjectionHead(encoder.card.features, layers=0)
     network = Classifier(encoder.network, head.first(encoder.card.supervised["input"]), supervised.out_features)
     network.classifier = supervised

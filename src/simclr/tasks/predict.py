@@ -101,13 +101,16 @@ class Predict:
             top1 = figures[0].value
             result |= {each.metric: each.value for each in figures} | {"labelled": len(known)}
             answer += f" {100 * top1:.1f} % of {len(known):,} labelled images are correct."
+            if self.part == "all":
+                answer += " Images that the classifier learned from may be among them: --part test leaves them out."
             matrix = confusion_matrix(labels[known], best[known], len(names))
             sections += [*tables(matrix, names), errors(columns, known[np.argsort(-sure[known], kind="stable")])]
         unsure = np.argsort(sure, kind="stable")[:SHOWN].tolist()
         sections.append(Section("Most uncertain predictions", [tile(columns, i) for i in unsure]))
         write_columns(table, columns | self.classes(probabilities, names))
         write_gallery(Gallery(f"predict: {self.data}", answer, sections, lambda i: source.read(rows[i])), page)
-        print(printable(f"{answer}\nwrote {table} and {page}"))
+        print(printable(answer))
+        print(printable(f"wrote {table} and {page}"))
         return result
 
     def classes(self, probabilities: Float[np.ndarray, "n c"], names: list[str]) -> dict[str, Any]:
