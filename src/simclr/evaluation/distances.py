@@ -66,7 +66,8 @@ def duplicate_groups(neighbours: Neighbourhood, threshold: float) -> Int64[np.nd
     n = len(neighbours.rows)
     first, column = np.nonzero(neighbours.distances <= threshold)
     second = neighbours.rows[first, column]
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(n, n))
+    pairs = (first.astype(np.int32), second.astype(np.int32))  # the only type that scipy took before 1.13
+    graph = coo_array((np.ones(len(first), bool), pairs), shape=(n, n))
     component = connected_components(graph, directed=False)[1]
     connected = np.bincount(component)[component] > 1
     groups = np.full(n, -1, np.int64)
