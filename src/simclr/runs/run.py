@@ -182,12 +182,10 @@ class Run:
 
     def _saved_recipe(self) -> dict[str, Any]:
         path = self.path / "recipe.yaml"
-        try:
+        with contextlib.suppress(RunError):
             saved = read_yaml(path, RunError) if path.is_file() else {}
             if isinstance(saved, dict):
                 return saved
-        except RunError:
-            pass
         self._set_damaged_aside(path)
         return {}
 

@@ -273,6 +273,7 @@ class FineTune(LabelSubset, Training):
     def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
         """Return the card of the saved weights."""
         names = class_names(source)
+        several = {"multilabel": True} if multilabel.is_multilabel(source) else {}
         return Card(
             encoder=start.encoder,
             features=start.features,
@@ -280,12 +281,7 @@ class FineTune(LabelSubset, Training):
             preprocess=start.preprocess,
             channels=start.channels,
             head=None if head is None else head.config(),
-            supervised={
-                "classes": len(names),
-                "input": self.head_layers,
-                "names": names,
-                **({"multilabel": True} if multilabel.is_multilabel(source) else {}),
-            },
+            supervised={"classes": len(names), "input": self.head_layers, "names": names, **several},
             source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},
         )
 
