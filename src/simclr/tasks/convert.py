@@ -44,7 +44,9 @@ class Convert:
     supervised_input: int = setting(0, at_least=0)
     """layer of the head that is classified (official ft_proj_selector)"""
     image_size: int | None = setting(None, at_least=1)
-    """side of the images for the card, pixels; 32 with the small stem, else 224, if not given"""
+    """side of the images that the encoder is used with, pixels, as its card says (default: that of the largest views;
+    of converted weights 32 with the small stem, else 224); more than the views have often gives better features, since
+    crops enlarge what they show (Touvron et al. 2019)"""
     encoder: str | None = None
     """encoder of another toolkit's file: the name of any timm model, or package.module:function, code of your own
     (default: the ResNet that the tensors decide)"""

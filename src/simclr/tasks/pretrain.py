@@ -106,8 +106,9 @@ class Pretrain(StartsFromWeights, Contrast):
     head_norm: bool = True
     """batch norm after each layer of the head; false: dense layers with a bias"""
     image_size: int | None = setting(None, at_least=1)
-    """side of the images that the encoder is used with, pixels, as its card says (default: that of the largest views);
-    more than that often gives better features, since crops enlarge what they show (Touvron et al. 2019)"""
+    """side of the images that the encoder is used with, pixels, as its card says (default: that of the largest views;
+    of converted weights 32 with the small stem, else 224); more than the views have often gives better features, since
+    crops enlarge what they show (Touvron et al. 2019)"""
     micro_batch: int = setting(0, at_least=0)
     """number of images whose activations a process holds at a time, with the gradient of the whole batch for twice the
     forward passes; 0 for all at once"""
