@@ -45,8 +45,8 @@ class Images:
 def train(out: Path, stall: int) -> None:
     """Pretrain with two processes; a step takes about 0.1 s."""
     Pretrain(
-        data=Images(stall), out=out, encoder="simclr_resnet10", encoder_options={"width": 0.25}, views=Views(size=16),
-        head_features=32, batch=64, epochs=100, save_every=1_000_000, log_every=1, knn_every=0,
+        data=Images(stall), out=out, encoder="simclr_convnet", encoder_options={"widths": [16, 32]},
+        views=Views(size=16), head_features=32, batch=64, epochs=100, save_every=1_000_000, log_every=1, knn_every=0,
         machine=Machine(accelerator="cpu", devices=2, workers=1),
     )()  # fmt: skip
 

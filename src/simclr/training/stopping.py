@@ -44,35 +44,52 @@ class StopRequests:
         self._requested = self._waiting = False
         self._before: dict[int, object] = {}
         self._peers: list[int] = []
+        self._arrivals: socket.socket | None = None  # where the numbers of signals are written as they arrive
+        self._wakeup = -1
         # messages between CPUs, so that no step waits for a GPU
         needs_group = fabric.world_size > 1 and fabric.device.type != "cpu"
         self._group = dist.new_group(backend="gloo") if needs_group else None
 
     def __enter__(self) -> "StopRequests":
-        if threading.current_thread() is threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main:
             self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
         if self._fabric.world_size > 1:
             here = (socket.gethostname(), os.getpid())
             everyone: list = [None] * self._fabric.world_size
             dist.all_gather_object(everyone, here, group=self._group)
             self._peers = [pid for host, pid in everyone if host == here[0] and pid != here[1]]
+            if in_main:
+                self._arrivals, arrivals = socket.socketpair()
+                self._arrivals.setblocking(False)
+                self._wakeup = signal.set_wakeup_fd(self._arrivals.fileno(), warn_on_full_buffer=False)
+                threading.Thread(target=self._pass_on, args=(arrivals,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._arrivals is not None:
+            signal.set_wakeup_fd(self._wakeup)
+            self._arrivals.close()
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._requested:
-            self._requested = True
-            for pid in self._peers:
-                with contextlib.suppress(OSError):  # it has ended
-                    os.kill(pid, FORWARDED)
+        self._requested = True
         if self._waiting:
             self._waiting = False
             raise _Requested
+
+    def _pass_on(self, arrivals: socket.socket) -> None:
+        """Tell the other processes of the first request. This is a thread, since the process may be waiting for them in
+        a call of the communication library, during which Python calls no handler of a signal."""
+        with arrivals:
+            while (numbers := arrivals.recv(64)) and not set(numbers) & set(SIGNALS):
+                pass
+        for pid in self._peers if numbers else ():
+            with contextlib.suppress(OSError):  # it has ended
+                os.kill(pid, FORWARDED)
 
     def wait_for(self, produce: Callable[[], T]) -> T | None:
         """Return `produce()`, which waits for data; return None as soon as a request arrives."""
