@@ -37,11 +37,11 @@ def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fres
 
 def is_finished(run: Run, fabric: Fabric, steps: int | None = None) -> bool:
     """Return whether the run is complete, with its last step at `steps` if given; say so if it is. Raises RunError for
-    a run that ended before and has no checkpoint to go on from."""
+    a run that ended before and has no checkpoint to continue from."""
     result = run.result
     done = result is not None and steps in (None, result.get("steps", steps))
     if result is not None and not done and not run.has_checkpoint:
-        raise RunError(run.path, "has no checkpoint to go on from", "Start another run from its weights with --init")
+        raise RunError(run.path, "has no checkpoint to continue from", "Start another run from its weights with --init")
     if not is_same_on_all_ranks(fabric, done):
         raise RunError(run.path, "some processes see a finished run here, others do not", SHARED_FOLDER)
     if done:
