@@ -182,7 +182,8 @@ def test_a_folder_with_next_to_nothing_has_a_page(tmp_path):
 
 
 def test_only_a_report_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("simclr.report.page.time.strftime", lambda _: "2026-11-26 05:41")  # both formats state when they were made
+    # both formats state the minute in which they were made
+    monkeypatch.setattr("simclr.report.page.time.strftime", lambda _: "2026-11-26 05:41")
     folders = [read_run(write_run(tmp_path / "run"))]
     for name in ("report.html", "report.json"):
         write_page(folders, require_report_path(tmp_path / name))
