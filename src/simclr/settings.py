@@ -7,11 +7,13 @@ import inspect
 import math
 import numbers
 import operator
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 from simclr.errors import SettingError
 
+UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}  # of a duration, seconds
 _TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -70,6 +72,18 @@ def _within(value: Any, bounds: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         return False
     return all(_TESTS[name](value, bound) for name, bound in bounds.items())
+
+
+def seconds_of(name: str, duration: str) -> float:
+    """Return a duration such as 45min, 2h, 1h30min or 1d in seconds, infinity for `full`; raise SettingError for the
+    setting `name` otherwise."""
+    if duration == "full":
+        return math.inf
+    parts = re.findall(r"(\d+(?:\.\d+)?)(d|h|min|s)", duration)
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != duration or not seconds:
+        raise SettingError(name, "a duration such as 15min, 2h or 1d, or full", duration)
+    return seconds
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from simclr.cli.helptext import task_of
 from simclr.errors import SettingError
 from simclr.settings import bounds_of, field_docs
 
-OF_THE_COMMAND = {"data", "out", "name", "images", "run", "seed", "batch", "sample", "views", "measure"}
+OF_THE_COMMAND = {"data", "out", "name", "images", "run", "seed", "batch", "sample", "views", "measure", "budget"}
 """settings that every command has in its own sense"""
 SPECIALISED = {"lr", "lrs", "decays", "weight_decay", "epochs", "encoder", "encoder_options", "head_layers",
                "temperature", "steps", "layer", "seeds"}  # fmt: skip
