@@ -6,6 +6,7 @@ SIGTERM is sent to the first process, while training and while both wait for a d
 """
 
 import argparse
+import gc
 import json
 import signal
 import statistics
@@ -45,7 +46,7 @@ class Images:
 def train(out: Path, stall: int) -> None:
     """Pretrain with two processes; a step takes about 0.1 s."""
     Pretrain(
-        data=Images(stall), out=out, encoder="simclr_convnet", encoder_options={"widths": [16, 32]},
+        data=Images(stall), out=out, encoder="simclr_convnet", encoder_options={"widths": [16, 32], "features": 0},
         views=Views(size=16), head_features=32, batch=64, epochs=100, save_every=1_000_000, log_every=1, knn_every=0,
         machine=Machine(accelerator="cpu", devices=2, workers=1),
     )()  # fmt: skip
@@ -67,15 +68,22 @@ def measure(folder: Path, stall: int) -> dict:
         count = 0
         while count != (count := len(steps(folder))):
             time.sleep(5)
-    start = time.perf_counter()
+    start, clock = time.perf_counter(), time.time()
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=120)
     seconds = time.perf_counter() - start
     lines = steps(folder)
-    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"]
+    last = folder / "checkpoints" / "last.pt"
+    saved = torch.load(last, weights_only=True)["step"]
     assert saved == lines[-1]["step"], (saved, lines[-1])
     step = statistics.median(b["seconds"] - a["seconds"] for a, b in zip(lines[3:], lines[4:], strict=False))
-    return {"waiting": stall < 1_000_000, "seconds": round(seconds, 2), "step_seconds": round(step, 3), "step": saved}
+    return {
+        "waiting": stall < 1_000_000,
+        "saved": round(last.stat().st_mtime - clock, 2),
+        "seconds": round(seconds, 2),
+        "step_seconds": round(step, 3),
+        "step": saved,
+    }
 
 
 def main() -> None:
@@ -87,7 +95,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.train:
-        train(given.train, given.stall)
+        try:
+            train(given.train, given.stall)
+        finally:
+            gc.freeze()  # as the command does
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:

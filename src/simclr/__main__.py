@@ -2,6 +2,6 @@
 
 import sys
 
-from simclr.cli import main
+from simclr.cli import program
 
-sys.exit(main())
+sys.exit(program())

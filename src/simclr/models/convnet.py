@@ -11,22 +11,28 @@ from simclr.models.norm import BatchNorm2d
 
 
 class ConvNet(nn.Module):
-    """Images (B, in_chans, H, W) to pooled features (B, D): 3×3 convolutions with batch norm and ReLU.
+    """Images (B, in_chans, H, W) to pooled features (B, D): 3×3 convolutions and a 1×1 convolution, each with batch norm
+    and ReLU.
 
-    widths: channels of each convolution, of which D is the last; all but the first halve the side of the images.
+    widths: channels of each 3×3 convolution; all but the first halve the side of the images.
+    features: D, channels of the 1×1 convolution; 0: none, D is the last of `widths`.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), in_chans: int = 3) -> None:
+    def __init__(self, widths: Sequence[int] = (16, 32, 64, 128), features: int = 1024, in_chans: int = 3) -> None:
         super().__init__()
         if not widths or min(widths) < 8:  # torch 2.14 crashes on a CPU below, see `resnet`
             raise SettingError("widths", "a list of numbers of at least 8", list(widths))
+        if not (features == 0 or features >= 8):
+            raise SettingError("features", "0 or at least 8", features)
+        outputs = [*widths, features] if features else widths
         layers: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(zip((in_chans, *widths), widths, strict=False)):
-            convolution = nn.Conv2d(inputs, outputs, 3, stride=min(2, i + 1), padding=1, bias=False)
+        for i, (before, after) in enumerate(zip((in_chans, *outputs), outputs, strict=False)):
+            kernel, stride = (1, 1) if i == len(widths) else (3, min(2, i + 1))
+            convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            layers += [convolution, BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [convolution, BatchNorm2d(after), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
-        self.num_features = widths[-1]
+        self.num_features = outputs[-1]
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """Return the output of the last convolution."""

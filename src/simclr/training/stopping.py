@@ -84,12 +84,14 @@ class StopRequests:
     def _pass_on(self, arrivals: socket.socket) -> None:
         """Tell the other processes of the first request. This is a thread, since the process may be waiting for them in
         a call of the communication library, during which Python calls no handler of a signal."""
+        told = False
         with arrivals:
-            while (numbers := arrivals.recv(64)) and not set(numbers) & set(SIGNALS):
-                pass
-        for pid in self._peers if numbers else ():
-            with contextlib.suppress(OSError):  # it has ended
-                os.kill(pid, FORWARDED)
+            while numbers := arrivals.recv(64):  # until the sending end is closed
+                if not told and set(numbers) & set(SIGNALS):
+                    told = True
+                    for pid in self._peers:
+                        with contextlib.suppress(OSError):  # it has ended
+                            os.kill(pid, FORWARDED)
 
     def wait_for(self, produce: Callable[[], T]) -> T | None:
         """Return `produce()`, which waits for data; return None as soon as a request arrives."""
