@@ -11,8 +11,8 @@ from simclr.models.norm import BatchNorm2d
 
 
 class ConvNet(nn.Module):
-    """Images (B, in_chans, H, W) to pooled features (B, D): 3×3 convolutions and a 1×1 convolution, each with batch norm
-    and ReLU.
+    """Images (B, in_chans, H, W) to pooled features (B, D): 3×3 convolutions and a 1×1 convolution, each followed by
+    batch norm and ReLU.
 
     widths: channels of each 3×3 convolution; all but the first halve the side of the images.
     features: D, channels of the 1×1 convolution; 0: none, D is the last of `widths`.
