@@ -1,6 +1,7 @@
 """Items come in order, failures come through, and the thread ends with its reader."""
 
 import os
+import signal
 import threading
 import time
 
@@ -117,3 +118,25 @@ def test_silent_and_dead_workers_are_noticed(data, monkeypatch):
         list(loader(data, range(4), workers=2, prefetch=4, held=1, item_bytes=8))
     assert error.value.path == "workers"
     assert time.monotonic() - start < 20
+
+
+class GivenUp(Exception):
+    pass
+
+
+def test_a_worker_that_is_ended_while_it_starts_is_no_failure():
+    """The signal of a worker that ended raises an error wherever the process is; here a test would fail by it."""
+
+    def give_up(number, frame):
+        raise GivenUp
+
+    items = loader(torch.arange(3), range(3), workers=1, prefetch=1, held=1, item_bytes=8, start_method="spawn")
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)  # a new process takes seconds to load torch
+        with pytest.raises(GivenUp) as error:  # whose traceback keeps the iterator
+            next(items)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.5)  # the process ends meanwhile
+    assert error.value.__traceback__

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Real
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from simclr.data.source import Source
 from simclr.errors import DataError, UnreadableImage
@@ -183,6 +184,11 @@ def loader(
             raise failure from None
         raise
     finally:
+        if getattr(
+            iterator, "_worker_pids_set", False
+        ):  # torch reports a worker that ends while it starts as a failure
+            signal_handling._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
         for worker in getattr(iterator, "_workers", ()):  # torch would wait five seconds for each one that is busy
             worker.terminate()
 
