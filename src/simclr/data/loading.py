@@ -184,9 +184,7 @@ def loader(
             raise failure from None
         raise
     finally:
-        if getattr(
-            iterator, "_worker_pids_set", False
-        ):  # torch reports a worker that ends while it starts as a failure
+        if getattr(iterator, "_worker_pids_set", False):  # torch would take one that is starting for dead
             signal_handling._remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False
         for worker in getattr(iterator, "_workers", ()):  # torch would wait five seconds for each one that is busy

@@ -1,22 +1,34 @@
 """Rules of `simclr suggest`: settings of a first run from facts about the data and the machine."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
 
 from simclr.optim import peak_lr, total_steps
+from simclr.report.resources import rough_duration
 
 FEW = 1000  # number of images below which training an encoder is not recommended
 FEW_TO_START = 10_000  # number of images below which weights that exist are proposed to start from
 # bytes that a training step keeps for each pixel of a view in 32 bits, measured: (small stem, ImageNet stem)
-KEPT = {"simclr_resnet10": (740, 94), "simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
+KEPT = {"simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
+SIZES = (16, 24, 32, 48, 64, 96, 128, 160, 224)  # sides of images, pixels
+KEPT_ON_GPU = 0.98  # share of the contrast of the images that views keep
+KEPT_IN_TRAINING, KEPT_IN_USE = 0.9, 0.97  # the same on a CPU, for views and for the images an encoder is used with
+GPU_STEPS = 50_000
+CPU_BUDGET = 900.0  # seconds
+MOST_EPOCHS = 1_000
+FEATURES = 1024
+SPEED = 3e9  # multiplications of the forward pass per second and core while training, measured
+FEWEST_SEEN = 50_000  # images over a run, with repetitions, below which views are smaller
+MANY_SEEN = 250_000  # images over a run above which the batch is larger
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts about the data and the machine."""
+    """Facts about the data, the machine and the time there is."""
 
     images: int
     """number of training images"""
@@ -26,8 +38,16 @@ class Facts:
     """cuda, mps or cpu"""
     memory: float
     """memory of the device, bytes"""
+    lost: Mapping[int, float] = field(default_factory=dict)
+    """share of contrast that the images lose at each smaller size, see `simclr.data.detail`"""
     fits: int | None = None
     """number of images in a step that fit, as tested; None estimates it from `memory`"""
+    cores: int = 2
+    """CPU cores"""
+    budget: float | None = None
+    """duration of the training, seconds; None: 15 minutes on a CPU, 50,000 steps on a GPU"""
+    rate: float | None = None
+    """images per second as measured with the suggested settings; None estimates it"""
 
 
 class Advice(NamedTuple):
@@ -39,24 +59,66 @@ class Advice(NamedTuple):
 
 def suggest(facts: Facts) -> dict[str, Advice]:
     """Return the settings of `simclr pretrain` that are not the default or need a reason, by dotted name."""
-    cpu, n = facts.device == "cpu", facts.images
-    size = view_size(facts.side, cpu)
+    return suggest_for_cpu(facts) if facts.device == "cpu" else suggest_for_gpu(facts)
+
+
+def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
+    """Return the settings for a CPU: a small plain network, views of the smallest size that shows what the images
+    contain, and as many epochs as the time allows (results/own-images)."""
+    n, budget = facts.images, facts.budget or CPU_BUDGET
+    size = size_that_keeps(facts, KEPT_IN_TRAINING)
+    while size > SIZES[0] and budget * estimated_rate(facts, size) < FEWEST_SEEN:
+        size = max(s for s in SIZES if s < size)
+    used = max(size, min(size_that_keeps(facts, KEPT_IN_USE), 2 * size))
+    widths, rate = widths_for(size), facts.rate or estimated_rate(facts, size)
+    batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
+    epochs = epochs_in(facts, rate)
+    return {
+        "encoder": Advice("simclr_convnet", "the best small network for the time; a program can be made of it "
+                          "(simclr export), a model of timm or torchvision cannot"),
+        "encoder_options.widths": Advice(widths, f"{len(widths)} convolutions for views of {size} px"),
+        "encoder_options.features": Advice(FEATURES, "many features cost little here and are easier to classify"),
+        "image_size": Advice(used, size_reason(facts, used)),
+        "views.size": Advice(size, f"smaller in training, for more epochs: {size_reason(facts, size)}"),
+        "views.strength": Advice(0.5, "colour: 0.5 on small images (paper, B.9)"),
+        "views.blur": Advice(0.0, "none on small images (paper, B.9)"),
+        "views.crop_area": Advice([0.2, 1.0], "smaller crops of small images show little"),
+        "head_layers": Advice(2, "v1 paper; 3 for fine-tuning with few labels (SimCLRv2)"),
+        "head_hidden": Advice(128, "a wider head takes as long as the encoder"),
+        "head_features": Advice(64, "64 for small images (official issue 166)"),
+        "temperature": Advice(0.2, "0.2 below a batch of 1024 (official issue 166)"),
+        "optimizer": Advice("lars", "paper, section 2.1"),
+        "lr": Advice(2.0, f"per 256 images: {peak_lr(2.0, batch, 'linear'):.3g} at {batch}"),
+        "scaling": Advice("linear", "paper, section 2.1"),
+        "weight_decay": Advice(1e-4, "official README"),
+        "batch": Advice(batch, f"with {n // batch} steps per epoch: smaller ones for few steps"),
+        "epochs": Advice(epochs, f"{total_steps(n, batch, epochs):,} steps, in {rough_duration(budget)}"),
+        "warmup_epochs": Advice(epochs / 20, "a twentieth of the run"),
+        "knn_every": Advice(max(1, round(epochs / 10)), "ten checks; they include k-NN if there are labels"),
+        "save_every": Advice(min(max(total_steps(n, batch, epochs) // 50, 50), 1000), "steps: a fiftieth of the run"),
+    }  # fmt: skip
+
+
+def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
+    """Return the settings for a GPU: those of the papers and of their first author."""
+    n = facts.images
+    size = max(size_that_keeps(facts, KEPT_ON_GPU), 28)
+    size = max(size, 128) if size > 64 else size
     small = size <= 64
     stem = "small" if small else "imagenet"
-    if cpu:
-        encoder, reason = "simclr_resnet10", "for a CPU: the encoder of results/sample, width 0.25"
-    elif n < 100_000 or facts.memory < 16e9:
+    if n < 100_000 or facts.memory < 16e9:
         encoder = "simclr_resnet18"
         reason = "fewer than 100,000 images or 16 GB: the encoder of the official README for CIFAR-10"
     else:
         encoder, reason = "simclr_resnet50", "at least 100,000 images and 16 GB: the encoder of the paper"
 
-    largest_useful = 128 if cpu else 512 if small else 1024
+    largest_useful = 512 if small else 1024
     fits = facts.fits or fitting(encoder, size, stem, facts.memory, halves=facts.device == "cuda")
     batch = max(2, power_of_two(max(min(largest_useful, n // 8, fits), min(16, n, fits))))
     base = 0.2 if small else 0.075
-    goal, fewest, most = (2_000, 1, 200) if cpu else (50_000, 100, 1_000)
-    epochs = min(max(round(goal * batch / n), fewest), most)
+    epochs, duration = min(max(round(GPU_STEPS * batch / n), 100), MOST_EPOCHS), f"for about {GPU_STEPS:,}"
+    if facts.budget and facts.rate:
+        epochs, duration = epochs_in(facts, facts.rate), f"in {rough_duration(facts.budget)}"
     steps = total_steps(n, batch, epochs)
     warmup = 10 if epochs >= 100 else epochs / 10
 
@@ -68,7 +130,7 @@ def suggest(facts: Facts) -> dict[str, Advice]:
         "encoder": Advice(encoder, reason),
         "encoder_options.stem": Advice(stem, f"last feature map {feature_map(size, stem)} x {feature_map(size, stem)}; "
                                        "small for up to 64 px (paper, B.9)"),
-        "views.size": Advice(size, size_reason(facts.side, size, cpu)),
+        "views.size": Advice(size, size_reason(facts, size)),
         "views.strength": Advice(0.5 if small else 1.0, "colour: 0.5 on small images (paper, B.9), else 1 (App. A)"),
         "views.blur": Advice(0.0 if small else 0.5, "none on small images (paper, B.9), else half (App. A)"),
         "head_layers": Advice(2, "v1 paper; 3 for fine-tuning with few labels (SimCLRv2)"),
@@ -81,15 +143,11 @@ def suggest(facts: Facts) -> dict[str, Advice]:
         "weight_decay": Advice(1e-4, "official README"),
         "loss_scale": Advice(2.0, "the learning rates are those of the official code, whose loss is twice the mean"),
         "batch": Advice(batch, f"the largest power of two {because}"),
-        "epochs": Advice(epochs, f"{steps:,} steps, for about {goal:,} in {fewest} to {most:,} epochs"),
+        "epochs": Advice(epochs, f"{steps:,} steps, {duration}"),
         "warmup_epochs": Advice(warmup, "a tenth of the run, at most 10 (paper)"),
         "knn_every": Advice(max(1, round(epochs / 10)), "ten checks; they include k-NN if there are labels"),
         "save_every": Advice(min(max(steps // 50, 50), 1000), "steps: a fiftieth of the run, from 50 to 1,000"),
     }  # fmt: skip
-    if cpu:
-        advice["encoder_options.width"] = Advice(
-            0.25, "a quarter of the paper's channels: a sixteenth of the computation"
-        )
     if size <= 32:
         advice["views.crop_area"] = Advice(
             [0.2, 1.0], "smaller crops of 32 px images show little (recipe cifar10-fast)"
@@ -122,22 +180,39 @@ def start_advice(facts: Facts) -> str:
     return "".join(f"{'# init: RUN' if not k else '#':<13}# {line}\n" for k, line in enumerate(lines))
 
 
-def view_size(side: int, cpu: bool) -> int:
-    """Return the side of a view, pixels, for images with a shorter side of `side` pixels."""
-    if cpu:
-        return min(max(side, 28), 32)
-    if side <= 64:
-        return max(side, 28)
-    return max(size for size in (128, 160, 224) if size <= max(side, 128))
+def size_that_keeps(facts: Facts, share: float) -> int:
+    """Return the smallest side, pixels, at which the images keep this share of their contrast, at most 224."""
+    largest = min(facts.side, SIZES[-1])
+    smaller = (size for size in SIZES if size < largest and facts.lost.get(size, 1.0) <= 1 - share)
+    return max(next(smaller, largest), SIZES[0])
 
 
-def size_reason(side: int, size: int, cpu: bool) -> str:
-    """Return the reason for views of `size` for images of `side` pixels."""
-    if side < size:
-        return f"images of {side} px are enlarged, so that the last feature map has at least 4 x 4 positions"
-    if cpu and side > size:
-        return f"images have {side} px, but views of that size take {(side / size) ** 2:.0f} times longer"
-    return f"images have {side} px" + ("; the size of the paper" if size == 224 else "")
+def size_reason(facts: Facts, size: int) -> str:
+    """Return the reason for images of `size`."""
+    if facts.side < size:
+        return f"images of {facts.side} px are enlarged, so that the last feature map is not too small"
+    lost = facts.lost.get(size, 0.0)
+    return f"images of {facts.side} px" + (f" lose {100 * lost:.0f} % of their contrast" if size < facts.side else "")
+
+
+def widths_for(size: int) -> list[int]:
+    """Return the widths of a `simclr_convnet` whose last feature map has 2 or 3 positions a side."""
+    return [16, 32, 64, 128, 256, 256, 256][: max(4, round(math.log2(size)))]
+
+
+def estimated_rate(facts: Facts, size: int) -> float:
+    """Return the images per second that the cores train on, from the multiplications of a `simclr_convnet`."""
+    side, before, count = size, 3, 0
+    for i, width in enumerate(widths_for(size)):
+        side = -(-side // 2) if i else side
+        count += side**2 * 9 * before * width
+        before = width
+    return SPEED * facts.cores / (2 * (count + side**2 * before * FEATURES))
+
+
+def epochs_in(facts: Facts, rate: float) -> int:
+    """Return how many epochs fit in the time at `rate` images per second, from 1 to `MOST_EPOCHS`."""
+    return min(max(round(rate * (facts.budget or CPU_BUDGET) / facts.images), 1), MOST_EPOCHS)
 
 
 def feature_map(size: int, stem: str) -> int:

@@ -1,5 +1,6 @@
 """Settings for a first run, from the data and the machine, each with its reason."""
 
+import math
 import os
 import shlex
 import sys
@@ -13,17 +14,19 @@ import torch
 from lightning_fabric import Fabric
 
 from simclr.data import Source
+from simclr.data.detail import contrast_lost
 from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
-from simclr.report.advice import Advice, Facts, as_yaml, caution, nested, start_advice, suggest
+from simclr.report.advice import SIZES, Advice, Facts, as_yaml, caution, nested, start_advice, suggest
 from simclr.report.resources import rough_duration, total_memory
+from simclr.runs.environment import cores
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
 from simclr.runs.recipe import is_import_path, saved_recipe
-from simclr.settings import check_settings, setting
+from simclr.settings import check_settings, seconds_of, setting
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.start import code_refused
 from simclr.training.throughput import loop_rate, step_of
@@ -32,7 +35,7 @@ from simclr.views import Views
 FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
 NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
            "held_out"}  # fmt: skip
-SAMPLE = 200  # images whose sizes are measured
+SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Suggest:
     """recipe to write, a .yaml file (default: the recipe is only printed)"""
     overwrite: bool = False
     """replacement of existing files"""
+    budget: str | None = None
+    """duration of the pretraining, such as 15min, 2h or 1d (default: 15min on a CPU, 50,000 steps on a GPU)"""
     seconds: float = setting(5.0, above=0)
     """time for each measurement, seconds"""
     machine: Device = Device()
@@ -65,19 +70,23 @@ class Suggest:
             require_new_file(self.out, self.overwrite)
             if self.out.suffix.lower() not in (".yaml", ".yml"):
                 raise SettingError("out", "a path that ends with .yaml", str(self.out))
+        budget = None if self.budget is None else seconds_of("budget", self.budget)
+        if budget == math.inf:
+            raise SettingError("budget", "a duration such as 15min, 2h or 1d", self.budget)
         source = open_for_pretraining(self.data)
         machine = Machine(accelerator=self.machine.accelerator, workers=self.machine.workers)
         fabric = machine.launch()
-        facts = measure(source, fabric.device)
-        advice = suggest(facts)
+        facts = replace(measure(source, fabric.device), budget=budget)
         if facts.device == "cuda":
             largest = suggest(replace(facts, fits=len(source)))["batch"].value
-            task = self.task(advice, machine)
+            task = self.task(suggest(facts), machine)
             fits = largest_that_fits(largest, lambda batch: _try_batch(replace(task, batch=batch), fabric, source))
-            advice = suggest(replace(facts, fits=fits))
-        task = self.task(advice, machine)
+            facts = replace(facts, fits=fits)
+        task = self.task(suggest(facts), machine)
         parts = task.assemble(fabric, source)
         rate = loop_rate(parts.batches, step_of(parts), task.batch, fabric.device, self.seconds)["images_per_s"]
+        advice = suggest(replace(facts, rate=rate))
+        task = self.task(advice, machine)
         steps = total_steps(len(source), task.batch, task.epochs)
         text = self._header(facts, source, rough_duration(steps * task.batch / rate), rate) + as_yaml(advice)
         text += start_advice(facts)
@@ -152,7 +161,10 @@ def measure(source: Source, device: torch.device) -> Facts:
         problem = f"none of {len(errors)} images can be read"
         raise DataError(source.name, problem, "`simclr scan` lists the reasons")
     side = int(np.median([image.side for image in images]))
-    return Facts(images=len(source), side=side, device=device.type, memory=total_memory(device))
+    sizes = [size for size in SIZES if size < side]
+    lost = contrast_lost((source.read(image.row) for image in images[:DETAILED]), sizes)
+    memory = total_memory(device)
+    return Facts(images=len(source), side=side, device=device.type, memory=memory, lost=lost, cores=cores())
 
 
 def largest_that_fits(batch: int, run: Callable[[int], None]) -> int:
