@@ -8,6 +8,8 @@ This module is the one registry of the numbers in these names. A number that is 
 published figure depends on it; a new use takes a new number.
 """
 
+import math
+
 import numpy as np
 
 # Slots of a view. The random crop makes attempts; attempt k has the four slots from CROP_SLOT + 4 k on: aspect ratio,
@@ -37,6 +39,10 @@ CORRUPTION_STREAM = 1 << 21  # noise of the corruptions
 TRANSFORMATION_STREAM = 1 << 22  # transformations whose outcome is predicted from each layer, one number per task
 HOLD_OUT_STREAM = 1 << 23  # images held out for choosing a setting
 PICK_STREAM = 1 << 24  # first centres of the clusters from which images to label are picked
+SHARD_STREAM = 1 << 25  # order of tar files with an index, and of the images in a block of them
+PACK_STREAM = 1 << 26  # order in which images are written to such files
+
+ROUNDS = 8  # of `shuffled`
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -73,3 +79,24 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray,
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """Return the order in which epoch `epoch` visits n images: int64 (n,)."""
     return np.argsort(bits(seed, epoch, np.arange(n)), kind="stable")
+
+
+def shuffled(positions: np.ndarray, n: int, *name: int) -> np.ndarray:
+    """Return the images at `positions` of the order called `name` of n images: int64, of the same shape.
+
+    The order is a permutation of 0..n-1 that is evaluated for each position and takes no memory: a Feistel network on
+    a x b >= n numbers, with a and b near the square root of n (Black and Rogaway, 2002). A number of n or above is
+    mapped again until it is below.
+    """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    numbers = np.array(positions, np.int64)
+    left = np.ones(numbers.shape, bool)
+    while left.any():
+        high, low = np.divmod(numbers[left], b)
+        for k in range(0, ROUNDS, 2):
+            low = (low + (bits(*name, k, high) % np.uint64(b)).astype(np.int64)) % b
+            high = (high + (bits(*name, k + 1, low) % np.uint64(a)).astype(np.int64)) % a
+        numbers[left] = high * b + low
+        left = numbers >= n
+    return numbers

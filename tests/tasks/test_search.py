@@ -11,6 +11,7 @@ from support.evaluated import write_encoder, write_folder
 
 import simclr
 from simclr import Embed, Neighbours
+from simclr.data.embeddings import read_embeddings
 from simclr.errors import DataError, SettingError
 from simclr.runs.machine import Device
 
@@ -123,3 +124,32 @@ def test_a_weights_file_stands_for_its_run(photographs, tmp_path):
     run = write_encoder(tmp_path / "run")
     Embed(run=run / "encoder.safetensors", data=str(photographs), machine=MACHINE)()
     assert (run / "embeddings-photographs.npz").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_of_parts_holds_what_a_file_does(run, photographs, tmp_path, dtype, monkeypatch):
+    (photographs / "train" / "class0" / "broken.png").write_bytes(b"no image")
+    task = Embed(run=run, data=str(photographs), out=tmp_path / "e.npz", machine=MACHINE)
+    task()
+    parts = replace(task, out=tmp_path / "parts", dtype=dtype, part_size=7)
+    for rank in (2, 0):  # of three processes
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("RANK", str(rank))
+        assert parts()["images"] == 46 and not (tmp_path / "parts" / "embeddings.json").exists()
+    with pytest.raises(SettingError) as refused:
+        replace(parts, part_size=8)()
+    assert refused.value.field == "out"
+    computed = sorted((tmp_path / "parts" / "incomplete").glob("0*.json"))
+    times = [file.stat().st_mtime_ns for file in computed]
+    monkeypatch.delenv("WORLD_SIZE")
+    found = parts()  # begins where they ended
+    assert len(times) == 5 and (found["images"], found["bad"]) == (45, 1)
+    one, other = read_embeddings(tmp_path / "e.npz"), read_embeddings(tmp_path / "parts")
+    assert other.features.dtype == dtype and not (tmp_path / "parts" / "incomplete").exists()
+    np.testing.assert_allclose(other.features, one.features, rtol=1e-2 if dtype == "float16" else 1e-6, atol=1e-6)
+    assert list(other.paths) == list(one.paths) and list(other.split) == list(one.split)
+    assert (other.indices == one.indices).all() and other.data == one.data and other.made_with == one.made_with
+    assert (other.annotation[0] == one.annotation[0]).all() and other.annotation[1] == one.annotation[1]
+    with pytest.raises(SettingError):
+        parts()
+    assert replace(parts, overwrite=True)()["images"] == 45

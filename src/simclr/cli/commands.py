@@ -41,7 +41,10 @@ COMMANDS = {
     "pack": Command(
         "Data", "simclr.tasks.pack:Pack", ("data",),
         "write a data set as a few tar files, with large images reduced",
-        ("simclr pack ./photos --out ./packed",),
+        (
+            "simclr pack ./photos --out ./packed",
+            "simclr pack ./photos --out s3://bucket/photos --side 256 --shard_mb 200",
+        ),
     ),
     "pretrain": Command(
         "Train", "simclr.tasks.pretrain:Pretrain", ("data",),

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from simclr.data.index import Index, cached
+from simclr.data.indexed import open_indexed
 from simclr.data.labels import Annotation, encode_labels, sort_classes
 from simclr.data.paths import Listing, Paths, list_images
+from simclr.data.shard_index import has_index
 from simclr.data.shards import Shards, find_members, require_complete
 from simclr.data.source import Files, LeftOut, Source
 from simclr.data.splits import SPLIT_NAMES, select_split
@@ -29,7 +31,10 @@ class _NoImages(DataError):
 
 
 def open_folder(root: Path, split: str, levels: Levels) -> Source:
-    """Open the images below a folder, or, if it contains none, its tar files."""
+    """Open the images below a folder, or, if it contains none, its tar files, in which an index has precedence."""
+    if has_index(root):
+        require_complete(root)
+        return open_indexed(root, split)
     folders = split_folders(_folders(root), root)
     parts = folders or ("",)
 

@@ -75,13 +75,19 @@ def encode_labels(values: Iterable[Any]) -> Annotation:
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufSU":
         values, inverse = np.unique(values, return_inverse=True)  # few classes, many images
         values = values.tolist()
-    texts = [_text(value) for value in values]
-    names = {text for text in texts if text and not _NEGATIVE.fullmatch(text)}
+    texts = [label_text(value) for value in values]
+    names = set(texts) - {""}
     if not names:
         return None, None
     classes = sort_classes(names)
     index = {text: k for k, text in enumerate(classes)}
     return np.array([index.get(text, -1) for text in texts], np.int64)[inverse], classes
+
+
+def label_text(value: Any) -> str:
+    """Return a label as text, empty for a missing one."""
+    text = _text(value)
+    return "" if _NEGATIVE.fullmatch(text) else text
 
 
 def class_name(name: Any) -> str:

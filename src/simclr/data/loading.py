@@ -178,6 +178,8 @@ def loader(
     iterator = iter(loaded)
     try:
         for item in iterator:
+            if isinstance(item, DataError):
+                raise item
             yield _replace(item, _Sent, lambda sent: torch.from_numpy(sent.array)) if workers else item
     except RuntimeError as error:
         if (failure := failure_of_workers(error)) is not None:
@@ -220,7 +222,10 @@ class _Sender:
         self.data, self.has_memory = data, has_memory
 
     def __getitem__(self, key: Any) -> Any:
-        item = self.data[key]
+        try:
+            item = self.data[key]
+        except DataError as error:  # a file that holds many images; what is raised, torch would wrap in its traceback
+            return error
         if self.has_memory:
             try:
                 return _replace(item, torch.Tensor, torch.Tensor.share_memory_)

@@ -36,8 +36,8 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II
 
 
 @dataclass(frozen=True, eq=False)
-class Paths:
-    """Immutable sequence of N file names: `text` holds them end to end, name i in offsets[i]:offsets[i+1]."""
+class Paths(Sequence[str]):
+    """Immutable sequence of N file names: `text` holds them, name i in offsets[i]:offsets[i+1], one after another."""
 
     text: UInt8[np.ndarray, " bytes"]
     offsets: Int64[np.ndarray, " n_plus_1"]
@@ -63,15 +63,20 @@ class Paths:
 
     def encoded(self) -> Iterator[bytes]:
         """Yield all names as bytes, in order."""
-        text = self.text.tobytes()
+        first = int(self.offsets[0])
+        text = self.text[first : int(self.offsets[-1])].tobytes()
         start = 0
-        for stop in self.offsets[1:].tolist():
+        for stop in (self.offsets[1:] - first).tolist():
             yield text[start:stop]
             start = stop
 
+    def lengths(self, indices: Int[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+        """Return the number of bytes of the names at `indices`."""
+        return self.offsets[1:][indices] - self.offsets[:-1][indices]
+
     def select(self, indices: Int[np.ndarray, " m"]) -> "Paths":
         """Return the names at `indices`, in that order."""
-        starts, lengths = self.offsets[:-1][indices], np.diff(self.offsets)[indices]
+        starts, lengths = self.offsets[:-1][indices], self.lengths(indices)
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

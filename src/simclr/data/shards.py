@@ -5,13 +5,12 @@ in WebDataset; without such members, folders are classes and splits as in a fold
 files are read: at random positions, in any order, without unpacking.
 """
 
-import io
+import contextlib
 import os
 import re
-import shutil
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,15 +19,15 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from simclr.data.paths import is_image
+from simclr.data.remote import RemoteFile
 from simclr.data.source import Source
 from simclr.errors import DataError, UnreadableImage
-from simclr.runs.files import sync_folder
 from simclr.runs.reading import open_regular
 
 MAX_DIGITS = 9  # of a number in the name of a tar file
 MAX_CLASS_BYTES = 64 << 10  # of the class of an image
 
-STAGE, MARKER = ".packing", ".incomplete"  # in a folder of tar files: those being written, and a set being moved
+MARKER = ".incomplete"  # in a folder of tar files while a set is being moved there
 Places = Int64[np.ndarray, "n 3"]
 """shard, first byte and length of each image"""
 
@@ -37,16 +36,18 @@ Places = Int64[np.ndarray, "n 3"]
 class Shards(Source):
     """Images in tar files."""
 
-    shards: tuple[Path, ...]
+    shards: tuple[Path | RemoteFile, ...]
     places: Places
 
     def stored(self, i: int | np.integer) -> bytes:
         shard, start, length = self.places[i].tolist()
+        file = self.shards[shard]
+        if isinstance(file, RemoteFile):
+            return _read_copy(file, start, length)
         try:
-            return _read(self.shards[shard], start, length)
+            return _read(file, start, length)
         except OSError as error:
-            reason = f"{self.shards[shard]}: {(error.strerror or str(error)).lower()}"
-            raise UnreadableImage(self.paths[i], reason) from error
+            raise UnreadableImage(self.paths[i], f"{file}: {(error.strerror or str(error)).lower()}") from error
 
     def _content(self, i: np.integer) -> bytes:
         return b"%d" % self.places[i, 2]
@@ -55,23 +56,27 @@ class Shards(Source):
         return {"places": self.places[indices]}
 
 
-def shard_files(text: str) -> list[Path]:
-    """Return the paths of FILE.tar, or of several tar files as in name-{000..099}.tar; all must exist."""
+def expand_range(text: str) -> tuple[Iterable[str], bool]:
+    """Return the names that NAME-{000..099}.tar stands for, and whether it is such a range."""
     match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", text, re.DOTALL)
     if match is None:
-        names = [text]
-    else:
-        before, first, last, after = match.groups()
-        if max(len(first), len(last)) > MAX_DIGITS:
-            raise DataError(text, f"a number of its range has more than {MAX_DIGITS} digits")
-        names = (f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1))
-        if int(first) > int(last):
-            raise DataError(text, f"the range {first}..{last} is empty", "Write the smaller number first")
+        return [text], False
+    before, first, last, after = match.groups()
+    if max(len(first), len(last)) > MAX_DIGITS:
+        raise DataError(text, f"a number of its range has more than {MAX_DIGITS} digits")
+    if int(first) > int(last):
+        raise DataError(text, f"the range {first}..{last} is empty", "Write the smaller number first")
+    return (f"{before}{k:0{len(first)}}{after}" for k in range(int(first), int(last) + 1)), True
+
+
+def shard_files(text: str) -> list[Path]:
+    """Return the paths of FILE.tar, or of several tar files as in name-{000..099}.tar; all must exist."""
+    names, is_range = expand_range(text)
     files = []
     for file in (Path(name).expanduser() for name in names):  # until the first that does not exist
         if not file.is_file():
             problem = "it is not a regular file" if file.exists() else "it does not exist"
-            raise DataError(file, problem + (f" but is in the range of {text}" if match else ""))
+            raise DataError(file, problem + (f" but is in the range of {text}" if is_range else ""))
         files.append(file)
     return files
 
@@ -105,13 +110,12 @@ def find_members(files: list[Path]) -> Members:
                 names.append(name)
                 places.extend((k, start, length))
             elif extension == b"cls":
-                if length > MAX_CLASS_BYTES:
-                    raise DataError(file, f"{os.fsdecode(name)} has {length:,} bytes, which is not the name of a class")
+                check_class(file, name, length)
                 classes[k, stem] = _read(file, start, length).decode(errors="replace").strip()
     where = np.array(places, np.int64).reshape(-1, 3)
     shards = where[:, 0].tolist()
     stems = (name.rpartition(b".")[0] for name in names)
-    texts = [_class(classes, k, stem) for k, stem in zip(shards, stems, strict=True)] if classes else None
+    texts = [class_beside(classes, k, stem) for k, stem in zip(shards, stems, strict=True)] if classes else None
     paths = names
     if len(set(names)) < len(names):  # each shard may number its images from 0
         paths = [os.fsencode(files[k].stem) + b"/" + name for k, name in zip(shards, names, strict=True)]
@@ -120,28 +124,46 @@ def find_members(files: list[Path]) -> Members:
     return Members(paths, names, where[order], texts and [texts[i] for i in order])
 
 
-def _class(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
+def check_class(file: str | Path, name: bytes, length: int) -> None:
+    """Raise DataError for a .cls member that is too long for the name of a class."""
+    if length > MAX_CLASS_BYTES:
+        raise DataError(file, f"{os.fsdecode(name)} has {length:,} bytes, which is not the name of a class")
+
+
+def class_beside(classes: dict[tuple[int, bytes], str], shard: int, stem: bytes) -> str:
     """Return the content of `a/b.cls` for `a/b.jpg`, and for `a/b.left.jpg` if there is no `a/b.left.cls`."""
     folder, slash, base = stem.rpartition(b"/")
     return classes.get((shard, stem), classes.get((shard, folder + slash + base.partition(b".")[0]), ""))
 
 
 def _members(file: Path) -> Iterator[tuple[bytes, int, int]]:
+    with named_tar_errors(file), open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        for name, member in regular_members(file, archive, os.fstat(stream.fileno()).st_size):
+            yield name, member.offset_data, member.size
+
+
+def regular_members(file: str | Path, archive: tarfile.TarFile, end: int) -> Iterator[tuple[bytes, tarfile.TarInfo]]:
+    """Yield the files in an archive that are not hidden, with their names; DataError for a link to an image, and for a
+    file that goes beyond `end`."""
+    for member in archive:
+        if member.size < 0 or (member.isreg() and member.offset_data + member.size > end):
+            raise DataError(file, f"{member.name} is outside the file, which is truncated or damaged")
+        name = member.name.removeprefix("./")
+        encoded = name.encode(errors="surrogateescape")
+        if not any(part.startswith(".") for part in name.split("/")):
+            if (member.islnk() or member.issym()) and is_image(encoded):
+                remedy = "Write the file with tar --dereference --hard-dereference"
+                raise DataError(file, f"{name} is a link", remedy)
+            if member.isreg() and not member.issparse():
+                yield encoded, member
+        archive.members = []  # type: ignore[attr-defined]  # otherwise all of them would be kept in memory
+
+
+@contextlib.contextmanager
+def named_tar_errors(file: str | Path) -> Iterator[None]:
+    """Raise what a file that is no tar file makes tarfile raise as DataError."""
     try:
-        with open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            end = os.fstat(stream.fileno()).st_size
-            for member in archive:
-                if member.size < 0 or (member.isreg() and member.offset_data + member.size > end):
-                    raise DataError(file, f"{member.name} is outside the file, which is truncated or damaged")
-                name = member.name.removeprefix("./")
-                encoded = name.encode(errors="surrogateescape")
-                if not any(part.startswith(".") for part in name.split("/")):
-                    if (member.islnk() or member.issym()) and is_image(encoded):
-                        remedy = "Write the file with tar --dereference --hard-dereference"
-                        raise DataError(file, f"{name} is a link", remedy)
-                    if member.isreg() and not member.issparse():
-                        yield encoded, member.offset_data, member.size
-                archive.members = []  # type: ignore[attr-defined]  # otherwise all of them would be kept in memory
+        yield
     except DataError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, IndexError, KeyError) as error:
@@ -154,72 +176,7 @@ def _read(file: Path, start: int, length: int) -> bytes:
         return stream.read(length)
 
 
-class TarWriter:
-    """Writer of tar files of about `size` bytes in a folder: 000000.tar and so on.
-
-    They are written in a hidden folder. Once all of them are complete and on the disk they are moved, while a marker
-    says that the set is incomplete, so no part of a set passes as the whole. After an error nothing is left of them.
-    """
-
-    def __init__(self, folder: Path, size: int):
-        self.count = 0
-        self.beside: dict[str, Callable[[Path], None]] = {}
-        """other files of the set by name, and what writes them; they are absent if there is nothing to write"""
-        self._folder, self._size, self._stage = folder, size, folder / STAGE
-        self._archive: tarfile.TarFile | None = None
-
-    def __enter__(self) -> "TarWriter":
-        shutil.rmtree(self._stage, ignore_errors=True)  # of a writer that was killed
-        self._stage.mkdir(parents=True)
-        return self
-
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        try:
-            self._close()
-            if kind is None:
-                self._move()
-        finally:
-            shutil.rmtree(self._stage, ignore_errors=True)
-
-    def write(self, members: dict[str, bytes]) -> None:
-        """Write files that belong together, given by their names."""
-        if self._archive is None:
-            self._file = open(self._stage / f"{self.count:06d}.tar", "wb")  # noqa: SIM115
-            self._archive = tarfile.TarFile(fileobj=self._file, mode="w")
-            self.count += 1
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o644
-            self._archive.addfile(member, io.BytesIO(content))
-        if self._archive.offset >= self._size:
-            self._close()
-
-    def _close(self) -> None:
-        if self._archive is None:
-            return
-        with self._file:
-            self._archive.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._archive = None
-
-    def _move(self) -> None:
-        """Put the set in place of what is there of an earlier one."""
-        for name, write in self.beside.items():
-            write(self._stage / name)
-        sync_folder(self._stage)
-        marker = self._folder / MARKER
-        with open(marker, "wb") as file:
-            os.fsync(file.fileno())
-        sync_folder(self._folder)
-        names = sorted(path.name for path in self._stage.iterdir())
-        for path in self._folder.iterdir():
-            is_of_a_set = path.name in self.beside or re.fullmatch(r"\d{6}\.tar(\.partial)?", path.name)
-            if is_of_a_set and path.name not in names:
-                path.unlink()
-        for name in names:
-            os.replace(self._stage / name, self._folder / name)
-        self._stage.rmdir()
-        sync_folder(self._folder)
-        marker.unlink()
-        sync_folder(self._folder)
+def _read_copy(file: RemoteFile, start: int, length: int) -> bytes:
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # deleted for others just now: the cache is too small
+            return _read(file.local(), start, length)

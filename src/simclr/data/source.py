@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64, Real, UInt8
@@ -47,6 +47,9 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    starts: ClassVar[Int64[np.ndarray, " k"] | None] = None
+    """first image of each tar file and the number of images, if the images are read in the order of such files"""
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"] | None:
@@ -109,6 +112,10 @@ class Source:
     def _content(self, i: np.integer) -> bytes:
         """Return bytes that depend on the content of image i; none if only reading the image would give them."""
         return b""
+
+    def part(self, start: int, stop: int) -> "Source":
+        """Return the images start..stop, of the same split."""
+        return self.select(np.arange(start, stop), self.split)
 
     def select(self, indices: Int[np.ndarray, " m"], split: str) -> "Source":
         """Return the images at `indices`, in that order, as the split called `split`."""

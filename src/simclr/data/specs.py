@@ -12,9 +12,11 @@ from numpy import ndarray
 
 from simclr.data.datasets import cifar10, sample, torchvision_set
 from simclr.data.folders import explain_missing_classes, open_folder, open_shards
+from simclr.data.indexed import open_indexed
 from simclr.data.loading import first_errors
 from simclr.data.multilabel import is_multilabel
 from simclr.data.paths import Paths, list_images
+from simclr.data.remote import is_url
 from simclr.data.shards import shard_files
 from simclr.data.source import ItemLabels, Objects, Source
 from simclr.data.splits import SPLITS, reopen, select_split
@@ -45,7 +47,8 @@ def labels_for(what: str, source: Source, data: Any) -> Int64[ndarray, " n"]:
 
 GRAMMAR = (
     "a folder of images, a list of paths FILE.txt, a table FILE.csv, arrays FILE.npz or FILE.npy, tar files FILE.tar "
-    "or NAME-{000..099}.tar, cifar10:DIR, torchvision:NAME:DIR, sample, or an object with __len__ and __getitem__"
+    "or NAME-{000..099}.tar, the URL of tar files with an index, cifar10:DIR, torchvision:NAME:DIR, sample, or an "
+    "object with __len__ and __getitem__"
 )
 
 
@@ -67,6 +70,7 @@ def open_source(spec: Any, split: str = "train") -> Source:
                           other types and (N, H, W, C) are for encoders of C channels; ``FILE.npy`` is one array
     ``FILE.tar``          images in a tar file, with folders as above or classes in .cls members as in WebDataset;
                           ``NAME-{00..99}.tar`` is a hundred of them, a folder of tar files all in it
+    ``s3://BUCKET/FOLDER`` tar files with an index, which `simclr pack` writes, at any URL that fsspec reads
     ``cifar10:DIR``       CIFAR-10 in any of its usual formats
     ``torchvision:X:DIR`` the torchvision data set of class X, which is downloaded to DIR if it is not there
     ``sample``            the subset of CIFAR-10 that comes with the package
@@ -92,6 +96,8 @@ def open_source(spec: Any, split: str = "train") -> Source:
     text = os.fspath(spec)
     if not text:
         raise DataError("data", "the text is empty", f"It can be {GRAMMAR}")
+    if is_url(text):
+        return open_indexed(text, split)
     kind, _, rest = text.partition(":")
     if text == "sample":
         return sample(split)
@@ -156,6 +162,8 @@ def why_unlabelled(spec: Any) -> str:
     """Return why the source that `spec` names has no labels, and what to do."""
     if not isinstance(spec, str | os.PathLike):
         return "its items are not pairs (image, label)"
+    if is_url(spec):
+        return "its index has none"
     text, options = split_options(os.fspath(spec))
     path = Path(text).expanduser()
     if path.is_dir() and list_images(path).names:

@@ -151,7 +151,10 @@ def _quotas(counts: Int64[np.ndarray, " c"], limits: Int64[np.ndarray, " c"], to
 
 
 def sample_rows(source: Source, count: int) -> Int64[np.ndarray, " m"]:
-    """Return up to `count` images, those whose names have the smallest hashes, in the order of the hashes."""
+    """Return up to `count` images, those whose names have the smallest hashes, in the order of the hashes; of tar files
+    with an index, the first ones: these are in random order already, and few files are read."""
+    if source.starts is not None:
+        return np.arange(min(count, len(source)))
     return np.argsort(source.paths.hashes(), kind="stable")[:count]
 
 
@@ -164,6 +167,8 @@ def split_off(source: Source, count: int) -> tuple[Source, Source]:
     """Return the other images of a source, and `count` held-out images; about as many if there are groups."""
     if not 0 < count < len(source) - 1:
         raise SettingError("held_out", f"at least 1 and at most {len(source) - 2}, so that two images remain", count)
+    if source.starts is not None:
+        return source.part(count, len(source)), source.part(0, count)
     if source.groups is None:
         mask = np.zeros(len(source), bool)
         mask[sample_rows(source, count)] = True

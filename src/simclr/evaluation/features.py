@@ -120,10 +120,13 @@ def extract(
     device: torch.device | str = "cpu",
     batch: int = 256,
     workers: int = 0,
+    allow_none: bool = False,
 ) -> Features:
     """Return the features (N, D) float32 of every readable image. The encoder is set to evaluation mode, so neither its
-    parameters nor its batch statistics change."""
-    return extract_all([encoder], source, preprocess, device=device, batch=batch, workers=workers)[0]
+    parameters nor its batch statistics change. Raises DataError if no image can be read, unless that is allowed."""
+    return extract_all(
+        [encoder], source, preprocess, device=device, batch=batch, workers=workers, allow_none=allow_none
+    )[0]
 
 
 @torch.inference_mode()
@@ -135,6 +138,7 @@ def extract_all(
     device: torch.device | str = "cpu",
     batch: int = 256,
     workers: int = 0,
+    allow_none: bool = False,
 ) -> list[Features]:
     """Return the features of several encoders, as `extract` does for one; each image is decoded once."""
     rows: list[list[Tensor]] = [[] for _ in encoders]
@@ -145,6 +149,9 @@ def extract_all(
         for encoder, dtype, features in zip(encoders, types, rows, strict=True):
             features.append(encoder(images.to(device, dtype, memory_format=torch.channels_last)).float().cpu())
         indices.append(torch.as_tensor(index))
+    if not indices and allow_none:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return [Features(torch.empty(0, 0), None, nothing, batches.bad) for _ in encoders]
     if not indices:
         raise DataError(source.name, "no image can be read", "simclr scan lists the reasons")
     kept = torch.cat(indices).long()

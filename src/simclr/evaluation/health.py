@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simclr.data import Source
 from simclr.data.loading import loader
+from simclr.data.splits import sample_rows
 from simclr.errors import DataError, UnreadableImage
 from simclr.evaluation.metrics import alignment, embedding_std, rankme, uniformity
 from simclr.losses import contrast_statistics, unit_rows
@@ -54,7 +55,7 @@ class HealthCheck:
     ) -> "HealthCheck":
         """Return the check on two views of up to `most` images of a source, chosen by a hash of their names and decoded
         by `workers` processes; unreadable images are left out."""
-        rows = np.sort(np.argsort(source.paths.hashes(), kind="stable")[:most]).tolist()
+        rows = np.sort(sample_rows(source, most)).tolist()
         decoder = loader(
             _Pairs(source, views, seed),
             rows,

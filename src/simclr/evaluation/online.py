@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from simclr.data import Source
+from simclr.data.splits import sample_rows
 from simclr.evaluation.features import extract
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.neighbours import knn_votes
@@ -31,8 +32,12 @@ class KnnCheck:
         """Return the check of a labelled source, None if it has no labels."""
         if source.labels is None:
             return None
-        labelled = np.flatnonzero(source.labels >= 0)
-        chosen = labelled[permutation(0, 0, len(labelled))[:KNN_IMAGES]]
+        if source.starts is not None:
+            rows = sample_rows(source, KNN_IMAGES)
+            chosen = rows[source.labels[rows] >= 0]
+        else:
+            labelled = np.flatnonzero(source.labels >= 0)
+            chosen = labelled[permutation(0, 0, len(labelled))[:KNN_IMAGES]]
         cut = len(chosen) // 5
         if cut == 0:
             return None

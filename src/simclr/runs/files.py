@@ -153,7 +153,7 @@ def printable(name: str | os.PathLike) -> str:
     )
 
 
-def print_unreadable(path: Path, reasons: dict[str, str]) -> None:
+def print_unreadable(path: str | Path, reasons: dict[str, str]) -> None:
     """Print the number of unreadable images, if there are any, and the path of their table."""
     if reasons:
         print(f"{len(reasons)} {'files' if len(reasons) > 1 else 'file'} could not be read: {printable(path)}")

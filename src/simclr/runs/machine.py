@@ -52,6 +52,21 @@ class Device:
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
     @property
+    def local_device(self) -> str:
+        """The device of this process among those that torchrun or SLURM started on this machine."""
+        rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+        return f"cuda:{rank}" if rank and self.kind == "cuda" else self.kind
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes that torchrun or SLURM started."""
+        if os.environ.get("WORLD_SIZE"):
+            return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if SLURMEnvironment.detect():
+            return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        return 0, 1
+
+    @property
     def worker_processes(self) -> int:
         """Number of decoding processes of each process that computes."""
         return self.workers if self.workers >= 0 else max(0, min(cores() // self._processes_here - 1, 16))

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from simclr.data import open_source
+from simclr.data.parts import DESCRIPTION, Parts
 from simclr.errors import Error, SettingError
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
-from simclr.runs.files import printable, replacing, require_new_file
+from simclr.runs.files import printable, replacing, require_folder_path, require_new_file
 from simclr.runs.machine import Device
 from simclr.runs.results import provenance, run_folder
 from simclr.runs.tables import require_table_path, write_columns
-from simclr.settings import check_settings
+from simclr.settings import check_settings, setting
+from simclr.training.progress import Progress
 
 LISTED = 10  # unreadable images that are printed
 
@@ -28,6 +31,10 @@ class Embed:
     each image, `labels` (N,) and `classes` if there are labels, and `run`, `weights`, `data`, `part` and `layer`, which
     say what they were computed from. A path that ends with .parquet gives a table instead, which other programs open:
     path, row, split, label if there are labels, and features. Unreadable images are left out and listed.
+
+    A path without an ending gives a folder, for more embeddings than the memory holds: `features.npy` and other arrays,
+    which `simclr explore` maps into memory. It is written in parts; the same command computes those that are missing,
+    and under torchrun or srun each process computes some of them.
     """
 
     command: ClassVar[str] = "embed"
@@ -41,7 +48,11 @@ class Embed:
     layer: str = "h"
     """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     out: Path | None = None
-    """file to write, .npz or .parquet; RUN/embeddings-DATA.npz if not given"""
+    """file to write, .npz or .parquet, or a folder; RUN/embeddings-DATA.npz if not given"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """type of the features in an .npz file or a folder; float32 is mapped into memory as it is"""
+    part_size: int = setting(65_536, at_least=1)
+    """number of images of a part of a folder"""
     overwrite: bool = False
     """replacement of existing files"""
     machine: Device = Device()
@@ -49,17 +60,19 @@ class Embed:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.out is not None and self.out.suffix not in (".npz", ".parquet"):
-            raise SettingError("out", "a path that ends with .npz or .parquet", str(self.out))
+        if self.out is not None and self.out.suffix not in (".npz", ".parquet", ""):
+            raise SettingError("out", "a path that ends with .npz or .parquet, or a folder", str(self.out))
 
     def __call__(self) -> dict[str, Any]:
+        if self.out is not None and not self.out.suffix:
+            return self._in_parts(self.out)
         source = open_source(self.data, self.part)
         path = self.out or run_folder(self.run) / f"embeddings-{source.name}.npz"
         (require_table_path if path.suffix == ".parquet" else require_new_file)(path, self.overwrite)
         embeddings = embed_source(self.run, self.data, self.part, self.layer, self.machine)
         rows = embeddings.indices.numpy()
         content = {
-            "features": embeddings.features.numpy(),
+            "features": embeddings.features.numpy().astype(self.dtype),
             "paths": np.array([source.path(i) for i in rows.tolist()]),
             "indices": rows,
             "split": splits_of(self.data, self.part, rows),
@@ -85,6 +98,34 @@ class Embed:
         print(f"wrote {path}")
         return {"images": count, "features": width, "bad": len(embeddings.bad), "out": path}
 
+    def _in_parts(self, folder: Path) -> dict[str, Any]:
+        """Compute the parts of this process; the last one of all processes completes the folder."""
+        rank, world = self.machine.place
+        if self.overwrite and world > 1:
+            raise SettingError("overwrite", "false for a folder that several processes write", True)
+        is_complete = (folder / DESCRIPTION).exists()
+        if is_complete and not self.overwrite and rank == 0:
+            raise SettingError("out", "a new folder", str(folder), "It is complete; see --overwrite")
+        encoder, device, workers = load(self.run), self.machine.local_device, self.machine.worker_processes
+        network = read_layer(encoder.network, encoder.head, self.layer).to(device).eval()
+        preprocess = encoder.preprocess
+        with torch.inference_mode():
+            example = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size, device=device)
+            width = network(example).shape[1]
+        parts = Parts(require_folder_path(folder), open_source(self.data, self.part), width, self.dtype, self.part_size)
+        about = origin(self.run, self.data, self.part, self.layer)
+        parts.begin(about, self.overwrite)
+        missing = parts.missing(rank, world)
+        with Progress(len(missing), shown=rank == 0) as progress:
+            for part in missing:
+                images = parts.images(part)
+                found = extract(network, images, preprocess, device=device, workers=workers, allow_none=True)
+                parts.write(part, found.features.numpy(), found.indices.numpy(), found.bad)
+                progress.advance()
+        bad = parts.complete(about, lambda: is_test(self.data, self.part))
+        print(f"wrote {len(missing):,} parts; others are missing" if bad is None else f"wrote {folder}")
+        return {"images": len(parts.source) - len(bad or ()), "features": width, "bad": len(bad or ()), "out": folder}
+
 
 def embed_source(run: Path, data: str, part: str, layer: str, machine: Device) -> Features:
     """Return the features of every readable image of a split of a data set."""
@@ -98,12 +139,22 @@ def splits_of(data: str, part: str, rows: np.ndarray) -> np.ndarray:
     """Return the split, train or test, of rows of a split of a data set."""
     if part != "all":
         return np.full(len(rows), part)
+    return np.where(is_test(data, part)[rows], "test", "train")
+
+
+def is_test(data: str, part: str) -> np.ndarray:
+    """Return which images of a split of a data set are test images."""
+    source = open_source(data, part)
+    if part != "all":
+        return np.full(len(source), part == "test")
     try:
-        test = set(open_source(data, "test").paths.encoded())
+        test = open_source(data, "test")
     except Error:  # a data set with a test split of its own may hold training images only
-        test = set()
-    names = list(open_source(data, "all").paths.encoded())
-    return np.array(["test" if names[row] in test else "train" for row in rows])
+        return np.zeros(len(source), bool)
+    if source.starts is not None:  # tar files with an index
+        return np.arange(len(source)) < len(test)
+    names = set(test.paths.encoded())
+    return np.array([name in names for name in source.paths.encoded()])
 
 
 def origin(run: Path, data: str, part: str, layer: str) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Packing of many image files into a few tar files, with large images reduced."""
 
+import contextlib
 import io
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,8 +17,13 @@ from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.decoding import LazyImage
 from simclr.data.folders import infer_splits_and_labels
 from simclr.data.paths import is_image
-from simclr.data.shards import MARKER, TarWriter
+from simclr.data.remote import exists, is_url, join_url
+from simclr.data.shard_index import DESCRIPTION
+from simclr.data.shards import MARKER
+from simclr.data.tar_index import index_tar_files, list_tar_files
+from simclr.data.tar_writer import TarWriter
 from simclr.errors import DataError, SettingError
+from simclr.randomness import PACK_STREAM, shuffled
 from simclr.runs.environment import cores
 from simclr.runs.files import BAD, print_unreadable, require_folder_path, require_new_file, write_unreadable
 from simclr.settings import check_settings, setting
@@ -34,14 +42,21 @@ class Pack:
     names and bytes, except for those with more than `side` pixels in the shorter side: these are reduced to it and
     encoded again, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG, upright and without metadata.
     Images that are not files become PNG files. Labels and splits do not change.
+
+    Sets that are too large for the memory or the disk of one machine are written with `index`: in random order, so that
+    every tar file is a sample of the set, and with an index that all processes map into memory. Training then reads a
+    block of tar files after another, and copies those of a URL ahead of need.
     """
 
     command: ClassVar[str] = "pack"
 
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
-    out: Path
-    """folder for the tar files 000000.tar, 000001.tar and so on"""
+    out: str | Path
+    """folder for the tar files 000000.tar, 000001.tar and so on, or a URL such as s3://bucket/folder"""
+    index: Literal["none", "write", "only"] | None = None
+    """index of the tar files: none, write (in random order, see above), or only, for the tar files DATA, which stay as
+    they are and have classes in .cls files or none (default: none for a folder, write for a URL)"""
     side: int = setting(0, at_least=0)
     """maximum shorter side, pixels, to which larger images are reduced; 0 keeps all images unchanged"""
     shard_mb: int = setting(500, at_least=1)
@@ -55,28 +70,32 @@ class Pack:
         check_settings(self)
         if self.workers == 0:
             raise SettingError("workers", "-1 or at least 1", 0)
+        if self.index == "none" and is_url(self.out):
+            raise SettingError("index", "write or only for a URL", "none")
 
     def __call__(self) -> dict[str, Any]:
         """Write the tar files and return counts: images, images that were encoded again (`anew`), and tar files; and
         the images that had to be decoded but are unreadable, which are left out, with the reason."""
-        replaces = self.overwrite or (self.out / MARKER).exists()  # of this command, which was interrupted
-        existing = list(require_folder_path(self.out).glob("*.tar"))
-        if existing and not replaces:
-            raise SettingError(
-                "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
-            )
-        require_new_file(self.out / BAD, replaces)
+        if self.index == "only":
+            return self._index_only()
+        self._require_new()
         source = open_source(self.data, "all")
-        names, classes = plan_names(source, self._is_test(source))
+        is_test = self._is_test(source)
+        names, classes = plan_names(source, is_test)
+        order = np.arange(len(source))
+        if self.has_index:
+            order = shuffled(order, len(source), 0, PACK_STREAM)
+            order = order if is_test is None else order[np.argsort(~is_test[order], kind="stable")]
+        labels, texts = source.labels, source.classes
         written, reduced, bad = 0, 0, {}
         threads = cores() if self.workers < 0 else self.workers
         with (
-            TarWriter(self.out, self.shard_mb * 10**6) as shards,
+            self._writer() as shards,
             ThreadPoolExecutor(threads) as pool,
             Progress(len(source)) as progress,
         ):
             for start in range(0, len(source), _BLOCK):
-                block = range(start, min(start + _BLOCK, len(source)))
+                block = order[start : start + _BLOCK].tolist()
                 for i, result in zip(block, pool.map(partial(self._encode, source), block), strict=True):
                     progress.advance()
                     if isinstance(result, UnreadableImage):
@@ -89,18 +108,61 @@ class Pack:
                     members = {str(name): content}
                     if classes is not None:
                         members[str(name.with_suffix(".cls"))] = classes[i].encode()
-                    shards.write(members)
+                    shards.write(members, "" if labels is None or labels[i] < 0 else texts[labels[i]])
                     written, reduced = written + 1, reduced + (suffix is not None)
+                    shards.test += is_test is not None and bool(is_test[i])
                 progress.show({"step": progress.done})
             shards.beside[BAD] = lambda path: write_unreadable(path, bad) if bad else None
-        print_unreadable(self.out / BAD, bad)
+        print_unreadable(join_url(str(self.out), BAD), bad)
         print(f"wrote {written} images, of which {reduced} were encoded again, in {shards.count} tar files: {self.out}")
         return {"images": written, "anew": reduced, "shards": shards.count, "bad": bad}
 
+    def _index_only(self) -> dict[str, Any]:
+        out = str(self.out)
+        location = join_url(out, DESCRIPTION)
+        if not self.overwrite and (exists(location) if is_url(out) else Path(location).exists()):
+            raise SettingError("out", "a place without an index", out, "Choose another --out or --overwrite")
+        if not is_url(out):
+            require_folder_path(Path(out)).mkdir(parents=True, exist_ok=True)
+        files = list_tar_files(self.data)
+        with Progress(len(files)) as progress:
+            images = index_tar_files(files, out, progress.advance)
+        print(f"wrote the index of {images:,} images in {len(files):,} tar files: {out}")
+        return {"images": images, "anew": 0, "shards": len(files), "bad": {}}
+
+    @property
+    def has_index(self) -> bool:
+        """Whether an index is written."""
+        return self.index == "write" or (self.index is None and is_url(self.out))
+
+    def _require_new(self) -> None:
+        """Raise SettingError if tar files are in the way."""
+        refusal = SettingError(
+            "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
+        )
+        if is_url(self.out):
+            if not self.overwrite and exists(join_url(self.out, DESCRIPTION)):
+                raise refusal
+            return
+        out = Path(self.out)
+        replaces = self.overwrite or (out / MARKER).exists()  # of this command, which was interrupted
+        existing = list(require_folder_path(out).glob("*.tar"))
+        if existing and not replaces:
+            raise refusal
+        require_new_file(out / BAD, replaces)
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[TarWriter]:
+        """Yield the writer of the tar files; those for a URL are written in a temporary folder first."""
+        with contextlib.ExitStack() as stack:
+            url = str(self.out) if is_url(self.out) else None
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if url else self.out)
+            yield stack.enter_context(TarWriter(folder, self.shard_mb * 10**6, index=self.has_index, url=url))
+
     def _is_test(self, source: Source) -> np.ndarray | None:
+        """Return which images are in the test split; None for a source without a split of its own."""
         if not source.has_own_split:
             return None
-        """Return which images are in the test split; None for a source without a split of its own."""
         splits = (source, open_source(self.data, "train"), open_source(self.data, "test"))
         names, train, test = (list(split.paths.encoded()) for split in splits)
         test_names = set(test)

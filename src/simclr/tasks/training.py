@@ -34,6 +34,7 @@ from simclr.runs.run import Run
 from simclr.settings import check_settings, setting
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
 from simclr.training.fit import Schedule
+from simclr.training.order import ShardOrder
 from simclr.training.sampler import BatchSampler
 from simclr.training.session import is_finished
 from simclr.views import Views
@@ -143,7 +144,8 @@ class Training(ABC):
         self, fabric: Fabric, source: Source, policies: Sequence[Views], batch: int, decode: str = "exact"
     ) -> Resident | Streamed:
         """Return this process's batches with one view of each image for each policy."""
-        sampler = BatchSampler(len(source), batch, self.seed, fabric.global_rank, fabric.world_size)
+        order = None if source.starts is None else ShardOrder(source.starts)
+        sampler = BatchSampler(len(source), batch, self.seed, fabric.global_rank, fabric.world_size, order)
         loading = Loading(
             storage=self.machine.storage,
             workers=self.machine.worker_processes,

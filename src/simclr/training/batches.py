@@ -16,6 +16,7 @@ from simclr.data.loading import CHUNK, MAX_BYTES, Loaded, load_images, loader, p
 from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores
+from simclr.training.ahead import Ahead, is_copied
 from simclr.training.crops import CropDataset, Crops, draw_views
 from simclr.training.sampler import BadImages, BatchSampler
 from simclr.views import ViewParameters, Views, by_size
@@ -131,6 +132,7 @@ class Streamed:
         self.workers = cores() if loading.workers is None else loading.workers
         self.start_method = loading.start_method
         self._crops = CropDataset(source, self.policies, sampler, loading.decode)
+        self._is_copied = is_copied(source)
         self._record = BadImages(source, loading.max_bad)
         self.bad = self._record.reasons
 
@@ -172,10 +174,17 @@ class Streamed:
             yield Batch(step, indices, _channels_first(memory))
 
     def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
-        for step in steps:
-            indices = self.sampler.indices(step)
-            for k in range(0, len(indices), CHUNK):
-                yield step, indices[k : k + CHUNK]
+        ahead = Ahead(self._crops.source, self.sampler, steps) if self._is_copied and steps else None
+        try:
+            for step in steps:
+                if ahead is not None:
+                    ahead.reach(step)
+                indices = self.sampler.indices(step)
+                for k in range(0, len(indices), CHUNK):
+                    yield step, indices[k : k + CHUNK]
+        finally:
+            if ahead is not None:
+                ahead.end()
 
     def _gathered(self, parts: Iterator[Crops | TooManyBadImages]) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
         """Return indices, sizes and crops of a batch. Each part is copied as it arrives: while it is held in shared

@@ -14,7 +14,8 @@ from simclr.data.loading import failure_of_workers
 from simclr.errors import DivergedError, RunError, SettingError
 from simclr.randomness import torch_seed
 from simclr.runs.run import Run
-from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_lost_peer, is_same_on_all_ranks
+from simclr.training.gathering import SHARED_FOLDER, gather_entries, is_same_on_all_ranks
+from simclr.training.peers import watched
 from simclr.training.progress import Progress
 from simclr.training.stopping import StopRequests
 
@@ -87,18 +88,16 @@ def fit(
     """
     run.begin()
     try:
-        fabric.barrier()  # the other processes read the folder as the first one leaves it
-        start = _restore(run, fabric, parts)
-        if start > schedule.steps:
-            raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
-        with Progress(schedule.steps, start, shown=run.writes) as progress, StopRequests(fabric) as stop:
-            recorder = _Recorder(run, fabric, progress, describe, evaluate)
-            _train(fabric, parts, schedule, start, recorder, stop)
+        with watched(run.path):
+            fabric.barrier()  # the other processes read the folder as the first one leaves it
+            start = _restore(run, fabric, parts)
+            if start > schedule.steps:
+                raise RunError(run.path, f"its checkpoint is of step {start}, but the run has {schedule.steps} steps")
+            with Progress(schedule.steps, start, shown=run.writes) as progress, StopRequests(fabric) as stop:
+                recorder = _Recorder(run, fabric, progress, describe, evaluate)
+                _train(fabric, parts, schedule, start, recorder, stop)
     except BaseException as error:
         run.release()
-        if fabric.world_size > 1 and is_lost_peer(error):
-            problem = "another process of this run has ended. Run the same command again to resume"
-            raise ConnectionError(f"{run.path}: {problem}") from error
         if (failure := failure_of_workers(error)) is not None:
             raise failure from None
         raise
