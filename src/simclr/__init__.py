@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from simclr.tasks.scan import Scan as Scan
     from simclr.tasks.study import Study as Study
     from simclr.tasks.suggest import Suggest as Suggest
+    from simclr.tasks.sweep import Sweep as Sweep
     from simclr.tasks.transfer import Transfer as Transfer
     from simclr.tasks.v2 import SimCLRv2 as SimCLRv2
     from simclr.tasks.views import ShowViews as ShowViews
@@ -69,7 +70,7 @@ _TASKS = {
     "export": "Export", "finetune": "FineTune", "health": "Health", "information": "Information", "knn": "Knn",
     "linear": "Linear", "neighbours": "Neighbours", "pack": "Pack", "predict": "Predict", "pretrain": "Pretrain",
     "recipes": "Recipes", "report": "Report", "reproduce": "Reproduce", "robustness": "Robustness", "scan": "Scan",
-    "study": "Study", "suggest": "Suggest", "transfer": "Transfer", "v2": "SimCLRv2",
+    "study": "Study", "suggest": "Suggest", "sweep": "Sweep", "transfer": "Transfer", "v2": "SimCLRv2",
     "views": "ShowViews",
 }  # fmt: skip
 _NAMES = {

@@ -41,6 +41,7 @@ HOLD_OUT_STREAM = 1 << 23  # images held out for choosing a setting
 PICK_STREAM = 1 << 24  # first centres of the clusters from which images to label are picked
 SHARD_STREAM = 1 << 25  # order of tar files with an index, and of the images in a block of them
 PACK_STREAM = 1 << 26  # order in which images are written to such files
+SWEEP_STREAM = 1 << 27  # random combinations of settings
 
 ROUNDS = 8  # of `shuffled`
 

@@ -20,12 +20,11 @@ def scale(svg):
     return lambda x: a + (x - at_a) * (b - a) / (at_b - at_a)
 
 
-def test_the_figure_of_an_old_study_shows_every_mean(tmp_path):
+def test_the_figure_of_an_old_study_shows_every_mean():
     study = json.loads(STUDY.read_text())
     study["members"]["dcl"]["published"] = 30.0
     study["members"]["dcl"]["sd"] = dict.fromkeys(study["members"]["dcl"]["mean"], 0.02)
-    study_figure(study, tmp_path / "study.svg")
-    svg = ElementTree.fromstring((tmp_path / "study.svg").read_text())
+    svg = ElementTree.fromstring(study_figure(study))
     value = scale(svg)
     shown = sorted(value(float(circle.get("cx"))) for circle in svg.iter(f"{SVG}circle"))
     means = sorted(100 * mean for entry in study["members"].values() for mean in entry["mean"].values())
@@ -37,12 +36,25 @@ def test_the_figure_of_an_old_study_shows_every_mean(tmp_path):
     assert len(list(svg.iter(f"{SVG}path"))) == len(published)
 
 
-def test_a_study_without_figures_has_a_picture(tmp_path):
+def test_a_study_without_figures_has_a_picture():
     members = {"<a>": {"mean": {}, "sd": {}, "published": None}}
     study = {"study": "x", "data": "y", "source": "z", "published": "", "members": members}
-    study_figure(study, tmp_path / "study.svg")
-    svg = ElementTree.fromstring((tmp_path / "study.svg").read_text())
+    svg = ElementTree.fromstring(study_figure(study))
     assert "<a>" in [text.text for text in svg.iter(f"{SVG}text")]
+
+
+def test_a_heat_map_has_a_cell_for_each_member():
+    means = {"a": 0.5, "b": 0.25, "a+b": 0.75}
+    members = {label: {"mean": {"linear h": x, "knn h": 0.0}} for label, x in means.items()}
+    grid = {"a": ["a", "a"], "b": ["b", "b"], "a+b": ["a", "b"]}
+    study = {"study": "x", "data": "y", "members": members, "grid": grid}
+    svg = ElementTree.fromstring(study_figure(study))
+    cells = [rect for rect in svg.iter(f"{SVG}rect") if rect.get("fill-opacity")]
+    assert len(cells) == 3
+    opacities = [float(rect.get("fill-opacity")) for rect in cells]
+    assert sorted(opacities) == [opacities[2], opacities[0], opacities[1]]  # row by row: 50, 75, 25
+    texts = [text.text for text in svg.iter(f"{SVG}text")]
+    assert [text for text in texts if text in ("50.0", "75.0", "25.0")] == ["50.0", "75.0", "25.0"]
 
 
 def test_a_sheet_has_a_tile_for_each_image_and_its_captions():

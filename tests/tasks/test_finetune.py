@@ -2,6 +2,7 @@
 once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.tasks.finetune import FineTune
 from simclr.training.session import classifier_groups
+from simclr.views import Views
 
 pytestmark = pytest.mark.slow
 
@@ -226,6 +228,9 @@ def test_the_test_split_is_read_once_at_the_end(encoder, tmp_path, monkeypatch):
         ({"lr": float("inf")}, "lr"),
         ({"norm_decay": 1.0}, "norm_decay"),
         ({"head_layers": 4}, "head_layers"),
+        ({"augment": {"size": 8}}, "augment"),
+        ({"augment": {"jiter": 0.5}}, "augment"),
+        ({"augment": {"jitter": 1.5}}, "views.jitter"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_and_nothing_is_written(encoder, data, tmp_path, settings, field):
@@ -233,6 +238,14 @@ def test_settings_that_do_not_fit_are_refused_and_nothing_is_written(encoder, da
         task(encoder, data, tmp_path / "run", **settings)()
     assert error.value.field == field
     assert not (tmp_path / "run").exists()
+
+
+def test_views_are_crops_and_flips_and_what_is_added(encoder, data, tmp_path):
+    plain = Views(size=16, crop_area=(0.5, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+    settings = {"jitter": 0.8, "strength": 0.5, "blur_sigma": [0.1, 1.0]}
+    assert task(encoder, data, tmp_path, crop_area=(0.5, 1.0)).policy(16) == plain
+    added = task(encoder, data, tmp_path, crop_area=(0.5, 1.0), augment=settings).policy(16)
+    assert added == replace(plain, jitter=0.8, strength=0.5, blur_sigma=(0.1, 1.0))
 
 
 def test_a_list_of_unknown_names_is_refused(encoder, tmp_path):

@@ -2,17 +2,26 @@
 
 import csv
 import json
+import pickle
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.evaluated import write_arrays
+import yaml
+from support.evaluated import write_arrays, write_folder
 
 from simclr.cli.parsing import parse
+from simclr.data.source import Source
 from simclr.errors import DivergedError, Interrupted, RunError, SettingError
+from simclr.runs.files import FAILURE
 from simclr.runs.machine import Machine
 from simclr.tasks import distill, finetune, pretrain
+from simclr.tasks.information import TASKS
+from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.studies import STUDIES
 from simclr.tasks.study import Study
 from simclr.views import Views
 
@@ -122,7 +131,10 @@ def test_a_member_that_fails_is_reported_and_the_others_continue(data, tmp_path,
         return fit(run, *arguments, **named)
 
     monkeypatch.setattr(pretrain, "fit", failing)
-    members = small(data, tmp_path / "s", only=("dcl", "nt-xent"), measure=("knn",))()["members"]
+    content = small(data, tmp_path / "s", only=("dcl", "nt-xent"), measure=("knn",))()
+    assert content["passed"] is False
+    assert (tmp_path / "s" / "dcl" / "seed-0" / FAILURE).read_text().startswith(f"{error}\n")
+    members = content["members"]
     assert members["dcl"]["failed"] == {"0": str(error)}
     assert members["dcl"]["mean"] == {}
     assert members["nt-xent"]["mean"].keys() == {"knn h"}
@@ -154,6 +166,72 @@ def test_heads_are_evaluated_at_h_and_z(data, tmp_path):
     found = small(data, tmp_path / "s", name="head", only=("no-head", "linear-32"), measure=("knn",))()["members"]
     assert found["no-head"]["mean"].keys() == {"knn h"}
     assert found["linear-32"]["mean"].keys() == {"knn h", "knn z"}
+
+
+def test_test_images_are_read_once_for_all_measures_of_a_member(tmp_path, monkeypatch):
+    folder, reading, read = write_folder(tmp_path / "images", train=30, test=15), Source.read, []
+
+    def recorded(source, i):
+        read.append(source.path(int(i)))
+        return reading(source, i)
+
+    monkeypatch.setattr(Source, "read", recorded)
+    task = small(str(folder), tmp_path / "s", name="head", only=("linear-32",))
+    found = task()["members"]["linear-32"]["mean"]
+    assert found.keys() == {"linear h", "knn h", "linear z", "knn z"}
+    times = Counter(path for path in read if path.startswith("test/"))
+    assert len(times) == 15
+    assert set(times.values()) == {1}
+    run = tmp_path / "s" / "linear-32" / "seed-0"
+    alone = Knn(run=run, data=str(folder), layer="z", k=20, baselines=False, out=tmp_path / "alone.json")()
+    assert json.loads((run / "knn-z.json").read_text())["results"] == json.loads(json.dumps(alone["results"]))
+
+
+def test_the_cells_of_a_study_can_be_sent_to_processes(data, tmp_path):
+    task, ablation = small(data, tmp_path / "s", name="head-depth", parallel=2), STUDIES["head-depth"]
+    cells = task.cells(list(task.plan(ablation)), ablation, 60)
+    sent = pickle.loads(pickle.dumps(cells))
+    assert [cell[:2] + cell[3:] for cell in sent] == [cell[:2] + cell[3:] for cell in cells]
+    assert [cell.work.args for cell in sent] == [cell.work.args for cell in cells]
+    known = {cell.folder for cell in cells}
+    assert len(known) == len(cells) == 3 + 9
+    assert all(cell.after in known for cell in cells if cell.folder.name == "finetune")
+    assert not any(cell.is_finished for cell in cells)
+
+
+def test_losses_are_searched_on_held_out_images_first(data, tmp_path, monkeypatch, trained):
+    tuning = {"nt-xent": lambda base: {"lr": [base.lr, base.lr * 4]}}
+    monkeypatch.setitem(STUDIES, "loss", replace(STUDIES["loss"], tuning=tuning))
+    task = small(data, tmp_path / "s", only=("nt-xent",), measure=("knn",), tune=True)
+    entry = task()["members"]["nt-xent"]
+    assert len(trained) == 3
+    sweep = json.loads((tmp_path / "s" / "tuning" / "nt-xent" / "sweep.json").read_text())
+    chosen = yaml.safe_load((tmp_path / "s" / "nt-xent" / "seed-0" / "recipe.yaml").read_text())
+    assert chosen["lr"] == sweep["combinations"][0]["settings"]["lr"]
+    assert (chosen["held_out"], sweep["images"]) == (0, 6)
+    assert task()["members"]["nt-xent"] == entry
+    assert len(trained) == 3
+
+
+def test_layers_are_asked_what_they_keep(data, tmp_path, monkeypatch):
+    settings = {"images": 20, "epochs": 1, "hidden": 4}
+    monkeypatch.setitem(STUDIES, "information", replace(STUDIES["information"], settings=settings))
+    content = small(data, tmp_path / "s", name="information", only=("all-views",))()
+    names = {f"{task}, {layer}" for task in TASKS for layer in ("h", "z")}
+    assert content["members"]["all-views"]["mean"].keys() == names
+    assert [claim["pairs"] for claim in content["claims"]] == [1] * 4
+
+
+def test_encoders_are_transferred(data, tmp_path, monkeypatch):
+    settings = {"protocols": ("linear", "finetune"), "lrs": (0.1,), "decays": (0.0,), "steps": 1}
+    monkeypatch.setitem(STUDIES, "transfer", replace(STUDIES["transfer"], settings=settings))
+    content = small(data, tmp_path / "s", name="transfer", transfer_to=(data,), only=("supervised",))()
+    found = content["members"]["supervised"]["mean"]
+    assert found.keys() == {"transfer, linear", "transfer, finetune", "classifier"}
+    file = tmp_path / "s" / "supervised" / "seed-0" / "finetune" / "transfer" / "transfer.json"
+    for row in json.loads(file.read_text())["results"]:
+        if row["metric"] == "top1":
+            assert found[f"transfer, {row['detail']['protocol']}"] == row["value"]
 
 
 def test_a_dry_run_writes_nothing(data, tmp_path, trained):
@@ -199,6 +277,13 @@ def test_the_command_takes_the_settings_of_the_base():
         (["batch", "DATA", "--batch", "48"], "only"),
         (["size", "DATA", "--encoder", "vit_tiny"], "encoder"),
         (["loss", "DATA", "--batch", "16", "--measure", "knnn"], "measure"),
+        (["loss", "DATA", "--batch", "16", "--budget", "2 weeks"], "budget"),
+        (["loss", "DATA", "--batch", "16", "--parallel", "0"], "parallel"),
+        (["loss", "DATA", "--batch", "16", "--parallel", "2", "--machine.devices", "2"], "parallel"),
+        (["head", "DATA", "--batch", "16", "--tune"], "tune"),
+        (["loss", "DATA", "--batch", "16", "--tune", "--budget", "1h"], "budget"),
+        (["transfer", "DATA", "--batch", "16"], "transfer_to"),
+        (["memory", "DATA", "--batch", "16"], "only"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, field, data, tmp_path, trained):

@@ -181,7 +181,15 @@ COMMANDS = {
     "study": Command(
         "Papers", "simclr.tasks.study:Study", ("name", "data"),
         "run an ablation study of the papers, or list the studies",
-        ("simclr study", "simclr study loss ./labelled --config sample --seeds 3", "simclr study --claims"),
+        ("simclr study", "simclr study loss ./labelled --config sample --seeds 3 --budget 2h", "simclr study --claims"),
+    ),
+    "sweep": Command(
+        "Train", "simclr.tasks.sweep:Sweep", ("data", "over..."),
+        "search settings of pretraining on held-out training images",
+        (
+            "simclr sweep ./labelled lr=0.5,1,2 temperature=0.1,0.5 --config photos.yaml",
+            "simclr sweep ./labelled lr=0.1..10 views.strength=0.1..1 --samples 20 --parallel 2",
+        ),
     ),
     "bench": Command(
         "Papers", "simclr.tasks.bench:Bench", ("data",),

@@ -20,7 +20,8 @@ WIDTH, INDENT = 100, 30
 
 SECTIONS = {  # settings that are not listed here stand under "Settings"
     "Data and output": ("data", "run", "runs", "teacher", "images", "checkpoint", "recipe", "name", "out", "fresh",
-                        "overwrite", "test", "among", "query", "fraction", "labelled", "decode", "crop_area"),
+                        "overwrite", "test", "among", "query", "fraction", "labelled", "decode", "crop_area",
+                        "augment"),
     "Network": ("encoder", "encoder_options", "head_layers", "head_features", "head_hidden", "head_norm", "image_size",
                 "init", "start", "layer", "freeze"),
     "Views": ("first_size", "policies", "key_views"),

@@ -1,6 +1,6 @@
 """Evaluation protocol shared by all measuring commands: the measured model, its baselines, and labelled data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -51,6 +51,26 @@ def extract_features(models: Sequence[FeatureModel], source: Source, machine: De
     networks = [model.network.to(machine.kind) for model in models]
     preprocess, workers = models[0].preprocess, machine.worker_processes
     return extract_all(networks, source, preprocess, device=machine.kind, workers=workers)
+
+
+Extract = Callable[[Sequence[FeatureModel], Source, Device], list[Features]]
+"""Function such as `extract_features`"""
+
+
+class SharedFeatures:
+    """Features of several layers of one encoder, extracted together when those of the first are asked for, so that each
+    image of a split is read once."""
+
+    def __init__(self, models: Sequence[FeatureModel]) -> None:
+        self.models = models
+        self.kept: dict[str, dict[str, Features]] = {}
+
+    def __call__(self, models: Sequence[FeatureModel], source: Source, machine: Device) -> list[Features]:
+        """Return the features of those of the models that have the layers of `models`."""
+        if source.split not in self.kept:
+            features = extract_features(self.models, source, machine)
+            self.kept[source.split] = {m.layer: f for m, f in zip(self.models, features, strict=True)}
+        return [self.kept[source.split][model.layer] for model in models]
 
 
 class _Pixels(nn.Module):

@@ -1,13 +1,15 @@
-"""Supervised contrastive loss."""
+"""Supervised contrastive loss, and the loss of a classifier."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from simclr.losses.similarity import Keys, check_views, similarities
+
+Targets = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, or the presence of each class
 
 
 def supcon(
@@ -44,3 +46,10 @@ def supcon(
     # `nt_xent`.
     unlike = -close.log_softmax(1).masked_fill(~same_class, 0).sum(1) / same_class.sum(1)
     return (unlike - F.logsigmoid(close.logsumexp(1) - others)).mean()
+
+
+def classification_loss(scores: Float[Tensor, "b c"], targets: Targets) -> Float[Tensor, ""]:
+    """Return the cross-entropy over classes, or, for multi-label images, the mean binary cross-entropy."""
+    if targets.ndim == 1:
+        return F.cross_entropy(scores, targets)
+    return F.binary_cross_entropy_with_logits(scores, targets.to(scores))

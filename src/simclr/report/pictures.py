@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from simclr.evaluation.features import Features
 from simclr.evaluation.neighbours import neighbours
 from simclr.randomness import permutation
 from simclr.report.curves import svg_line, svg_text, ticks
-from simclr.runs.files import printable, write_atomically
+from simclr.report.words import is_fraction
+from simclr.runs.files import printable
 
 TILE, LARGE_TILE = 64, 112  # pixels, without and with captions; smaller images are enlarged without smoothing
 GAP = 4
@@ -24,17 +24,41 @@ STYLE = "text { font: 11px system-ui, sans-serif; fill: #444 } line { stroke: #c
 WIDTH, ROW, TOP, LABELS = 760, 22, 40, 220  # of the figure of a study, pixels
 
 
-def study_figure(study: dict[str, Any], path: Path) -> None:
-    """Write the figure of a study as SVG: the mean of each member with its standard deviation over seeds, and hollow
-    diamonds for the published figures."""
-    write_atomically(path, study_svg(study))
+def study_figure(study: dict[str, Any]) -> str:
+    """Return the figure of a study as SVG: the mean of each member with its standard deviation over seeds, and hollow
+    diamonds for the published figures; a heat map of means for a study with rows and columns."""
+    return heat_map_svg(study) if study.get("grid") else study_svg(study)
+
+
+def heat_map_svg(study: dict[str, Any]) -> str:
+    """Return the means of the first measure of a study by row and column as SVG."""
+    means = {label: next(iter(entry["mean"].items()), None) for label, entry in study["members"].items()}
+    values = {tuple(study["grid"][label]): 100 * pair[1] for label, pair in means.items() if pair}
+    rows, columns = (list(dict.fromkeys(place[k] for place in study["grid"].values())) for k in (0, 1))
+    low, high = min(values.values(), default=0.0), max(values.values(), default=1.0)
+    measure = next((pair[0] for pair in means.values() if pair), "no figures")
+    left, side, tall = 120, 70, 32
+    parts = [svg_text("start", 4, 16, 0, f"{study['study']} on {study['data']}: {measure}, top-1, %")]
+    parts += [svg_text("middle", left + side * x + side // 2, TOP, 10, name) for x, name in enumerate(columns)]
+    for y, row in enumerate(rows):
+        at = TOP + 20 + tall * y
+        parts.append(svg_text("end", left - 8, at + tall // 2, 4, row))
+        for x, column in enumerate(columns):
+            if (value := values.get((row, column))) is not None:
+                strength = (value - low) / (high - low or 1.0)
+                box = f'x="{left + side * x}" y="{at}" width="{side - 2}" height="{tall - 2}"'
+                parts.append(f'<rect {box} fill="{PALETTE[0]}" fill-opacity="{0.05 + 0.55 * strength:.2f}"/>')
+                parts.append(svg_text("middle", left + side * x + side // 2, at + tall // 2, 4, f"{value:.1f}"))
+    return _svg(left + side * len(columns), TOP + 30 + tall * len(rows), parts)
 
 
 def study_svg(study: dict[str, Any]) -> str:
     """Return the figure of a study as SVG."""
     entries = list(study["members"].values())
-    names = list(dict.fromkeys(name for entry in entries for name in entry["mean"]))
-    spans = [(100 * e["mean"][name], 100 * e["sd"].get(name, 0.0)) for e in entries for name in e["mean"]]
+    names = list(dict.fromkeys(name for entry in entries for name in entry["mean"] if is_fraction(name)))
+    spans = [
+        (100 * e["mean"][name], 100 * e["sd"].get(name, 0.0)) for e in entries for name in names if name in e["mean"]
+    ]
     published = [e["published"] for e in entries if e["published"] is not None]
     values = [*(m - sd for m, sd in spans), *(m + sd for m, sd in spans), *published] or [0.0, 100.0]
     low, high = min(values), max(values)
@@ -54,9 +78,10 @@ def study_svg(study: dict[str, Any]) -> str:
     for row, (label, entry) in enumerate(study["members"].items()):
         y = TOP + ROW * row + ROW // 2
         parts += [svg_text("end", LABELS - 8, y, 4, label), svg_line("grid", LABELS, y, WIDTH - 20, y)]
-        for k, name in enumerate(name for name in names if name in entry["mean"]):
+        own = [name for name in names if name in entry["mean"]]
+        for k, name in enumerate(own):
             mean, sd, colour = 100 * entry["mean"][name], 100 * entry["sd"].get(name, 0.0), _colour(names.index(name))
-            at = y + 4 * (k - 0.5 * (len(entry["mean"]) - 1))
+            at = y + 4 * (k - 0.5 * (len(own) - 1))
             ends = f'x1="{x(mean - sd)}" x2="{x(mean + sd)}" y1="{at}" y2="{at}"'
             parts.append(f'<line class="interval" style="stroke: {colour}" {ends}/>')
             parts.append(f'<circle cx="{x(mean)}" cy="{at}" r="3" fill="{colour}"/>')
@@ -68,8 +93,12 @@ def study_svg(study: dict[str, Any]) -> str:
     for k, (text, colour) in enumerate(keys):
         parts.append(f'<text x="4" y="{bottom + 34 + 15 * k}" style="fill: {colour}">{escape(text)}</text>')
     height = bottom + 34 + 15 * len(keys)
-    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    ground = f'<style>{STYLE}</style><rect width="{WIDTH}" height="{height}" fill="white"/>'
+    return _svg(WIDTH, height, parts)
+
+
+def _svg(width: int, height: int, parts: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    ground = f'<style>{STYLE}</style><rect width="{width}" height="{height}" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{ground}{"".join(parts)}</svg>\n'
 
 

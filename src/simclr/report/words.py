@@ -55,6 +55,11 @@ def term(name: str) -> Term:
     return Term(name.replace("_", " "), unit_label(unit_of(name)), "")
 
 
+def is_fraction(name: str) -> bool:
+    """Return whether a figure is shown in percent; figures that are not in `TERMS` are accuracies."""
+    return name not in TERMS or TERMS[name].unit == "%"
+
+
 def unit_label(unit: str) -> str:
     """Return the label of the unit of a result: fractions are shown in percent."""
     return "%" if unit == "fraction" else unit

@@ -18,6 +18,8 @@ from PIL import Image
 from simclr.errors import SettingError
 
 BAD = "bad_files.csv"
+FAILURE, OUTPUT = OF_CELL = "failure.txt", "output.txt"  # of a cell of a study or a sweep: its traceback, if it failed,
+# and what it printed, if it had a process of its own
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -60,6 +62,19 @@ def number_existing(path: Path) -> None:
     while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
     require_file_path(path).rename(older)
+
+
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write files of a folder that belong together, by name, unless they are up to date. The last one, which says
+    whether they are, is written last; older files keep their content under a number."""
+    *_, last = texts
+    if (folder / last).is_file():
+        if (folder / last).read_text(encoding="utf-8") == texts[last]:
+            return
+        for name in texts:  # without the last one, the others are what an interrupted command left
+            number_existing(folder / name)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
 
 
 def _require_writable(folder: Path) -> None:

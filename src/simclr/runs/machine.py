@@ -104,6 +104,11 @@ class Machine(Device):
             raise SettingError("machine.compile", "false when machine.recompute is true", True)
 
     @property
+    def processes(self) -> int:
+        """Number of training processes on all nodes."""
+        return self._layout[0] * self._layout[1]
+
+    @property
     def _processes_here(self) -> int:
         return self._layout[0]
 

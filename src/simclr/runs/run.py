@@ -23,7 +23,7 @@ from simclr.errors import RunError
 from simclr.runs import replacement
 from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.environment import environment, is_restart
-from simclr.runs.files import printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
+from simclr.runs.files import OF_CELL, printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
 from simclr.runs.reading import file_hash, read_yaml
@@ -130,7 +130,7 @@ class Run:
         """Raise RunError unless a run can begin in this folder or the one in it can be resumed."""
         names = {path.name for path in self.path.iterdir()}
         if not any(name in OWN or name in (replacement.WHOLE, replacement.MOVING) for name in names):
-            strangers = {name for name in names if name != LOCK and name.removesuffix(".partial") not in OWN}
+            strangers = {name for name in names - {LOCK, *OF_CELL} if name.removesuffix(".partial") not in OWN}
             if strangers:
                 raise RunError(self.path, "holds other files and no run", "Choose an empty or new folder for --out")
         replacement.recover(self.path, OWN, lambda: self.has_progress, self._fresh)
@@ -148,8 +148,8 @@ class Run:
         return any((self.path / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt"))
 
     def _report_kept(self) -> None:
-        if kept := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name not in OWN):
-            print(f"kept in {self.path}, from before: {', '.join(kept)}")
+        if names := {path.name for path in self.path.iterdir() if path.name[0] != "."} - {*OWN, *OF_CELL}:
+            print(f"kept in {self.path}, from before: {', '.join(sorted(names))}")
 
     def _check_agreement(self) -> None:
         saved = self._saved_recipe()

@@ -130,14 +130,17 @@ class Contrast(Imagery):
         """The number of views that anchors are compared with, the first ones."""
         return count_key_views(self.view_policies, self.key_views)
 
+    def check_queue(self, images: int) -> None:
+        """Raise SettingError for a queue that holds more images than there are outside of a batch."""
+        if self.queue > max(0, images - self.batch):
+            outside = images - self.batch
+            allowed = f"at most {outside}, the images outside of a batch, so that an image meets itself rarely"
+            raise SettingError("queue", allowed, self.queue)
+
     def create_memory(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> dict[str, nn.Module]:
         """Return what the loss of a run remembers from step to step, as modules by name."""
         images = len(source)
-        if self.queue > max(0, images - self.batch):
-            allowed = (
-                f"at most {images - self.batch}, the images outside of a batch, so that an image meets itself rarely"
-            )
-            raise SettingError("queue", allowed, self.queue)
+        self.check_queue(images)
         memory: dict[str, nn.Module] = {}
         if self.ema:
             queue = (self.key_count, self.queue, head.out_features)

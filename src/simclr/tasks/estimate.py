@@ -62,7 +62,7 @@ def planned_cards(chain: Sequence[Rehearsed]) -> dict[Path, Card]:
 def rehearse(chain: Sequence[Rehearsed], machine: Machine, seconds: float) -> dict[str, Needs]:
     """Return what each task of a chain needs by its folder, from about `seconds` of steps of one process of this
     machine."""
-    alone, processes = replace(machine, devices=1, nodes=1, compile=False), machine.devices * machine.nodes
+    alone, processes = replace(machine, devices=1, nodes=1, compile=False), machine.processes
     fabric, cards, needs = alone.launch(), planned_cards(chain), {}
     for planned, images, origin in chain:
         task, start = replace(planned, machine=alone), cards.get(origin)

@@ -1,15 +1,14 @@
 """Fine-tuning with labels, and supervised training from scratch, its baseline."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.data import Source, multilabel
@@ -21,6 +20,7 @@ from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.linear import LinearFit
 from simclr.evaluation.metrics import METRICS, accuracy
 from simclr.evaluation.protocol import describe, open_labelled
+from simclr.losses.supervised import Targets, classification_loss
 from simclr.models import ProjectionHead
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
@@ -37,8 +37,6 @@ from simclr.training.fit import Parts, fit
 from simclr.training.session import classifier_groups, open_run, prepare, wrap
 from simclr.views import Views
 from simclr.views.preprocess import Preprocess
-
-Targets = Int64[Tensor, " n"] | Bool[Tensor, "n c"]  # the class of each image, or the presence of each class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +86,8 @@ class FineTune(LabelSubset, Training):
     probe is kept unless a choice is better by two standard errors"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
     """minimum and maximum area of a training crop, as fractions of the image"""
+    augment: dict[str, Any] = field(default_factory=dict)
+    """settings of `views` beyond crops and flips, such as '{jitter: 0.8, strength: 0.5}' (papers: none)"""
     norm_decay: float = setting(0.9, at_least=0, below=1)
     """decay of the moving batch statistics (paper: 0.9; in transfer max(1 - 10 / steps per epoch, 0.9))"""
     measure: Literal["test", "held-out"] = "test"
@@ -96,6 +96,9 @@ class FineTune(LabelSubset, Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_subset()
+        if unknown := self.augment.keys() - ({f.name for f in fields(Views)} - {"size", "crop_area"}):
+            raise SettingError("augment", "settings of views but size and crop_area", ", ".join(sorted(unknown)))
+        self.policy(32)  # which checks their values
         if self.from_probe and self.from_scratch:
             raise SettingError("from_probe", "false with from_scratch, which has no pretrained features", True)
         if self.adapt and not self.from_probe:
@@ -219,8 +222,10 @@ class FineTune(LabelSubset, Training):
         return nn.Sequential(start.network, head) if len(head.layers) else start.network
 
     def policy(self, size: int) -> Views:
-        """Return the augmentation policy: crops and flips only (official code; paper, App. B.5)."""
-        return Views(size=size, crop_area=self.crop_area, jitter=0.0, grey=0.0, blur=0.0)
+        """Return the augmentation policy: crops and flips only (official code; paper, App. B.5) without `augment`."""
+        others = {"jitter": 0.0, "grey": 0.0, "blur": 0.0} | self.augment
+        others = {name: tuple(value) if isinstance(value, list) else value for name, value in others.items()}
+        return Views(size=size, crop_area=self.crop_area, **others)
 
     def network(self, card: Card, encoder: nn.Module, head: ProjectionHead | None, classes: int) -> Classifier:
         """Return the network to train: encoder, pretrained or random, the head's first layers and a new classifier."""
@@ -284,13 +289,6 @@ class FineTune(LabelSubset, Training):
             supervised={"classes": len(names), "input": self.head_layers, "names": names, **several},
             source={"task": "finetune", "data": source.name, "fingerprint": source.fingerprint, "run": str(self.run)},
         )
-
-
-def classification_loss(scores: Float[Tensor, "b c"], targets: Targets) -> Float[Tensor, ""]:
-    """Return the cross-entropy over classes, or, for multi-label images, the mean binary cross-entropy."""
-    if targets.ndim == 1:
-        return F.cross_entropy(scores, targets)
-    return F.binary_cross_entropy_with_logits(scores, targets.to(scores))
 
 
 def training_accuracy(outputs: tuple[Tensor, Targets]) -> dict[str, float]:

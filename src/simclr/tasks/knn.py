@@ -9,6 +9,7 @@ from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.neighbours import knn_votes
 from simclr.evaluation.protocol import (
+    Extract,
     by_preprocess,
     evaluated_images,
     extract_features,
@@ -54,7 +55,7 @@ class Knn(LabelSubset):
         check_settings(self)
         self.check_subset()
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
         path = result_path(self, self.file_suffix)
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
@@ -62,7 +63,7 @@ class Knn(LabelSubset):
             raise SettingError("k", f"at most {len(train)}, the number of labelled images of {train.name}", self.k)
         results = []
         for models in by_preprocess(models_to_evaluate(self.run, self.baselines, self.layer)):
-            banks, queries = (extract_features(models, split, self.machine) for split in (train, test))
+            banks, queries = (extract(models, split, self.machine) for split in (train, test))
             for model, bank, query in zip(models, banks, queries, strict=True):
                 fields = {**model.fields, **evaluated_images(test)}
                 results.append(self.measure(bank, query, len(train.classes), fields))

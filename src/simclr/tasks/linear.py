@@ -16,6 +16,7 @@ from simclr.evaluation.linear import LinearFit, fit_linear
 from simclr.evaluation.logistic import LinearClassifier
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import (
+    Extract,
     by_preprocess,
     evaluated_images,
     extract_features,
@@ -86,7 +87,7 @@ class Linear(LabelSubset):
             if not getattr(self, name):
                 raise SettingError(name, "a list of at least one value", "an empty one")
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
         path = result_path(self, self.file_suffix)
         folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
         train, test = open_labelled(self.data)
@@ -96,10 +97,10 @@ class Linear(LabelSubset):
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
                 fits = []
-                for features in extract_features(models, train, self.machine):
+                for features in extract(models, train, self.machine):
                     device = fit_device(features.features, self.machine)
                     fits.append((device, features.features.shape[1], *self.fit(features.to(device), train)))
-                tests = extract_features(models, test, self.machine)
+                tests = extract(models, test, self.machine)
                 for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
                     scores = classifier(features.features.to(device)).cpu()
                     fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width, **labels}}

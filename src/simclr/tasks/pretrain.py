@@ -34,6 +34,7 @@ from simclr.training.batches import Batch, Phases
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
+from simclr.training.sampler import BatchSampler
 from simclr.training.session import open_run, prepare, wrap
 from simclr.views import by_size, describe_sizes
 
@@ -190,6 +191,13 @@ class Pretrain(StartsFromWeights, Contrast):
             raise SettingError("loss", "another one than sogclr for images with groups", self.loss)
         self.labels(source)  # raises if they are missing
         return split_off(source, self.held_out) if self.held_out else (source, source)
+
+    def check_images(self, source: Source) -> None:
+        """Raise an error for images that these settings do not allow to learn from."""
+        images = len(source) - self.held_out
+        BatchSampler(images, self.batch, 0, 0, self.machine.processes)
+        self.check_queue(images)
+        self.labels(source)
 
     def labels(self, source: Source) -> Tensor | None:
         """Return the labels that the loss learns from, -1 for none; None for a loss that learns without labels."""

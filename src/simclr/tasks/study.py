@@ -1,34 +1,31 @@
 """Ablation studies of the papers on a user's own data: each member is an ordinary run, evaluated on held-out labels."""
 
-import contextlib
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from lightning_fabric import Fabric
-
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
-from simclr.errors import DivergedError, Error, RunError, SettingError
+from simclr.errors import Error, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
-from simclr.runs.results import provenance, read_results
-from simclr.settings import check_settings, flat, setting
-from simclr.tasks.knn import Knn
-from simclr.tasks.linear import Linear
+from simclr.settings import check_settings, flat, seconds_of, setting
+from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.finetune import FineTune
+from simclr.tasks.measuring import Evaluation, measure_together, result_file
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES, Ablation
-from simclr.tasks.studies.claims import describe, evidence, list_claims
+from simclr.tasks.studies.budget import describe as describe_part
+from simclr.tasks.studies.budget import reduce_study
+from simclr.tasks.studies.claims import describe, evidence, list_claims, print_claims
+from simclr.tasks.studies.figures import evaluations, figures_of
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
-from simclr.tasks.training import TaskChain, Training, build_chain, run_chain, run_folder_for
-from simclr.training.sampler import BatchSampler
-
-K = 20  # number of neighbours
-ELSEWHERE = {"run", "data", "out", "machine"}  # settings of an evaluation that are implied by the weights or the run
+from simclr.tasks.studies.tuning import tuned
+from simclr.tasks.training import TaskChain, Training, build_chain, run_folder_for
 
 
 class MemberRun(NamedTuple):
@@ -67,6 +64,18 @@ class Study:
     """evaluations of encoders; fine-tuned and distilled networks are evaluated by their own classifiers"""
     fraction: float = setting(0.1, above=0, at_most=1)
     """fraction of the labels to use, the same of each class (selected by a hash of the image's name)"""
+    parallel: int = setting(1, at_least=1)
+    """number of runs at a time, each in a process of its own with its share of the CPU cores and one of the GPUs"""
+    budget: str = "full"
+    """time for the whole study, such as 15min, 2h or 1d, by which the epochs, then the seeds, then the members are
+    reduced; full: no limit"""
+    seconds: float = setting(3.0, above=0)
+    """time for each measurement, seconds"""
+    tune: bool = False
+    """search of the settings of each member first, with the same number of runs for each, on held-out training images
+    (study loss)"""
+    transfer_to: tuple[str, ...] = ()
+    """labelled data sets that the encoders of the study transfer are measured on"""
     dry_run: bool = False
     """list the runs and their folders without running anything"""
 
@@ -77,6 +86,7 @@ class Study:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        seconds_of("budget", self.budget)
         if not self.measure:
             raise SettingError("measure", "linear, knn or both", "none")
         if self.data is None:  # a field of its own so that studies can be listed without data
@@ -85,23 +95,30 @@ class Study:
     def __call__(self) -> dict[str, Any]:
         if self.claims:
             chosen = STUDIES if self.name is None else {self.name: study_named(self.name)}
-            return {"claims": list_claims(chosen, self.results)}
+            listed = list_claims(chosen, self.results)
+            print_claims(chosen, listed)
+            return {"claims": listed}
         if self.name is None:
             return list_studies()
         ablation = study_named(self.name)
         if self.data is None:
             raise SettingError("data", "given: labelled images to learn from and to evaluate on")
-        plan = list(self.plan(ablation))
+        check_parallel(self.base.machine, self.parallel)
         train, _ = open_labelled(self.data)
-        self.check(plan, open_for_pretraining(self.data))
+        self.check(ablation, open_for_pretraining(self.data))
+        study, part = (self, {}) if self.budget == "full" else reduce_study(self, ablation, train)
         if self.dry_run:
-            return self.show(plan)
-        require_folder_path(self.folder)
-        fabric = self.base.machine.launch()
-        failed = self.train(plan, fabric)
+            return study.show(ablation)
+        return study.run(tuned(study, ablation) if self.tune else ablation, len(train), part)
+
+    def run(self, ablation: Ablation, images: int, part: dict[str, Any]) -> dict[str, Any]:
+        """Run the study and return the content of study.json; `images` is the number of labelled training images, and
+        `part` says what a budget leaves out."""
+        plan, fabric = list(self.plan(ablation)), self.base.machine.launch()
+        failed = run_cells(self.cells(plan, ablation, images), fabric, self.parallel)
         if not fabric.is_global_zero:  # all processes train together; the first one evaluates
             return {}
-        outcomes = [self.outcome(member, ablation, len(train), failed) for member in plan]
+        outcomes = [self.outcome(member, ablation, images, failed) for member in plan]
         content = {
             "study": self.name,
             "varies": ablation.varies,
@@ -114,9 +131,15 @@ class Study:
             "labels": list(ablation.members(self.base)),
             "members": summary(outcomes, self.base, ablation.published, self.folder),
             "code": sorted({row["code"] for outcome in outcomes for row in outcome.figures.values()}),
+            **({"budget": part} if part else {}),
+            "passed": not any(outcome.failed for outcome in outcomes),
         }
+        if ablation.grid:
+            content["grid"] = {label: list(ablation.grid(label)) for label in content["members"]}
         print(f"\nstudy {self.name} on {self.data}: {ablation.varies}; top-1, %")
         print(table(content["members"], ablation.source))
+        if part:
+            print(describe_part(part))
         if ablation.conditions:
             print(f"{ablation.source}: {ablation.conditions}{'; not measured here' if ablation.published else ''}")
         content["claims"] = []
@@ -144,8 +167,8 @@ class Study:
                 continue
             for seed in range(self.base.seed, self.base.seed + self.seeds):
                 folders = [self._folder_of(members, chain[: k + 1], seed) for k in range(len(chain))]
-                first = {"seed": seed, "fresh": self.base.fresh}
-                common = {**first, "data": self.data, "machine": self.base.machine, "fraction": self.fraction}
+                first = {"seed": seed, "machine": share_of(self.base.machine, self.parallel)}
+                common = {**first, "fresh": self.base.fresh, "data": self.data, "fraction": self.fraction}
                 yield MemberRun(label, seed, build_chain(chain, folders, first, common))
 
     def _folder_of(self, members: dict[str, TaskChain], chain: TaskChain, seed: int) -> Path:
@@ -154,21 +177,33 @@ class Study:
         folder = self.folder / owner / f"seed-{seed}"
         return folder if len(chain) == 1 else folder / chain[-1].task.command
 
-    def check(self, plan: list[MemberRun], source: Source) -> None:
+    def check(self, ablation: Ablation, source: Source) -> None:
         """Raise SettingError for a member that cannot be trained, before any is."""
-        processes = self.base.machine.devices * self.base.machine.nodes
-        for member in plan:
+        require_folder_path(self.folder)
+        if self.tune and not ablation.tuning:
+            raise SettingError("tune", f"false for study {self.name}, which lists no settings to search", True)
+        if self.tune and self.budget != "full":
+            raise SettingError("budget", "full with tune, whose searches it does not measure", self.budget)
+        if ablation.evaluation == "transfer":
+            if not self.transfer_to:
+                raise SettingError(
+                    "transfer_to", f"given: labelled data sets that study {self.name} measures encoders on"
+                )
+            if self.base.machine.processes > 1:
+                raise SettingError("machine.devices", f"1 in study {self.name}", self.base.machine.devices)
+            for spec in self.transfer_to:
+                open_labelled(spec, multilabel=True)
+        for member in self.plan(ablation):
             first = member.tasks[0]
             try:
                 assert isinstance(first, Pretrain)
-                BatchSampler(len(source) - first.held_out, first.batch, 0, 0, processes)
-                first.labels(source)
+                first.check_images(source)
             except Error as error:
                 raise SettingError("only", "members that can be trained", member.label, str(error)) from None
 
-    def show(self, plan: list[MemberRun]) -> dict[str, Any]:
+    def show(self, ablation: Ablation) -> dict[str, Any]:
         """Print and return the runs of the study."""
-        folders = {task.folder: differences(self.base, task) for member in plan for task in member.tasks}
+        folders = {t.folder: differences(self.base, t) for member in self.plan(ablation) for t in member.tasks}
         width = max(len(str(folder)) for folder in folders)
         for folder, changed in folders.items():
             text = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as the base"
@@ -176,50 +211,46 @@ class Study:
         print(f"{len(folders)} runs; nothing was run")
         return {str(folder): changed for folder, changed in folders.items()}
 
-    def train(self, plan: list[MemberRun], fabric: Fabric) -> dict[tuple[str, int], str]:
-        """Run every task of the plan once; return the errors of members that failed, which do not end the study."""
-        failed: dict[tuple[str, int], str] = {}
-        done: set[Path] = set()
-        for number, member in enumerate(plan, 1):
-            fabric.print(f"\n[{number}/{len(plan)}] {member.label}, seed {member.seed}")
-            try:
-                run_chain(member.tasks, done)
-            except (Error, DivergedError) as error:
-                failed[member.label, member.seed] = str(error)
-                fabric.print(f"{member.label}, seed {member.seed}: {error}")
-        return failed
+    def cells(self, plan: list[MemberRun], ablation: Ablation, images: int) -> list[Cell]:
+        """Return a cell for each run of the plan, with its evaluations unless several processes train together."""
+        is_alone, cells = self.base.machine.processes == 1, {}
+        last = {member.tasks[-1].folder for member in plan} if is_alone else set()
+        for member in plan:
+            for before, task in zip((None, *member.tasks), member.tasks, strict=False):
+                measured = evaluations(self, ablation, task, images) if task.folder in last else []
+                cells[task.folder] = Cell(
+                    name=str(task.folder.relative_to(self.folder)),
+                    folder=task.folder,
+                    work=partial(train_and_measure, task, measured),
+                    size=passes(task),
+                    after=before.folder if before else None,
+                    writes=() if task.fresh else (task.folder / "result.json", *map(result_file, measured)),
+                )
+        return list(cells.values())
 
-    def outcome(self, member: MemberRun, ablation: Ablation, images: int, failed: dict) -> Outcome:
+    def outcome(self, member: MemberRun, ablation: Ablation, images: int, failed: dict[Path, str]) -> Outcome:
         """Return the result of a member; an evaluation that fails does not end the study."""
-        error, figures = failed.get((member.label, member.seed)), {}
+        error = next((failed[task.folder] for task in member.tasks if task.folder in failed), None)
+        last, figures = member.tasks[-1], {}
         try:
-            figures = {} if error else self.figures(member, ablation, images)
+            figures = {} if error else figures_of(ablation, last, evaluations(self, ablation, last, images))
         except Error as raised:
             error = str(raised)
             print(f"{member.label}, seed {member.seed}: {error}")
         return Outcome(*member, figures, error)
 
-    def figures(self, member: MemberRun, ablation: Ablation, images: int) -> dict[str, dict[str, Any]]:
-        """Evaluate a finished member; return its results by measure."""
-        last = member.tasks[-1]
-        if not isinstance(last, Pretrain):
-            rows = json.loads((last.folder / "result.json").read_text(encoding="utf-8"))["results"]
-            return {"classifier": next(r for r in rows if r["metric"] == "top1" and r["name"] != "teacher")}
-        results = {}
-        for layer in ablation.layers if last.head_layers else ("h",):
-            for name in self.measure:
-                file = last.folder / f"{name}{'' if layer == 'h' else f'-{layer}'}.json"
-                settings = {
-                    "run": last.folder,
-                    "data": self.data,
-                    "layer": layer,
-                    "baselines": False,
-                    "out": file,
-                    "machine": self.base.machine,
-                }
-                task = Linear(**settings) if name == "linear" else Knn(**settings, k=min(K, images))
-                results[f"{name} {layer}"] = measure_once(task)
-        return results
+
+def train_and_measure(task: Training, measured: list[Evaluation]) -> None:
+    """Run a task, and the evaluations of its network."""
+    task()
+    measure_together(measured)
+
+
+def passes(task: Training) -> float:
+    """Return the number of passes over all images that a task makes, as a measure of its duration."""
+    if isinstance(task, FineTune):
+        return task.passes(task.fraction) * task.fraction
+    return float(task.epochs)
 
 
 def study_named(name: str) -> Ablation:
@@ -237,14 +268,3 @@ def list_studies() -> dict[str, Any]:
     for name, ablation in STUDIES.items():
         print(f"{name:<{width}}  {counts[name]:>3} members  {ablation.varies} ({ablation.source})")
     return counts
-
-
-def measure_once(task: Linear | Knn) -> dict[str, Any]:
-    """Return the result of an evaluation, from its file if these weights have been evaluated with these settings."""
-    with contextlib.suppress(RunError, OSError):  # there is none, or it is damaged
-        content, settings = read_results(task.out), plain(task)
-        row, before = next(iter(content["results"]), {}), content.get("settings", {})
-        is_same = all(before.get(name) == settings[name] for name in settings.keys() - ELSEWHERE)
-        if is_same and row.get("weights") == provenance(task.run)["weights"]:
-            return row
-    return task()["results"][0]

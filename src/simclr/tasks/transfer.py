@@ -139,7 +139,8 @@ class Transfer:
         for model, name, scores, detail in rows:
             fields = {**model.fields, **evaluated_images(test), "name": name, "protocol": PROTOCOL}
             for each in metrics:
-                yield figure(scores, answers, each, **fields, detail={**detail, "data": train.name})
+                beside = {**detail, "data": train.name, "protocol": "linear"}
+                yield figure(scores, answers, each, **fields, detail=beside)
 
     def _classified(
         self, model: FeatureModel, train: Source, test: Source, metric: str
@@ -200,5 +201,6 @@ def compare(
 def _transfer_row(row: dict[str, Any], data: str, detail: dict[str, Any], *, scratch: bool) -> Result:
     """Return a result of a fine-tuning as a row of the transfer's table; training from scratch is a baseline in it."""
     result = result_of(row)
-    role, detail = "baseline" if scratch else result.role, {**result.detail, **detail, "data": data}
+    role, protocol = ("baseline", "scratch") if scratch else (result.role, "finetune")
+    detail = {**result.detail, **detail, "data": data, "protocol": protocol}
     return replace(result, name=f"{result.name}, {data}", role=role, detail=detail)

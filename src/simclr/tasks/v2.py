@@ -27,8 +27,8 @@ from simclr.tasks.distill import Distill
 from simclr.tasks.estimate import Rehearsed, planned_cards, rehearse
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.linear import Linear
+from simclr.tasks.measuring import measure_once
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.study import measure_once
 from simclr.tasks.training import NextTask, Training, run_folder_for, typed
 from simclr.training.sampler import BatchSampler
 
@@ -183,7 +183,7 @@ class SimCLRv2:
     def check(self, planned: Sequence[Planned]) -> list[Rehearsed]:
         """Return the tasks of the stages with their images; raise an error for a stage that cannot run, before any
         does."""
-        base, processes = self.base, self.base.machine.devices * self.base.machine.nodes
+        base, processes = self.base, self.base.machine.processes
         source, _ = base.sources()
         BatchSampler(len(source), base.batch, 0, 0, processes)
         train, _ = open_labelled(base.data)

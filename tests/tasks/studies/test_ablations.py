@@ -1,9 +1,13 @@
 """The papers' ablations: what their members vary, and that the figures beside them are the papers'."""
 
+import itertools
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from simclr.errors import SettingError
@@ -49,7 +53,9 @@ def test_what_each_study_varies_and_nothing_else():
         "temperature": {"temperature", "normalize"}, "batch": {"batch", "epochs"},
         "lr-scaling": {"batch", "lr", "scaling"}, "size": {"encoder", "encoder_options"},
         "optimizer": {"optimizer", "lr"}, "selective-kernels": {"encoder", "encoder_options"},
-        "head-depth": {"head_layers"}, "distillation": set(),
+        "head-depth": {"head_layers"}, "distillation": set(), "one-branch": {"views", "policies"},
+        "information": {"views"}, "few-labels": set(), "transfer": set(),
+        "label-fraction": {"encoder", "encoder_options"}, "memory": {"ema", "queue"},
     }  # fmt: skip
     assert varied.keys() == STUDIES.keys()
     for study, names in varied.items():
@@ -71,14 +77,62 @@ def test_compositions_of_augmentations():
         assert views.strength == 0.5
 
 
+def test_one_branch_is_transformed_and_the_other_is_the_whole_image():
+    found = tasks("one-branch", replace(SMALL, views=Views(size=32)))  # smaller ones are not blurred
+    single = ["crop", "colour", "cutout", "sobel", "noise", "blur", "rotate"]
+    assert list(found) == [*single, *("+".join(pair) for pair in itertools.combinations(single, 2))]
+    images, rows = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64)
+    whole = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    for label, task in found.items():
+        plain, policy = task.view_policies
+        assert torch.allclose(plain.apply(images, plain.draw(rows, 0, 0, 0, (32, 32))), whole, atol=1e-6)
+        view = policy.apply(images, policy.draw(rows, 0, 1, 0, (32, 32)))
+        changed = ((view - whole).abs().amax((1, 2, 3)) > 0.01).double().mean()
+        assert changed == 1 if {"cutout", "sobel", "rotate"} & set(label.split("+")) else changed > 0.5
+        row, column = STUDIES["one-branch"].grid(label)
+        assert {row, column} == set(label.split("+"))
+
+
 def test_strengths_and_parts_left_out():
-    found = {label: (task.views.strength, task.views.blur) for label, task in tasks("colour", SMALL).items()}
-    assert found == {"strength-0.125": (0.125, 0), "strength-0.25": (0.25, 0), "strength-0.5": (0.5, 0),
-                     "strength-1": (1.0, 0), "strength-1+blur": (1.0, 0.5)}  # fmt: skip
+    expected = {"strength-0.125": (0.125, 0, 0), "strength-0.25": (0.25, 0, 0), "strength-0.5": (0.5, 0, 0),
+                "strength-1": (1.0, 0, 0), "strength-1+blur": (1.0, 0.5, 0), "autoaugment": (0.5, 0, 1)}  # fmt: skip
+    members = STUDIES["colour"].members(SMALL)
+    for label, (strength, blur, autoaugment) in expected.items():
+        (task,), (first, supervised) = members[label], members[f"supervised-{label}"]
+        assert first == task
+        follows = supervised.after(Path("run"), Path("out"), {"data": "images", "fraction": 0.1})
+        assert (follows.from_scratch, follows.fraction, follows.epochs) == (True, 1.0, 5)
+        assert follows.policy(16) == task.views  # the same views, but one of them
+        views = task.views
+        assert (views.strength, views.blur, views.autoaugment) == (strength, blur, autoaugment)
+        assert views.jitter == (0 if autoaugment else 0.8)
     without = {label: differences(BASE, task) for label, task in tasks("leave-out").items()}
     assert without["all"] == {}
     assert without["no-flip"] == {"views.flip": 0.0}
     assert without["no-crop"] == {"views.crop_area": [1.0, 1.0], "views.crop_ratio": [1.0, 1.0]}
+
+
+def test_fractions_of_the_labels():
+    few = STUDIES["few-labels"].members(SMALL)
+    fractions = {label: member[1].settings.get("fraction") for label, member in few.items()}
+    assert fractions == {f"{kind}-{p}": p / 100 for kind in ("fine-tuned", "supervised") for p in (1, 10, 100)}
+    steps = {few[f"supervised-{p}"][1].settings["epochs"] * p / 100 for p in (1, 10, 100)}
+    assert list(steps) == pytest.approx([5] * len(steps))  # passes over as many images
+    assert len({member[0] for member in map(str, few.values())}) == 1
+    sizes = STUDIES["label-fraction"].members(BASE)
+    assert len(sizes) == len(STUDIES["label-fraction"].published) == 18
+    memory = tasks("memory")
+    assert (memory["memory"].queue, memory["memory"].ema) == (65536, 0.999)  # SimCLRv2's
+    assert memory["no-memory"] == BASE
+
+
+def test_losses_are_searched_with_the_same_number_of_runs():
+    ablation = STUDIES["loss"]
+    grids = {label: grid(SMALL) for label, grid in ablation.tuning.items()}
+    assert grids.keys() == ablation.members(SMALL).keys()
+    assert {np.prod([len(values) for values in grid.values()]) for grid in grids.values()} == {12}
+    assert all(("margin" in grid) == label.startswith("margin") for label, grid in grids.items())
+    assert all(SMALL.lr in grid["lr"] for grid in grids.values())
 
 
 def test_learning_rates_of_table_b1():

@@ -7,8 +7,8 @@ import pytest
 from simclr.cli.parsing import parse
 from simclr.errors import RunError, SettingError
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies import STUDIES
-from simclr.tasks.studies.claims import evidence, list_claims, papers_figure
+from simclr.tasks.studies import STUDIES, page
+from simclr.tasks.studies.claims import contrast, evidence, list_claims, papers_figure
 from simclr.tasks.study import Study
 
 PAPER = Pretrain(data="images")
@@ -24,6 +24,9 @@ def content(study, base=PAPER, **changes):
         label: {"runs": {str(seed): {"run": "", "linear h": x + 0.001 * seed, "linear z": x - 0.1, "classifier": x}
                          for seed in range(3)}} for label, x in values.items()
     }  # fmt: skip
+    for entry in runs.values():
+        for run in entry["runs"].values():
+            run |= {claim.measure: run["classifier"] for claim in STUDIES[study].claims if claim.measure not in run}
     return {"study": study, "data": "images", "labels": list(members), "members": runs, **changes}, values
 
 
@@ -35,7 +38,10 @@ def test_claims_are_of_members_of_their_study(study):
     for claim in ablation.claims:
         assert set(claim.members) <= members.keys()
         assert claim.members[0] != claim.members[1] or claim.measure != claim.worse_measure
-        assert claim.measure == ("classifier" if len(members[claim.members[0]]) > 1 else "linear h")
+        assert set(claim.than or ()) <= members.keys()
+        for label, measure in zip(claim.members, (claim.measure, claim.worse_measure or claim.measure), strict=True):
+            is_classifier, is_chain = measure == "classifier", len(members[label]) > 1
+            assert is_classifier == is_chain or ablation.evaluation == "transfer"
 
 
 @pytest.mark.parametrize("base", [PAPER, SMALL], ids=["imagenet", "small"])
@@ -43,11 +49,30 @@ def test_claims_are_of_members_of_their_study(study):
 def test_the_effect_is_the_difference_of_the_members_in_every_base(study, base):
     written, _ = content(study, base)
     papers = dict(zip(STUDIES[study].members(PAPER), content(study, PAPER)[1].values(), strict=True))
+    offsets = {"linear h": 0.001, "linear z": -0.1, "classifier": 0.0}  # means over the seeds
     for claim, verdict in zip(STUDIES[study].claims, evidence(STUDIES[study], written), strict=True):
-        expected = papers[claim.members[0]] - papers[claim.members[1]] + (0.101 if claim.worse_measure else 0)
+        pairs, other = [claim.members, *([claim.than] if claim.than else [])], claim.worse_measure or claim.measure
+        effects = [papers[a] + offsets[claim.measure] - papers[b] - offsets[other] for a, b in pairs]
+        expected = effects[0] - sum(effects[1:])
         assert verdict.effect == pytest.approx(expected)
         assert verdict.pairs == 3
-        assert verdict.verdict == ("confirmed" if expected > 0 else "contradicted")
+        assert abs(expected) < 1e-9 or verdict.verdict == ("confirmed" if expected > 0 else "contradicted")
+
+
+def test_a_claim_about_the_difference_of_differences():
+    written, values = content("size")
+    for entry, x in zip(written["members"].values(), values.values(), strict=True):
+        for seed, run in entry["runs"].items():
+            run |= {"linear h": x + 0.1 * int(seed), "classifier": x * x}
+    claim = STUDIES["size"].claims[-1]
+    *_, verdict = evidence(STUDIES["size"], written)
+    large, small = ((values[a], values[b] ** 2) for a, b in (claim.members, claim.than))
+    assert verdict.effect == pytest.approx((large[0] - large[1]) - (small[0] - small[1]))
+    assert verdict.pairs == 3
+    del written["members"][claim.than[0]]["runs"]["1"]
+    *_, verdict = evidence(STUDIES["size"], written)
+    assert verdict.pairs == 2
+    assert papers_figure(STUDIES["size"], claim) == "+5.3 points"  # 76.5 - 78.4 - (69.3 - 76.5)
 
 
 def test_runs_are_paired_by_their_seed():
@@ -56,7 +81,7 @@ def test_runs_are_paired_by_their_seed():
     runs["tau-0.1"]["0"]["linear h"] = 0.9
     del runs["tau-0.1"]["1"], runs["tau-1"]["2"], runs["tau-0.05"]
     del written["members"]["tau-0.05"]
-    dots, one, small = evidence(STUDIES["temperature"], written)
+    dots, one, small, _ = evidence(STUDIES["temperature"], written)
     assert (dots.pairs, one.pairs, small) == (2, 1, None)
     assert one.effect == pytest.approx(0.9 - runs["tau-1"]["0"]["linear h"])
 
@@ -83,6 +108,22 @@ def test_the_command_lists_the_evidence_below_a_folder(tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
     alone = parse(Study, "study", ("name", "data"), ["loss", "--claims", "--results", str(tmp_path)])()["claims"]
     assert alone == [entry for entry in listed if entry["study"] == "loss"]
+
+
+def test_the_page_of_the_documentation_is_written_from_the_same_data():
+    assert page.PAGE.read_text(encoding="utf-8") == page.compose(), "python -m simclr.tasks.studies.page"
+
+
+def test_the_page_has_every_claim_and_its_evidence(tmp_path):
+    (tmp_path / "results" / "a").mkdir(parents=True)
+    (tmp_path / "results" / "a" / "study.json").write_text(json.dumps(content("temperature")[0]))
+    text = page.compose(tmp_path / "results")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    for name, ablation in STUDIES.items():
+        assert sum(row.startswith(f"| `{name}` |") for row in rows) == 1
+        for claim in ablation.claims:
+            (row,) = [row for row in rows if row.startswith(f"| {claim.text} | {contrast(claim)} |")]
+            assert ("`results/a`" in row) == (name == "temperature")
 
 
 def test_damaged_files_and_unknown_studies_are_refused(tmp_path):

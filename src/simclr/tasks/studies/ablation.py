@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from simclr.errors import SettingError
+from simclr.tasks.finetune import FineTune
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.training import TaskChain
+from simclr.tasks.training import NextTask, TaskChain
+from simclr.tasks.v2 import SUPERVISED
 
 
 class Claim(NamedTuple):
@@ -19,8 +21,10 @@ class Claim(NamedTuple):
     """evaluation and layer that are compared, or `classifier` for networks with one of their own"""
     worse_measure: str = ""
     """those of the worse member, if they are others"""
+    than: tuple[str, str] | None = None
+    """members whose difference, by the same measures, is smaller than that of `members`, if that is the claim"""
     stated: str = ""
-    """effect that the paper states, if it gives no figures of both members"""
+    """effect that the paper states, if it gives no figures of all members"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +37,22 @@ class Ablation:
     members: Callable[[Pretrain], dict[str, TaskChain]]
     """map from a base task to the members by label; a label is also the name of a folder"""
     published: Mapping[str, float] = field(default_factory=dict)
-    """linear top-1 accuracy of members in the paper, %"""
+    """top-1 accuracy of members in the paper, %"""
     conditions: str = ""
     """conditions of the published figures"""
+    evaluation: Literal["accuracy", "information", "transfer"] = "accuracy"
+    """what is measured of a network: its accuracy, by its own classifier if it has one; what layers keep of an image
+    (`simclr information`); accuracy on other data sets (`simclr transfer`)"""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """settings of the last two"""
     layers: tuple[str, ...] = ("h",)
     """layers of a pretrained network that are evaluated"""
+    checks: tuple[str, ...] = ()
+    """figures of the last health check of a pretraining that are shown beside the accuracy"""
+    grid: Callable[[str], tuple[str, str]] | None = None
+    """row and column of a member, by its label, in a heat map"""
+    tuning: Mapping[str, Callable[[Pretrain], dict[str, list]]] = field(default_factory=dict)
+    """by member, map from its task to the values of settings that `tune` tries; the same number for each member"""
     claims: tuple[Claim, ...] = ()
     """what the paper concludes, as contrasts between members"""
 
@@ -45,6 +60,14 @@ class Ablation:
 def alone(tasks: Mapping[str, Pretrain]) -> dict[str, TaskChain]:
     """Return members that consist of a pretraining alone."""
     return {label: (task,) for label, task in tasks.items()}
+
+
+def supervised(base: Pretrain, **settings: Any) -> TaskChain:
+    """Return a pretraining and the supervised training of its network, from random weights on all labels, for as many
+    epochs."""
+    return base, NextTask(
+        FineTune, {**SUPERVISED, "from_scratch": True, "epochs": base.epochs, "fraction": 1.0} | settings
+    )
 
 
 def with_views(base: Pretrain, **settings: Any) -> Pretrain:

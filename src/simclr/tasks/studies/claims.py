@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,21 +24,30 @@ class Evidence(NamedTuple):
 
 
 def evidence(ablation: Ablation, content: Mapping[str, Any]) -> Iterator[Verdict | None]:
-    """Yield the verdict of a finished study, the content of its study.json, on each claim; None without pairs of runs.
+    """Yield the verdict of a finished study, the content of its study.json, on each claim; None without pairs of
+    runs."""
+    labels = own_labels(ablation, content.get("labels") or list(content["members"]))
 
-    Claims name members by the labels that they have with the paper's settings. Where labels hold the base's settings,
-    members are the same by their position."""
-    own, papers = content.get("labels") or list(content["members"]), list(ablation.members(Pretrain(data="")))
-    labels = dict(zip(papers, own if len(own) == len(papers) else papers, strict=True))
+    def differences(members: tuple[str, str], measures: tuple[str, str]) -> dict[str, float]:
+        """Return the difference of two members by seed."""
+        better, worse = (content["members"].get(labels[name], {}).get("runs", {}) for name in members)
+        seeds = [s for s in better if measures[0] in better[s] and measures[1] in worse.get(s, {})]
+        return {seed: better[seed][measures[0]] - worse[seed][measures[1]] for seed in seeds}
+
     for claim in ablation.claims:
-        better, worse = (content["members"].get(labels[name], {}).get("runs", {}) for name in claim.members)
         measures = claim.measure, claim.worse_measure or claim.measure
-        differences = [
-            better[seed][measures[0]] - worse[seed][measures[1]]
-            for seed in better
-            if measures[0] in better[seed] and measures[1] in worse.get(seed, {})
-        ]
-        yield judge(differences) if differences else None
+        effects = differences(claim.members, measures)
+        if claim.than is not None:
+            smaller = differences(claim.than, measures)
+            effects = {seed: effects[seed] - smaller[seed] for seed in effects if seed in smaller}
+        yield judge(list(effects.values())) if effects else None
+
+
+def own_labels(ablation: Ablation, labels: Sequence[str]) -> dict[str, str]:
+    """Return the labels of a study by those that claims name, which members have with the paper's settings. Where
+    labels hold the base's settings, members are the same by their position."""
+    papers = list(ablation.members(Pretrain(data="")))
+    return dict(zip(papers, labels if len(labels) == len(papers) else papers, strict=True))
 
 
 def describe(verdict: Verdict | None) -> str:
@@ -63,45 +74,53 @@ def found(studies: Mapping[str, Ablation], folder: Path) -> dict[str, list[list[
 
 
 def list_claims(studies: Mapping[str, Ablation], folder: Path) -> list[dict[str, Any]]:
-    """Print every claim with the figure of the paper and the evidence below a folder, and return them."""
-    listed = []
-    for name, known in found(studies, folder).items():
-        if known:
-            print(f"\n{name} ({studies[name].source})")
-        for claim, pieces in zip(studies[name].claims, known, strict=True):
-            print(f"  {claim.text}: {contrast(claim)}; paper: {papers_figure(studies[name], claim)}")
-            print(
-                "\n".join(f"    {describe(e.verdict)} on {e.data} ({e.study.parent})" for e in pieces)
-                or "    no evidence"
-            )
-            listed.append({
-                "study": name, "claim": claim.text, "members": list(claim.members),
-                "paper": papers_figure(studies[name], claim),
-                "evidence": [{**e.verdict._asdict(), "data": e.data, "study": str(e.study)} for e in pieces],
-            })  # fmt: skip
-    states = _states(listed)
-    print(f"\n{plural(len(listed), 'claim')}: {', '.join(f'{count} {state}' for state, count in states.items())}")
-    return listed
+    """Return every claim with the figure of the paper and the evidence below a folder."""
+    return [
+        {
+            "study": name, "claim": claim.text, "members": list(claim.members), "contrast": contrast(claim),
+            "paper": papers_figure(studies[name], claim),
+            "evidence": [{**e.verdict._asdict(), "data": e.data, "study": str(e.study)} for e in pieces],
+            "texts": [f"{describe(e.verdict)} on {e.data}" for e in pieces],
+        }
+        for name, known in found(studies, folder).items()
+        for claim, pieces in zip(studies[name].claims, known, strict=True)
+    ]  # fmt: skip
+
+
+def print_claims(studies: Mapping[str, Ablation], listed: Sequence[Mapping[str, Any]]) -> None:
+    """Print the claims of studies under the names of these."""
+    for name, entries in groupby(listed, key=itemgetter("study")):
+        print(f"\n{name} ({studies[name].source})")
+        for entry in entries:
+            print(f"  {entry['claim']}: {entry['contrast']}; paper: {entry['paper']}")
+            texts = [f"{t} ({Path(e['study']).parent})" for t, e in zip(entry["texts"], entry["evidence"], strict=True)]
+            print("\n".join(f"    {text}" for text in texts or ["no evidence"]))
+    print(f"\n{states(listed)}")
 
 
 def contrast(claim: Claim) -> str:
     """Return the members that a claim compares as text."""
     better, worse = claim.members
+    if claim.than is not None:
+        return f"({better} - {worse}) > ({claim.than[0]} - {claim.than[1]})"
     return f"{better} > {worse}{f', {claim.measure} > {claim.worse_measure}' if claim.worse_measure else ''}"
 
 
 def papers_figure(ablation: Ablation, claim: Claim) -> str:
     """Return the effect in the paper as text: the difference of published figures, else what the paper states."""
-    better, worse = (ablation.published.get(name) for name in claim.members)
-    if better is None or worse is None or claim.worse_measure:
-        return claim.stated or "a plot"
-    return points((better - worse) / 100, "%")
+    if claim.stated:
+        return claim.stated
+    values = [ablation.published.get(name) for name in (*claim.members, *(claim.than or ()))]
+    if None in values:
+        return "a plot"
+    better, worse, *than = values
+    return points((better - worse - (than[0] - than[1] if than else 0)) / 100, "%")
 
 
-def _states(listed: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def states(listed: Sequence[Mapping[str, Any]]) -> str:
     """Return the number of claims by the verdict of the study with most seeds; a claim without evidence is open."""
-    states = dict.fromkeys(("confirmed", "contradicted", "inconclusive", "without evidence"), 0)
+    counts = dict.fromkeys(("confirmed", "contradicted", "inconclusive", "without evidence"), 0)
     for entry in listed:
         best = max(entry["evidence"], key=lambda e: e["pairs"], default=None)
-        states[best["verdict"] if best else "without evidence"] += 1
-    return states
+        counts[best["verdict"] if best else "without evidence"] += 1
+    return f"{plural(len(listed), 'claim')}: {', '.join(f'{count} {state}' for state, count in counts.items())}"

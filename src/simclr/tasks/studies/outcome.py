@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from simclr.report.pictures import study_figure
-from simclr.runs.files import number_existing, write_atomically
+from simclr.report.words import is_fraction
+from simclr.runs.files import write_together
 from simclr.runs.recipe import flatten, plain
 from simclr.tasks.pretrain import Pretrain
 
@@ -89,24 +90,18 @@ def table(members: dict[str, Any], source: str) -> str:
 def _mean_and_sd(entry: dict[str, Any], name: str) -> str:
     if name not in entry["mean"]:
         return "-"
-    spread = f" ± {100 * entry['sd'][name]:.1f}" if name in entry["sd"] else ""
-    return f"{100 * entry['mean'][name]:.1f}{spread}"
+    factor = 100 if is_fraction(name) else 1
+    spread = f" ± {factor * entry['sd'][name]:.1f}" if name in entry["sd"] else ""
+    return f"{factor * entry['mean'][name]:.1f}{spread}"
 
 
 def write(content: dict[str, Any], outcomes: list[Outcome], folder: Path) -> None:
     """Write study.json, study.csv and study.svg unless they are up to date; older files are numbered."""
-    text = json.dumps(content, indent=2) + "\n"
-    whole, sheet, picture = (folder / f"study.{kind}" for kind in ("json", "csv", "svg"))
-    if not (whole.is_file() and whole.read_text(encoding="utf-8") == text):
-        if whole.is_file():  # without it, the others are what an interrupted command left
-            for path in (sheet, picture, whole):
-                number_existing(path)
-        lines = io.StringIO(newline="")
-        csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
-        write_atomically(sheet, lines.getvalue())
-        study_figure(content, picture)
-        write_atomically(whole, text)  # last: it marks the others as complete
-    print(f"wrote {whole}, {sheet.name} and {picture.name}")
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows([COLUMNS, *_rows(content, outcomes)])
+    whole = json.dumps(content, indent=2) + "\n"
+    write_together(folder, {"study.csv": lines.getvalue(), "study.svg": study_figure(content), "study.json": whole})
+    print(f"wrote {folder / 'study.json'}, study.csv and study.svg")
 
 
 def _rows(content: dict[str, Any], outcomes: list[Outcome]) -> list[tuple]:

@@ -1,16 +1,16 @@
 """Ablations of the first paper (Chen et al. 2020), with the figures of its tables; results that it only plots have
 none."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
-from typing import Any
 
 from simclr.optim import peak_lr
+from simclr.tasks.finetune import FineTune
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.studies.ablation import Ablation, Claim, alone, resnet_of, with_resnet, with_views
-from simclr.tasks.training import TaskChain
+from simclr.tasks.studies.ablation import Ablation, Claim, alone, resnet_of, supervised, with_resnet, with_views
+from simclr.tasks.studies.v1_views import RESNET50, V1_VIEWS
+from simclr.tasks.training import NextTask, TaskChain
 
-RESNET50 = "ImageNet, ResNet-50, linear top-1 after 100 epochs"
 TABLE_B1 = {  # batch: linear scaling after 100, 200, 400 and 800 epochs; square-root scaling after 100
     256: (57.5, 61.9, 64.7, 66.6, 62.8),
     512: (60.7, 64.0, 66.2, 67.8, 63.8),
@@ -19,44 +19,6 @@ TABLE_B1 = {  # batch: linear scaling after 100, 200, 400 and 800 epochs; square
     4096: (64.6, 66.5, 68.2, 68.9, 64.5),
     8192: (64.8, 66.6, 67.8, 69.0, 64.8),
 }
-
-
-def augmentation(base: Pretrain) -> dict[str, TaskChain]:
-    """Return every composition of crop (with flip), colour (jitter and grey) and blur."""
-    v = base.views
-    parts: dict[str, dict[str, Any]] = {
-        "crop": {"crop_area": v.crop_area, "crop_ratio": v.crop_ratio, "flip": v.flip},
-        "colour": {"jitter": v.jitter or 0.8, "grey": v.grey or 0.2},
-        "blur": {"blur": v.blur or 0.5},
-    }
-    none: dict[str, Any] = {
-        "crop_area": (1.0, 1.0),
-        "crop_ratio": (1.0, 1.0),
-        "flip": 0.0,
-        "jitter": 0.0,
-        "grey": 0.0,
-        "blur": 0.0,
-    }
-    chosen = [names for count in (1, 2, 3) for names in combinations(parts, count)]
-    return alone(
-        {"+".join(names): with_views(base, **none | {k: x for n in names for k, x in parts[n].items()})
-         for names in chosen}
-    )  # fmt: skip
-
-
-def colour(base: Pretrain) -> dict[str, TaskChain]:
-    """Return strengths of the colour distortion without blur, and the largest with it."""
-    tasks = {f"strength-{s:g}": with_views(base, strength=s, blur=0.0) for s in (0.125, 0.25, 0.5, 1.0)}
-    return alone({**tasks, "strength-1+blur": with_views(base, strength=1.0, blur=base.views.blur or 0.5)})
-
-
-def leave_out(base: Pretrain) -> dict[str, TaskChain]:
-    """Return the base's augmentation policy, and the policy without each of its operations."""
-    without = {
-        "flip": {"flip": 0.0}, "blur": {"blur": 0.0}, "jitter": {"jitter": 0.0}, "grey": {"grey": 0.0},
-        "crop": {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0)},
-    }  # fmt: skip
-    return alone({"all": base, **{f"no-{part}": with_views(base, **off) for part, off in without.items()}})
 
 
 def head(base: Pretrain) -> dict[str, TaskChain]:
@@ -82,6 +44,11 @@ def loss(base: Pretrain) -> dict[str, TaskChain]:
         "dcl": replace(base, loss="dcl"),
         "supcon-with-labels": replace(base, loss="supcon", negatives="both"),
     })  # fmt: skip
+
+
+def search(**own: list[float]) -> Callable[[Pretrain], dict[str, list]]:
+    """Return the map from a task to the values of its settings to search: three learning rates and `own`."""
+    return lambda base: {"lr": [base.lr / 2, base.lr, base.lr * 2], **own}
 
 
 def temperature(base: Pretrain) -> dict[str, TaskChain]:
@@ -121,13 +88,35 @@ def lr_scaling(base: Pretrain) -> dict[str, TaskChain]:
 
 
 def size(base: Pretrain) -> dict[str, TaskChain]:
-    """Return ResNets of five depths, at the base's width and at two and four times it."""
+    """Return ResNets of five depths, at the base's width and at two and four times it, each beside its supervised
+    training."""
     _, width = resnet_of(base)
-    return alone({
+    tasks = {
         f"resnet{depth}-{width * k:g}x": with_resnet(base, depth, width * k)
         for depth in (18, 34, 50, 101, 152)
         for k in (1, 2, 4)
-    })  # fmt: skip
+    }
+    return {**alone(tasks), **{f"supervised-{label}": supervised(task) for label, task in tasks.items()}}
+
+
+def information(base: Pretrain) -> dict[str, TaskChain]:
+    """Return a pretraining whose views are also rotated, filtered and noisy, as the paper's for this question, and the
+    base."""
+    return alone({"all-views": with_views(base, rotate=0.5, noise=0.5, sobel=0.5), "base": base})
+
+
+def few_labels(base: Pretrain) -> dict[str, TaskChain]:
+    """Return fine-tunings with 1, 10 and 100 % of the labels, and supervised trainings on the same labels."""
+    fractions = {1: 0.01, 10: 0.1, 100: 1.0}
+    return {
+        **{f"fine-tuned-{p}": (base, NextTask(FineTune, {"fraction": x})) for p, x in fractions.items()},
+        **{f"supervised-{p}": supervised(base, fraction=x, epochs=base.epochs / x) for p, x in fractions.items()},
+    }
+
+
+def transfer(base: Pretrain) -> dict[str, TaskChain]:
+    """Return a pretraining and the supervised training of the same network."""
+    return {"self-supervised": (base,), "supervised": supervised(base)}
 
 
 def optimizer(base: Pretrain) -> dict[str, TaskChain]:
@@ -143,31 +132,7 @@ def optimizer(base: Pretrain) -> dict[str, TaskChain]:
 
 
 V1 = {
-    "augmentation": Ablation(
-        varies="compositions of crop, colour and blur", source="v1, Fig. 5", members=augmentation,
-        conditions="the paper applies them to one of the views, and has more of them; it gives a plot",
-        claims=(
-            Claim("crops with colour distortion are better than crops alone", ("crop+colour", "crop")),
-        ),
-    ),
-    "colour": Ablation(
-        varies="strength of the colour distortion", source="v1, Table 1", members=colour,
-        published={"strength-0.125": 59.6, "strength-0.25": 61.0, "strength-0.5": 62.6, "strength-1": 63.2,
-                   "strength-1+blur": 64.5},
-        conditions=RESNET50,
-        claims=(
-            Claim("stronger colour distortion is better", ("strength-1", "strength-0.125")),
-            Claim("blur helps", ("strength-1+blur", "strength-1")),
-        ),
-    ),
-    "leave-out": Ablation(
-        varies="operations of the augmentation, left out one at a time", source="v1, App. A", members=leave_out,
-        published={"all": 64.5, "no-flip": 63.4, "no-blur": 63.2}, conditions=RESNET50,
-        claims=(
-            Claim("flips help", ("all", "no-flip")),
-            Claim("blur helps", ("all", "no-blur")),
-        ),
-    ),
+    **V1_VIEWS,
     "head": Ablation(
         varies="kind and width of the projection head, measured at h and at z", source="v1, Fig. 8", members=head,
         layers=("h", "z"),
@@ -185,6 +150,11 @@ V1 = {
         published={"margin": 50.9, "nt-logistic": 51.6, "margin-semi-hard": 57.5, "nt-logistic-semi-hard": 57.9,
                    "nt-xent": 63.9},
         conditions=f"{RESNET50}; learning rate, margin and temperature tuned for each loss",
+        tuning={
+            **dict.fromkeys(("margin", "margin-semi-hard"), search(margin=[0.0, 0.4, 0.8, 1.6])),
+            **dict.fromkeys(("nt-logistic", "nt-logistic-semi-hard", "nt-xent", "dcl", "supcon-with-labels"),
+                            search(temperature=[0.1, 0.2, 0.5, 1.0])),
+        },
         claims=(
             Claim("NT-Xent is better than the margin loss", ("nt-xent", "margin-semi-hard")),
             Claim("NT-Xent is better than NT-Logistic", ("nt-xent", "nt-logistic-semi-hard")),
@@ -194,6 +164,7 @@ V1 = {
     ),
     "temperature": Ablation(
         varies="temperature, with cosines or dot products", source="v1, Table 5", members=temperature,
+        checks=("contrastive_top1", "entropy"),
         published={"tau-0.05": 59.7, "tau-0.1": 64.4, "tau-0.5": 60.7, "tau-1": 58.0, "no-norm-tau-10": 57.2,
                    "no-norm-tau-100": 57.0},
         conditions=RESNET50,
@@ -201,6 +172,8 @@ V1 = {
             Claim("cosines are better than dot products", ("tau-0.1", "no-norm-tau-10")),
             Claim("a temperature of 0.1 is better than 1", ("tau-0.1", "tau-1")),
             Claim("a temperature of 0.1 is better than 0.05", ("tau-0.1", "tau-0.05")),
+            Claim("a higher contrastive accuracy is not a better representation: dot products have it",
+                  ("no-norm-tau-10", "tau-0.1"), measure="contrastive_top1", stated="+3.9 points"),
         ),
     ),
     "batch": Ablation(
@@ -222,12 +195,55 @@ V1 = {
         ),
     ),
     "size": Ablation(
-        varies="depth and width", source="v1, Fig. 7 and Table 6", members=size,
-        published={"resnet50-1x": 69.3, "resnet50-2x": 74.2, "resnet50-4x": 76.5},
-        conditions="ImageNet, linear top-1 after 1000 epochs",
+        varies="depth and width, self-supervised and supervised", source="v1, Fig. 7, Table 6 and App. B.3",
+        members=size, published={"resnet50-1x": 69.3, "resnet50-2x": 74.2, "resnet50-4x": 76.5,
+                                 "supervised-resnet50-1x": 76.5, "supervised-resnet50-4x": 78.4},
+        conditions="ImageNet, linear top-1 after 1000 epochs, and supervised top-1 after 90 epochs",
         claims=(
             Claim("wider networks are better", ("resnet50-4x", "resnet50-1x")),
             Claim("deeper networks are better", ("resnet152-1x", "resnet18-1x")),
+            Claim("the gap to supervised training shrinks with size", ("resnet50-4x", "supervised-resnet50-4x"),
+                  worse_measure="classifier", than=("resnet50-1x", "supervised-resnet50-1x")),
+        ),
+    ),
+    "information": Ablation(
+        varies="views; measured is what h and z keep of transformations", source="v1, Table 3", members=information,
+        evaluation="information", layers=("h", "z"),
+        conditions="the paper's views are rotated, noisy and filtered too; its network is larger",
+        claims=tuple(
+            Claim(f"h keeps more of a transformation than z ({task})", ("all-views", "all-views"),
+                  measure=f"{task}, h", worse_measure=f"{task}, z", stated=f"{points} points")
+            for task, points in (("colour or grey", 1.9), ("rotation", 42.0), ("original or noisy", 39.9),
+                                 ("original or Sobel", 40.3))
+        ),
+    ),
+    "few-labels": Ablation(
+        varies="fraction of the labels, fine-tuned and supervised", source="v1, Table 7 and App. B.4",
+        members=few_labels,
+        published={"fine-tuned-1": 48.3, "fine-tuned-10": 65.6, "supervised-1": 25.4, "supervised-10": 56.4},
+        conditions="ImageNet, ResNet-50, top-1",
+        claims=(
+            *(Claim(f"fine-tuning is better than supervised training on {p} % of the labels",
+                    (f"fine-tuned-{p}", f"supervised-{p}"), measure="classifier") for p in (1, 10)),
+            Claim("the fewer labels, the larger the gain", ("fine-tuned-1", "supervised-1"), measure="classifier",
+                  than=("fine-tuned-10", "supervised-10")),
+        ),
+    ),
+    "transfer": Ablation(
+        varies="pretraining, self-supervised or supervised, measured on other data", source="v1, Table 8",
+        members=transfer, evaluation="transfer",
+        settings={"protocols": ("linear", "finetune", "scratch"), "lrs": (0.01, 0.1), "decays": (0.0, 1e-4),
+                  "steps": 2000},
+        conditions="ResNet-50, means over 12 data sets; a grid of 7 x 8 settings and 20,000 steps",
+        claims=(
+            Claim("fine-tuning a self-supervised encoder is better than training from random weights",
+                  ("self-supervised", "self-supervised"), measure="transfer, finetune",
+                  worse_measure="transfer, scratch", stated="6.5 points, mean of 12 data sets"),
+            Claim("features of a supervised ResNet-50 are linearly better", ("supervised", "self-supervised"),
+                  measure="transfer, linear", stated="6.5 points, mean of 12 data sets"),
+            Claim("a fine-tuned self-supervised encoder is better than a supervised one",
+                  ("self-supervised", "supervised"), measure="transfer, finetune",
+                  stated="better on 5 of 12 data sets, worse on 2, with four times the width"),
         ),
     ),
     "optimizer": Ablation(varies="optimizer and learning rate", source="not in the papers", members=optimizer),

@@ -14,6 +14,11 @@ LINEAR = {  # depth: width 1, with selective kernels, width 2, with selective ke
     101: (73.6, 76.3, 77.0, 79.0),
     152: (74.5, 77.2, 77.4, 79.4),
 }
+FINE_TUNED = {  # depth: width: 1, 10 and 100 % of the labels, without selective kernels
+    50: {1: (57.9, 68.4, 76.3), 2: (66.3, 73.9, 79.1)},
+    101: {1: (62.1, 71.4, 78.2), 2: (69.1, 75.8, 80.7)},
+    152: {1: (64.0, 73.0, 79.3), 2: (70.2, 76.6, 81.1)},
+}
 KINDS = [(width, sk) for width in (1, 2) for sk in (False, True)]
 
 
@@ -29,6 +34,29 @@ def selective_kernels(base: Pretrain) -> dict[str, TaskChain]:
 
 def _label(depth: int, width: float | int, sk: bool) -> str:
     return f"resnet{depth}-{width:g}x{'-sk' if sk else ''}"
+
+
+def label_fraction(base: Pretrain) -> dict[str, TaskChain]:
+    """Return deep ResNets of two widths, each fine-tuned with 1, 10 and 100 % of the labels."""
+    _, width = resnet_of(base)
+    layers = min(base.head_layers, 1)
+    return {
+        f"{_label(depth, width * k, False)}-{percent}": (
+            with_resnet(base, depth, width * k),
+            NextTask(FineTune, {**FINETUNE, "head_layers": layers, "fraction": percent / 100}),
+        )
+        for depth in LINEAR
+        for k in (1, 2)
+        for percent in (1, 10, 100)
+    }
+
+
+def memory(base: Pretrain) -> dict[str, TaskChain]:
+    """Return the base with a queue of keys from averaged weights, of 16 batches as the paper's, and without."""
+    return alone({
+        "memory": replace(base, ema=base.ema or 0.999, queue=base.queue or 16 * base.batch),
+        "no-memory": replace(base, ema=0.0, queue=0),
+    })  # fmt: skip
 
 
 def head_depth(base: Pretrain) -> dict[str, TaskChain]:
@@ -75,6 +103,23 @@ V2 = {
             Claim("selective kernels help", ("resnet50-1x-sk", "resnet50-1x")),
             Claim("the largest network is better than the smallest", ("resnet152-2x-sk", "resnet50-1x")),
         ),
+    ),
+    "label-fraction": Ablation(
+        varies="size of the network and fraction of the labels", source="v2, Fig. 4", members=label_fraction,
+        published={f"{_label(depth, width, False)}-{percent}": x for depth, rows in FINE_TUNED.items()
+                   for width, row in rows.items() for percent, x in zip((1, 10, 100), row, strict=True)},
+        grid=lambda label: tuple(label.rsplit("-", 1)),
+        conditions="ImageNet, top-1, head of 3 layers, with a memory of negatives",
+        claims=(
+            Claim("larger networks are better with few labels", ("resnet152-2x-1", "resnet50-1x-1"),
+                  measure="classifier"),
+            Claim("the fewer labels, the more a larger network gains", ("resnet152-2x-1", "resnet50-1x-1"),
+                  measure="classifier", than=("resnet152-2x-100", "resnet50-1x-100")),
+        ),
+    ),
+    "memory": Ablation(
+        varies="memory of negatives with averaged weights", source="v2, section 2", members=memory,
+        claims=(Claim("a memory of negatives helps", ("memory", "no-memory"), stated="about 1 point"),),
     ),
     "head-depth": Ablation(
         varies="depth of the head and layer that fine-tuning starts from", source="v2, Fig. 5",

@@ -1,0 +1,216 @@
+"""Search of settings: combinations of values, each an ordinary run, ranked on held-out training images."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import yaml
+
+from simclr.cli.parsing import parse
+from simclr.data.multilabel import present_classes
+from simclr.data.specs import labels_for, open_for_pretraining
+from simclr.data.splits import HELD_OUT, split_off
+from simclr.errors import DataError
+from simclr.evaluation.figures import figure, write_results
+from simclr.evaluation.protocol import extract_features, fit_device, models_to_evaluate, with_labels
+from simclr.report.stages import aligned
+from simclr.report.words import number, plural
+from simclr.runs.files import require_folder_path, write_together
+from simclr.runs.recipe import flatten, plain
+from simclr.settings import check_settings, flat, setting
+from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.combinations import combinations, label_of, text_of, values_of
+from simclr.tasks.knn import Knn
+from simclr.tasks.linear import PROTOCOLS, Linear
+from simclr.tasks.measuring import K, recorded
+from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.training import run_folder_for
+
+OF_RUN = ("data", "out", "fresh", "seed", "machine")  # settings that are not part of a recipe
+SPLIT = "fitted on train without the hold-out, measured on the hold-out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Search settings of pretraining on held-out images of the training split: every combination of the values given
+    for them, or a random sample of these. The test split is never read.
+
+    The settings to vary are words such as lr=0.5,1,2, views.strength=0.5,1, or a YAML file of lists. The command takes
+    the settings of `simclr pretrain`, or a recipe, for all others. A tenth of the training images, or `held_out` of
+    them, takes no part in pretraining; encoders are ranked by the accuracy on it of a k-NN or linear classifier that
+    learns from the labels of the others. Each combination is an ordinary run in a folder of its own, by default in
+    runs/sweep-DATA; the same command, also with more values, continues and does not repeat finished runs. It writes the
+    table sweep.csv, sweep.json and best.yaml, the best recipe.
+    """
+
+    command: ClassVar[str] = "sweep"
+
+    base: Pretrain = flat()
+    data: Any
+    """labelled images; only their training split is used"""
+    over: tuple[str, ...] = ()
+    """settings to vary with their values, such as lr=0.5,1,2; with `samples` also ranges, such as lr=0.1..10"""
+    settings: Path | None = None
+    """YAML file of settings to vary, each with a list of values"""
+    samples: int | None = setting(None, at_least=1)
+    """number of random combinations to run; from a range of positive numbers their logarithm is drawn uniformly
+    (default: all combinations)"""
+    metric: Literal["knn", "linear"] = "knn"
+    """classifier whose accuracy on the held-out images ranks the combinations"""
+    seeds: int = setting(1, at_least=1)
+    """number of runs of each combination, whose mean counts; seeds count up from `seed`"""
+    parallel: int = setting(1, at_least=1)
+    """number of runs at a time, each in a process of its own with its share of the CPU cores and one of the GPUs"""
+    dry_run: bool = False
+    """list the runs and their folders without running anything"""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def __call__(self) -> dict[str, Any]:
+        varied = values_of(self.over, self.settings, self.samples)
+        source = open_for_pretraining(self.data)
+        labels_for("a sweep", source, self.data)
+        held_out = self.base.held_out or max(1, round(HELD_OUT * len(source)))
+        rest, held = (with_labels(part) for part in split_off(source, held_out))
+        if not len(held) or len(present_classes(rest)) < 2:
+            raise DataError(source.name, "has too few labels to hold some out and learn from the others")
+        check_parallel(self.base.machine, self.parallel)
+        base = replace(self.base, held_out=held_out, machine=share_of(self.base.machine, self.parallel))
+        chosen = {label_of(c): c for c in combinations(varied, self.samples, self.base.seed)}
+        runs = {label: list(self.runs_of(label, with_settings(base, c))) for label, c in chosen.items()}
+        for first, *_ in runs.values():
+            first.check_images(source)
+        require_folder_path(self.folder)
+        if self.dry_run:
+            print("\n".join(str(task.folder) for group in runs.values() for task in group))
+            print(f"{plural(sum(map(len, runs.values())), 'run')}; nothing was run")
+            return chosen
+        fabric = self.base.machine.launch()
+        cells = [self.cell(task, len(rest)) for group in runs.values() for task in group]
+        failed = run_cells(cells, fabric, self.parallel)
+        if not fabric.is_global_zero:
+            return {}
+        outcomes = [self.outcome(chosen[label], group, failed, len(rest)) for label, group in runs.items()]
+        outcomes.sort(key=lambda outcome: -1.0 if outcome["mean"] is None else outcome["mean"], reverse=True)
+        return self.report(varied, outcomes, len(held))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the sweep."""
+        return self.base.out or run_folder_for(self.command, self.data)
+
+    def runs_of(self, label: str, task: Pretrain) -> Iterator[Pretrain]:
+        """Yield the runs of a combination, one for each seed."""
+        for seed in range(self.base.seed, self.base.seed + self.seeds):
+            yield replace(task, seed=seed, out=self.folder / label / f"seed-{seed}")
+
+    def evaluation(self, task: Pretrain, labels: int) -> Knn | Linear:
+        """Return the evaluation of a run; `labels` is the number of labelled images that the classifier learns from."""
+        common: dict[str, Any] = {
+            "run": task.folder,
+            "data": str(self.data),
+            "baselines": False,
+            "machine": task.machine,
+        }
+        common["out"] = task.folder / f"{self.metric}-holdout.json"
+        return Linear(**common) if self.metric == "linear" else Knn(k=min(K, labels), **common)
+
+    def cell(self, task: Pretrain, labels: int) -> Cell:
+        """Return the cell of a run."""
+        evaluation = self.evaluation(task, labels)
+        return Cell(
+            name=str(task.folder.relative_to(self.folder)),
+            folder=task.folder,
+            work=partial(train_and_measure, task, evaluation),
+            size=float(task.epochs),
+            writes=() if task.fresh else (task.folder / "result.json", evaluation.out),
+        )
+
+    def outcome(
+        self, settings: Mapping[str, Any], group: list[Pretrain], failed: Mapping[Path, str], labels: int
+    ) -> dict[str, Any]:
+        """Return the results of a combination."""
+        rows = {t.seed: measure_held_out(t, self.evaluation(t, labels)) for t in group if t.folder not in failed}
+        values = [row["value"] for row in rows.values()]
+        return {
+            "settings": dict(settings),
+            "mean": float(np.mean(values)) if values else None,
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "runs": {str(t.seed): {"run": str(t.folder.relative_to(self.folder)), "value": rows[t.seed]["value"],
+                                   "interval": rows[t.seed]["interval"]} for t in group if t.seed in rows},
+            "failed": {str(t.seed): failed[t.folder] for t in group if t.folder in failed},
+        }  # fmt: skip
+
+    def report(self, varied: Mapping[str, Any], outcomes: list[dict[str, Any]], held: int) -> dict[str, Any]:
+        """Print the table of the combinations, the best first, write the files, and return the content of
+        sweep.json."""
+        what = f"{self.metric} top-1 on {held:,} held-out training images of {self.data}"
+        rows = [
+            [*map(text_of, o["settings"].values()),
+             number(o["mean"], "%") + ("" if o["sd"] is None else f" ± {100 * o['sd']:.1f}"),
+             "; ".join(f"seed {seed} failed" for seed in o["failed"])] for o in outcomes
+        ]  # fmt: skip
+        print(f"\n{plural(len(outcomes), 'combination')}, {what}\n{aligned([*varied, 'top-1', ''], rows)}")
+        content = {
+            "command": self.command, "data": str(self.data), "metric": self.metric, "images": held,
+            "varied": dict(varied), "samples": self.samples, "seeds": self.seeds,
+            "base": {name: value for name, value in plain(self.base).items() if name not in OF_RUN},
+            "combinations": outcomes, "passed": not any(outcome["failed"] for outcome in outcomes),
+        }  # fmt: skip
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows([
+            [*varied, "seed", "value", "low", "high", "run"],
+            *([*o["settings"].values(), seed, r["value"], *(r["interval"] or ("", "")), r["run"]]
+              for o in outcomes for seed, r in o["runs"].items()),
+        ])  # fmt: skip
+        texts = {"sweep.csv": lines.getvalue(), "sweep.json": json.dumps(content, indent=2) + "\n"}
+        if outcomes[0]["mean"] is not None:
+            best = with_settings(self.base, outcomes[0]["settings"])
+            recipe = {
+                name: value for name, value in plain(best).items() if name not in ("data", "out", "fresh", "machine")
+            }
+            head = f"# best of {plural(len(outcomes), 'combination')}: {number(outcomes[0]['mean'], '%')} {what}\n"
+            texts = {"best.yaml": head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), **texts}
+        write_together(self.folder, texts)
+        print(f"wrote {', '.join(texts)} in {self.folder}")
+        return json.loads(texts["sweep.json"])
+
+
+def with_settings(base: Pretrain, changes: Mapping[str, Any]) -> Pretrain:
+    """Return a task with some settings changed, by dotted names and with values as in a recipe; raise an error for an
+    unknown setting or a value that it does not take."""
+    settings = {name: value for name, value in plain(base).items() if name not in ("data", "machine")}
+    words = [f"--{name}={text_of(value)}" for name, value in (*flatten(settings), *changes.items())]
+    built = parse(Pretrain, Sweep.command, (), ["--data=.", *words])
+    return replace(built, data=base.data, machine=base.machine)
+
+
+def train_and_measure(task: Pretrain, evaluation: Knn | Linear) -> None:
+    """Run a pretraining and measure its encoder on the held-out images."""
+    task()
+    measure_held_out(task, evaluation)
+
+
+def measure_held_out(task: Pretrain, evaluation: Knn | Linear) -> dict[str, Any]:
+    """Return the accuracy of a finished run on the images that are held out of it, from its file if it is there."""
+    if content := recorded(evaluation):
+        return content["results"][0]
+    rest, held = (with_labels(part) for part in split_off(open_for_pretraining(task.data), task.held_out))
+    (model,) = models_to_evaluate(task.folder, False)
+    bank, queries = (extract_features([model], part, task.machine)[0] for part in (rest, held))
+    fields = {**model.fields, "evaluated_on": "holdout", "seen_in_pretraining": False, "split": SPLIT}
+    if isinstance(evaluation, Knn):
+        result = evaluation.measure(bank, queries, len(rest.classes), fields)
+    else:
+        device = fit_device(bank.features, task.machine)
+        classifier, detail = evaluation.fit(bank.to(device), rest)
+        scores = classifier(queries.features.to(device)).cpu()
+        result = figure(scores, queries.labels, protocol=PROTOCOLS[evaluation.protocol], detail=detail, **fields)
+    return write_results([result], evaluation, evaluation.out)["results"][0]

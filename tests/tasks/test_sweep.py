@@ -1,0 +1,187 @@
+"""Sweep: ordinary runs, none of them twice, ranked on images that neither pretraining nor the test split has."""
+
+import csv
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from support.evaluated import write_arrays, write_folder
+
+from simclr.cli.parsing import parse
+from simclr.data import open_source
+from simclr.data.source import Source
+from simclr.data.splits import sample_rows
+from simclr.errors import DataError, DivergedError, Error, Interrupted, SettingError
+from simclr.evaluation.features import extract
+from simclr.evaluation.neighbours import knn_votes
+from simclr.models.pretrained import load
+from simclr.runs.machine import Machine
+from simclr.tasks import pretrain
+from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.sweep import Sweep, with_settings
+from simclr.views import Views
+
+WORDS = ("data", "over...")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_arrays(tmp_path_factory.mktemp("data") / "squares.npz", train=40, test=10))
+
+
+def small(data, out, *over, **settings):
+    base = Pretrain(
+        data=data, out=out, encoder="simclr_resnet10", encoder_options={"width": 0.125},
+        views=Views(size=16, blur=0.0), head_features=8, batch=16, epochs=1, warmup_epochs=0, lr=1.0, knn_every=0,
+        machine=Machine(accelerator="cpu", workers=0),
+    )  # fmt: skip
+    return Sweep(base=base, data=data, over=over, **settings)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Folders of the runs in which steps were taken, in order."""
+    seen, fit = [], pretrain.fit
+
+    def counted(run, *arguments, **settings):
+        seen.append(run.path)
+        return fit(run, *arguments, **settings)
+
+    monkeypatch.setattr(pretrain, "fit", counted)
+    return seen
+
+
+@pytest.mark.slow
+def test_cells_are_ranked_on_held_out_images_and_not_run_twice(data, tmp_path, trained):
+    folder = tmp_path / "s"
+    first = small(data, folder, "lr=0.5", seeds=2)()
+    assert [str(path.relative_to(folder)) for path in trained] == ["lr-0.5/seed-0", "lr-0.5/seed-1"]
+    task = small(data, folder, "lr=0.5,2", seeds=2)
+    content = task()
+    assert [path.parent.name for path in trained[2:]] == ["lr-2", "lr-2"]
+    assert first["combinations"][0] in content["combinations"]
+    means = [combination["mean"] for combination in content["combinations"]]
+    assert means == sorted(means, reverse=True)
+    with open(folder / "sweep.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+    train = open_source(data, "train")
+    held = np.sort(sample_rows(train, 4))
+    rest = np.setdiff1d(np.arange(40), held)
+    for combination in content["combinations"]:
+        values = [run["value"] for run in combination["runs"].values()]
+        assert combination["mean"] == pytest.approx(np.mean(values))
+    for run in first["combinations"][0]["runs"].values():
+        encoder = load(folder / run["run"])
+        bank, queries = (
+            extract(encoder.network, train.select(rows, "train"), encoder.preprocess) for rows in (rest, held)
+        )
+        votes = knn_votes(bank.features, bank.labels, queries.features, 3, k=20)
+        assert run["value"] == pytest.approx((votes.argmax(1) == queries.labels).double().mean().item())
+        (row,) = json.loads((folder / run["run"] / "knn-holdout.json").read_text())["results"]
+        assert (row["evaluated_on"], row["seen_in_pretraining"], row["n"]) == ("holdout", False, 4)
+
+    here = ["--machine.accelerator", "cpu", "--machine.workers", "0"]
+    best = parse(Pretrain, "pretrain", ("data",), [data, "--config", str(folder / "best.yaml"), *here])
+    assert best == with_settings(small(data, None).base, content["combinations"][0]["settings"])
+
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert task() == content
+    assert len(trained) == 4
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_continues_and_a_failing_cell_does_not_stop_it(data, tmp_path, trained, monkeypatch):
+    expected = small(data, tmp_path / "whole", "lr=0.5,1")()
+    del trained[:]
+    fit = pretrain.fit
+
+    def stopped(error, run, *arguments, **named):
+        if "lr-0.5" in run.path.parts:
+            raise error
+        return fit(run, *arguments, **named)
+
+    task = small(data, tmp_path / "parts", "lr=0.5,1")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "fit", partial(stopped, Interrupted("stopped")))
+        with pytest.raises(Interrupted):
+            task()
+        assert trained == []
+        patch.setattr(pretrain, "fit", partial(stopped, DivergedError("the loss is nan")))
+        failing = task()
+        assert failing["passed"] is False
+        assert failing["combinations"][-1]["failed"] == {"0": "the loss is nan"}
+        assert [path.parent.name for path in trained] == ["lr-1"]
+    content = task()
+    assert [path.parent.name for path in trained] == ["lr-1", "lr-0.5"]
+    assert content["combinations"] == expected["combinations"]
+    assert content["passed"] is True
+
+
+@pytest.mark.slow
+def test_the_test_split_is_never_read(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "images", train=30, test=6)
+    reading, read = Source.read, []
+
+    def recorded(source, i):
+        read.append(source.path(int(i)))
+        return reading(source, i)
+
+    monkeypatch.setattr(Source, "read", recorded)
+    small(str(folder), tmp_path / "s", "temperature=0.2")()
+    assert read
+    assert not [path for path in read if "test/" in path]
+
+
+def test_settings_of_every_kind_are_changed():
+    base = small("images", None).base
+    changes = {
+        "lr": "1e-3", "views.strength": 0.25, "views.crop_area": [0.5, 1.0], "normalize": False, "head_hidden": None,
+        "encoder_options.width": 0.25, "policies": [{"count": 2}, {"size": 8}], "optimizer": "adamw",
+    }  # fmt: skip
+    task = with_settings(base, changes)
+    assert (task.lr, task.views.strength, task.views.crop_area, task.normalize) == (1e-3, 0.25, (0.5, 1.0), False)
+    assert (task.encoder_options["width"], len(task.view_policies), task.optimizer) == (0.25, 3, "adamw")
+    assert with_settings(base, {}) == base
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["lr=0.5,0"], "lr"),
+        (["learning_rate=1"], None),
+        (["temperature=0.1,x"], "temperature"),
+        (["lr=1", "--samples", "0"], "samples"),
+        (["lr=1", "--metric", "top1"], "metric"),
+        (["batch=16,64"], "batch"),
+        (["queue=16"], "ema"),
+        ([], "over"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_first_cell(words, field, data, tmp_path, trained):
+    given = ["--batch", "16", "--encoder", "simclr_resnet10", "--out", str(tmp_path / "s")]
+    with pytest.raises(Error) as error:
+        parse(Sweep, "sweep", WORDS, [data, *words, *given])()
+    assert getattr(error.value, "field", None) == field
+    assert not (tmp_path / "s").exists()
+    assert trained == []
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    np.savez(tmp_path / "plain.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
+    with pytest.raises(DataError):
+        small(str(tmp_path / "plain.npz"), tmp_path / "s", "lr=1")()
+    with pytest.raises(SettingError) as error:
+        small(str(tmp_path / "plain.npz"), tmp_path / "s")()
+    assert error.value.field == "over"
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_writes_nothing(data, tmp_path, trained):
+    chosen = small(data, tmp_path / "s", "lr=0.1..10", "loss=nt_xent,dcl", samples=5, dry_run=True)()
+    assert len(chosen) == 5
+    assert all(0.1 <= settings["lr"] <= 10 for settings in chosen.values())
+    assert not (tmp_path / "s").exists()
+    assert trained == []
