@@ -4,13 +4,14 @@ import os
 from functools import partial
 
 import pytest
+import torch
 from support import cells as work
 
 from simclr.errors import Interrupted, RunError, SettingError
 from simclr.runs.environment import cores
 from simclr.runs.files import FAILURE, OUTPUT
 from simclr.runs.machine import Machine
-from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.cells import Cell, check_parallel, environment_of, run_cells, share_of
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_a_share_of_the_machine():
     with pytest.raises(SettingError) as error:
         check_parallel(Machine(accelerator="cpu", devices=2), 2)
     assert error.value.field == "parallel"
+
+
+def test_slots_share_the_threads_and_take_the_gpus_in_turn(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    shown = [environment_of(slot, 3) for slot in range(3)]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in shown] == ["0", "1", "0"]
+    assert {own["OMP_NUM_THREADS"] for own in shown} == {str(max(1, cores() // 3))}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,7,5")
+    assert [environment_of(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["GPU-a", "7", "5"]
 
 
 def test_work_that_cannot_be_sent_to_a_process_is_refused(tmp_path, fabric):

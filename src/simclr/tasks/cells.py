@@ -198,14 +198,21 @@ def _run_processes(queue: _Queue, parallel: int) -> None:
             process.join()
 
 
-def _start(cell: Cell, slot: int, parallel: int) -> Any:
-    """Return the process of a cell, with the threads and the GPU of its slot."""
+def environment_of(slot: int, parallel: int) -> dict[str, str]:
+    """Return the environment variables of a process in one of `parallel` slots: its threads, and its GPU if there are
+    any, of those that this process may use."""
     threads = str(max(1, cores() // parallel))
     own = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
     if torch.cuda.is_available():
         shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = shown.split(",")
         own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return own
+
+
+def _start(cell: Cell, slot: int, parallel: int) -> Any:
+    """Start the process of a cell and return it."""
+    own = environment_of(slot, parallel)
     process = get_context("spawn").Process(target=_work, args=(cell,), name=cell.name)
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / FAILURE).unlink(missing_ok=True)
