@@ -15,8 +15,7 @@ FEW_TO_START = 10_000  # number of images below which weights that exist are pro
 # bytes that a training step keeps for each pixel of a view in 32 bits, measured: (small stem, ImageNet stem)
 KEPT = {"simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
 SIZES = (16, 24, 32, 48, 64, 96, 128, 160, 224)  # sides of images, pixels
-KEPT_ON_GPU = 0.98  # share of the contrast of the images that views keep
-KEPT_IN_TRAINING, KEPT_IN_USE = 0.9, 0.97  # the same on a CPU, for views and for the images an encoder is used with
+KEPT_ON_GPU, KEPT_ON_CPU = 0.98, 0.9  # share of the contrast of the images that views keep
 GPU_STEPS = 50_000
 CPU_BUDGET = 900.0  # seconds
 MOST_EPOCHS = 1_000
@@ -66,10 +65,9 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     """Return the settings for a CPU: a small plain network, views of the smallest size that shows what the images
     contain, and as many epochs as the time allows (results/own-images)."""
     n, budget = facts.images, facts.budget or CPU_BUDGET
-    size = size_that_keeps(facts, KEPT_IN_TRAINING)
+    size = size_that_keeps(facts, KEPT_ON_CPU)
     while size > SIZES[0] and budget * estimated_rate(facts, size) < FEWEST_SEEN:
         size = max(s for s in SIZES if s < size)
-    used = max(size, min(size_that_keeps(facts, KEPT_IN_USE), 2 * size))
     widths, rate = widths_for(size), facts.rate or estimated_rate(facts, size)
     batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
     epochs = epochs_in(facts, rate)
@@ -78,7 +76,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
                           "(simclr export), a model of timm or torchvision cannot"),
         "encoder_options.widths": Advice(widths, f"{len(widths)} convolutions for views of {size} px"),
         "encoder_options.features": Advice(FEATURES, "many features cost little here and are easier to classify"),
-        "image_size": Advice(used, size_reason(facts, used)),
+        "image_size": Advice(2 * size, "twice that of the views: easier to classify than at their size"),
         "views.size": Advice(size, f"smaller in training, for more epochs: {size_reason(facts, size)}"),
         "views.strength": Advice(0.5, "colour: 0.5 on small images (paper, B.9)"),
         "views.blur": Advice(0.0, "none on small images (paper, B.9)"),
@@ -88,7 +86,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
         "head_features": Advice(64, "64 for small images (official issue 166)"),
         "temperature": Advice(0.2, "0.2 below a batch of 1024 (official issue 166)"),
         "optimizer": Advice("lars", "paper, section 2.1"),
-        "lr": Advice(2.0, f"per 256 images: {peak_lr(2.0, batch, 'linear'):.3g} at {batch}"),
+        "lr": Advice(4.0, f"per 256 images: {peak_lr(4.0, batch, 'linear'):.3g} at {batch} (results/sample)"),
         "scaling": Advice("linear", "paper, section 2.1"),
         "weight_decay": Advice(1e-4, "official README"),
         "batch": Advice(batch, f"with {n // batch} steps per epoch: smaller ones for few steps"),
