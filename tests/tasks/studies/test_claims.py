@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from simclr.cli.parsing import parse
 from simclr.errors import RunError, SettingError
@@ -124,6 +125,28 @@ def test_the_page_has_every_claim_and_its_evidence(tmp_path):
         for claim in ablation.claims:
             (row,) = [row for row in rows if row.startswith(f"| {claim.text} | {contrast(claim)} |")]
             assert ("`results/a`" in row) == (name == "temperature")
+
+
+def test_runs_that_a_file_names_are_evidence(tmp_path):
+    accuracies = {"fine-tuned-1": [0.5, 0.52, 0.51], "supervised-1": [0.4, 0.4, 0.41]}
+    for label, values in accuracies.items():
+        for seed, value in enumerate(values):
+            rows = [
+                {"name": "teacher", "metric": "top1", "value": 0.9},
+                {"name": "x", "metric": "top1", "value": value},
+            ]
+            (tmp_path / f"{label}-{seed}.json").write_text(json.dumps({"command": "finetune", "results": rows}))
+    named = {"study": "few-labels", "data": "images", "seeds": [0, 1, 2],
+             "members": {label: f"{label}-{{seed}}.json" for label in accuracies}}  # fmt: skip
+    (tmp_path / "evidence.yaml").write_text(yaml.safe_dump(named))
+    first, *others = list_claims({"few-labels": STUDIES["few-labels"]}, tmp_path)
+    (known,) = first["evidence"]
+    assert (known["verdict"], known["pairs"]) == ("confirmed", 3)
+    assert known["effect"] == pytest.approx((0.1 + 0.12 + 0.1) / 3)
+    assert [entry["evidence"] for entry in others] == [[], []]
+    (tmp_path / "evidence.yaml").write_text("study: few-labels")
+    with pytest.raises(RunError):
+        list_claims(STUDIES, tmp_path)
 
 
 def test_damaged_files_and_unknown_studies_are_refused(tmp_path):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from simclr.errors import RunError
 from simclr.evaluation.verdict import Verdict, judge
 from simclr.report.words import plural, points
+from simclr.runs.reading import read_yaml
+from simclr.runs.results import read_results
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies.ablation import Ablation, Claim
 
@@ -58,19 +60,36 @@ def describe(verdict: Verdict | None) -> str:
 
 
 def found(studies: Mapping[str, Ablation], folder: Path) -> dict[str, list[list[Evidence]]]:
-    """Return the evidence in the study.json files below a folder for each claim of each study."""
+    """Return the evidence below a folder for each claim of each study, in the study.json files of finished studies and
+    in runs that an evidence.yaml file names as members of a study."""
     results: dict[str, list[list[Evidence]]] = {name: [[] for _ in a.claims] for name, a in studies.items()}
-    for path in sorted(folder.rglob("study.json")):
+    for path in sorted([*folder.rglob("study.json"), *folder.rglob("evidence.yaml")]):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = named_runs(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
             name = content["study"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise RunError(path, "is not the file of a study") from None
         if name not in studies:
             continue
         for known, verdict in zip(results[name], evidence(studies[name], content), strict=True):
             known += [] if verdict is None else [Evidence(verdict, str(content["data"]), path)]
     return results
+
+
+def named_runs(path: Path) -> dict[str, Any]:
+    """Return a study, in the form of study.json, from an evidence.yaml file: the accuracies of its members' classifiers
+    in the result files that it names, one for each seed."""
+    content = read_yaml(path, RunError)
+    return {**content, "members": {
+        label: {"runs": {str(seed): {"classifier": _accuracy(path.parent / file.format(seed=seed))}
+                         for seed in content["seeds"]}}
+        for label, file in content["members"].items()
+    }}  # fmt: skip
+
+
+def _accuracy(file: Path) -> float:
+    rows = read_results(file)["results"]
+    return next(row["value"] for row in rows if row["metric"] == "top1" and row["role"] == "model")
 
 
 def list_claims(studies: Mapping[str, Ablation], folder: Path) -> list[dict[str, Any]]:
