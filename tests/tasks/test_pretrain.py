@@ -324,7 +324,8 @@ def test_pretraining_learns_to_ignore_colour_and_position(tmp_path, seed):
     train, test = Shapes(1024, seed), Shapes(400, seed + 100)
     task = small(
         data=train, out=tmp_path / "run", views=Views(size=16, blur=0.0, crop_area=(0.6, 1.0), grey=0.5),
-        encoder_options={"width": 0.25}, temperature=0.5, lr=8.0, epochs=18, warmup_epochs=1, knn_every=0, seed=seed,
+        encoder="simclr_convnet", encoder_options={"features": 256}, temperature=0.5, lr=8.0, epochs=18,
+        warmup_epochs=1, knn_every=0, seed=seed,
     )  # fmt: skip
     task()
     encoder = load(tmp_path / "run")
