@@ -1,5 +1,6 @@
 import http.server
 import io
+import json
 import pickle
 import tarfile
 import threading
@@ -194,6 +195,22 @@ def test_a_damaged_local_set_is_refused_when_it_is_opened(tmp_path, damage):
     with pytest.raises(DataError) as error:
         open_source(root, "all")
     assert error.value.path == str(root if damage == "marker" else path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("sha256", "../../x"), ("sha256", "0" * 63), ("bytes", -1), ("bytes", "9"), ("name", "/etc/x.tar"), ("name", 3)],
+)
+def test_a_remote_index_leads_nowhere_else_on_this_machine(tmp_path, memory, place, value):
+    """Copies are named by the hashes in it, and its files are those of the store."""
+    url = write_set(tmp_path / "set", "memory://set")
+    description = json.loads(memory.cat_file(f"/set/{DESCRIPTION}"))
+    description["shards"][0][["name", "bytes", "sha256"].index(place)] = value
+    memory.pipe_file(f"/set/{DESCRIPTION}", json.dumps(description).encode())
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    with pytest.raises(DataError):
+        open_source(url, "all").read(0)
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):

@@ -100,6 +100,8 @@ def open_indexed(where: str | os.PathLike, split: str) -> Source:
 def _locate(base: str, shard: Shard) -> Path | RemoteFile:
     """Return a tar file of an index; raise DataError for a local one that is missing or has another size."""
     place = join_url(base, shard.name)
+    if is_url(base) and not is_url(place):
+        raise DataError(base, f"its index names {shard.name}, a file of this machine")
     if is_url(place):
         return RemoteFile(place, shard.bytes, shard.sha256)
     path = Path(place)

@@ -12,6 +12,7 @@ where nothing else is said. Nothing in it is loaded whole, and its pages are sha
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,11 +138,20 @@ def read_description(file: Path) -> dict[str, Any]:
         description["shards"] = [Shard(*shard) for shard in description["shards"]]
         valid &= sum(shard.images for shard in description["shards"]) == description["images"]
         valid &= isinstance(description["files"], dict) and 0 <= description["test"] < description["images"]
+        files = [(name, facts["bytes"], facts["sha256"]) for name, facts in description["files"].items()]
+        valid &= all(_names_a_file(*shard[:3]) and shard.images >= 0 for shard in description["shards"])
+        valid &= all(_names_a_file(*file) for file in files)
     except (ValueError, KeyError, TypeError, RecursionError):
         valid = False
     if not valid:
         raise DataError(file, "it is not an index of tar files", "Write it again with simclr pack")
     return {**description, "fingerprint": hashlib.blake2b(content, digest_size=8).hexdigest()}
+
+
+def _names_a_file(name: Any, size: Any, sha256: Any) -> bool:
+    """Return whether these can be facts of a file; copies are named by the hash, so it must be one."""
+    is_hash = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    return is_hash and isinstance(name, str) and type(size) is int and size >= 0
 
 
 def open_index(folder: Path, description: dict[str, Any]) -> ShardIndex:

@@ -21,7 +21,7 @@ CPU_BUDGET = 900.0  # seconds
 MOST_EPOCHS = 1_000
 FEATURES = 1024
 SPEED = 3e9  # multiplications of the forward pass per second and core while training, measured
-FEWEST_SEEN = 50_000  # images over a run, with repetitions, below which views are smaller
+FEWEST_SEEN = 150_000  # images over a run, with repetitions, below which views are smaller
 MANY_SEEN = 250_000  # images over a run above which the batch is larger
 
 
