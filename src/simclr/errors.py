@@ -8,7 +8,7 @@
     └── UnreadableImage       one image cannot be decoded; `path` names it and `reason` says why
     TooManyBadImages          more images are unreadable than `max_bad` allows; exit code 1
     DivergedError             loss or weights are not finite (FloatingPointError); exit code 1
-    Interrupted               the run was asked to stop and saved a checkpoint; exit code 1
+    Interrupted               the run was asked to stop and saved a checkpoint; exit code 75
 
 On the command line, every other exception apart from OSError and a lack of memory is reported as a bug. Library
 functions raise ValueError for wrong arguments.

@@ -213,6 +213,19 @@ def test_a_remote_index_leads_nowhere_else_on_this_machine(tmp_path, memory, pla
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
 
 
+def test_an_index_cannot_lead_out_of_its_tar_files(tmp_path, memory):
+    root = Path(write_set(tmp_path / "set"))
+    places = np.memmap(root / "shard-index.places", "<i8", "r+").reshape(-1, 3)
+    for row, place in enumerate([(99, 0, 5), (-1, 0, 5), (0, -5, 5), (0, 0, -1), (0, 0, 1 << 60)]):
+        places[row] = place
+    places.flush()
+    source = open_source(root, "all")
+    for row in range(5):
+        with pytest.raises(DataError) as error:
+            source.read(row)
+        assert error.value.path == str(root / "shard-index.places")
+
+
 class Faulty(http.server.BaseHTTPRequestHandler):
     """Server of a folder that answers 503 to the first request of every file, and sends slowly."""
 

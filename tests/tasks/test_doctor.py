@@ -10,6 +10,7 @@ from support.runs_written import lines, write_run
 
 from simclr.cli import main
 from simclr.cli.parsing import parse
+from simclr.errors import DivergedError, SettingError
 from simclr.losses import Objective, nt_xent
 from simclr.tasks import doctor as doctors
 from simclr.tasks.doctor import Doctor
@@ -189,3 +190,15 @@ def test_a_run_is_checked_by_its_log(tmp_path, capsys):
     assert main(["doctor", str(write_run(tmp_path / "good"))]) == 0
     assert "checks, 0 failed" in capsys.readouterr().out
     assert main(["doctor", str(write_run(tmp_path / "collapsed", log=lines(embedding_std=0.001)))]) == 1
+
+
+def test_a_run_that_diverged_is_replayed_to_the_step(tmp_path, capsys):
+    settings = ["--config", "sample", "--machine.accelerator", "cpu", "--lr=1e30", "--save_every=3", "--log_every=1"]
+    task = parse(Pretrain, "pretrain", ("data",), ["sample", *settings, f"--out={tmp_path / 'run'}"])
+    with pytest.raises(DivergedError):
+        task()
+    found = Doctor(pretrain=Pretrain(data=str(tmp_path / "run")), replay=True)()
+    assert not found["passed"] and [one["name"] for one in found["findings"]] == ["replay"]
+    with pytest.raises(SettingError) as refused:
+        Doctor(pretrain=Pretrain(data="sample"), replay=True)()
+    assert refused.value.field == "data"

@@ -13,7 +13,7 @@ from typing import Any
 
 from simclr.cli.commands import COMMANDS, GROUPS
 
-OK, FAILED, WRONG_USAGE, BUG, STOPPED = 0, 1, 2, 70, 130
+OK, FAILED, WRONG_USAGE, BUG, INTERRUPTED, STOPPED = 0, 1, 2, 70, 75, 130
 
 
 def program() -> int:
@@ -25,9 +25,8 @@ def program() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 70 bug of simclr, 130 Ctrl-C.
-
-    During training Ctrl-C saves a checkpoint, and the code is 1.
+    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong usage, 70 bug of simclr, 130 Ctrl-C, and
+    75 if a signal, Ctrl-C among them, stopped a training that has saved a checkpoint.
     """
     # Threads that wait by spinning take a shared core from the threads they wait for: measured, 6 times slower and more
     # on a machine with other work, no slower on a free one. OpenMP reads this when torch is loaded.
@@ -94,7 +93,9 @@ def _run(command: str, words: list[str], debug: bool) -> int:
             raise
         if isinstance(error, Error):
             return _report(error, WRONG_USAGE, on_all_ranks=True)
-        if isinstance(error, (TooManyBadImages, DivergedError, Interrupted)):
+        if isinstance(error, Interrupted):
+            return _report(error, INTERRUPTED, on_all_ranks=True)
+        if isinstance(error, (TooManyBadImages, DivergedError)):
             return _report(error, FAILED, on_all_ranks=not isinstance(error, TooManyBadImages))
         if isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
             return _report(error, FAILED)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
+from simclr.data.formats import MAX_FILE_BYTES
 from simclr.data.paths import Paths
 from simclr.data.remote import Cache, RemoteFile, filesystem, is_url, join_url, patiently
-from simclr.data.shard_index import DESCRIPTION, FILES, Shard, ShardIndex, open_index, read_description
+from simclr.data.shard_index import DESCRIPTION, FILES, STEM, Shard, ShardIndex, open_index, read_description
 from simclr.data.shards import Shards
 from simclr.data.source import Source
 from simclr.data.splits import TEST_FRACTION
@@ -43,6 +44,13 @@ class IndexedShards(Shards):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits computed from the rows and the index, which has the hashes of tar files."""
         return hashlib.blake2b(f"{self.index_hash} {self.rows}".encode(), digest_size=8).hexdigest()
+
+    def stored(self, i: int | np.integer) -> bytes:
+        shard, start, length = self.places[i].tolist()
+        if not 0 <= shard < len(self.shards) or start < 0 or not 0 <= length <= MAX_FILE_BYTES:
+            problem = f"places image {i} at byte {start} of tar file {shard}, with {length} bytes"
+            raise DataError(self.folder / f"{STEM}.places", problem, "Write the index again with simclr pack")
+        return super().stored(i)
 
     def part(self, start: int, stop: int) -> "IndexedShards":
         """Return the images start..stop, with their index."""

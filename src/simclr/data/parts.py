@@ -81,8 +81,11 @@ class Parts(NamedTuple):
         """Write the features of the readable images of a part, its images `rows`, and the reasons of the others."""
         first = part * self.size
         count = min(self.size, len(self.source) - first)
-        block = np.zeros((count, self.width), self.dtype)
-        block[rows] = features.reshape(len(rows), self.width)
+        if len(rows) == count:
+            block = np.ascontiguousarray(features, self.dtype)
+        else:
+            block = np.zeros((count, self.width), self.dtype)
+            block[rows] = features.reshape(len(rows), self.width)
         header = _header(self.dtype, len(self.source), self.width)
         file = os.open(self._work / "features.npy", os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -89,6 +90,8 @@ class Machine(Device):
     precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
     """precision of the forward and backward pass; auto: bf16 on a GPU that supports it, otherwise 32 (convolutions on a
     GPU may then round to TF32, PyTorch's default)"""
+    timeout: float = setting(1800.0, above=0)
+    """time that a process waits for the others in one operation, s; one that has died is noticed within 70 s"""
     storage: Literal["auto", "resident", "streamed"] = "auto"
     """place where decoded images are kept: resident on the device, or streamed from worker processes; auto: resident if
     they fit (streamed crops are rounded to 8 bits, so results differ slightly and a run resumes with its own)"""
@@ -120,12 +123,17 @@ class Machine(Device):
             return self.devices, self.nodes
         return here, int(os.environ.get("WORLD_SIZE") or here) // here
 
+    @property
+    def precision_in_use(self) -> str:
+        """The precision: that of the settings, or the one that auto stands for on this machine."""
+        if self.precision != "auto":
+            return self.precision
+        native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "32"
+
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""
-        precision = self.precision
-        if precision == "auto":
-            native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bf16" if native else "32"
+        precision = self.precision_in_use
         if precision == "64" and self.kind == "mps":
             raise SettingError("machine.precision", "auto, 32, bf16 or 16 on MPS, which has no float64", "64")
         if precision == "16" and self.kind == "cpu":
@@ -151,7 +159,7 @@ class Machine(Device):
             devices=devices,
             num_nodes=nodes,
             # buffers hold synchronised statistics, equal on every rank: nothing to broadcast
-            strategy=DDPStrategy(**{_SYNC_BUFFERS: False}) if many else "auto",
+            strategy=DDPStrategy(timeout=timedelta(seconds=self.timeout), **{_SYNC_BUFFERS: False}) if many else "auto",
             # a float64 network needs no casting: `prepare` makes it one and the views follow its parameters
             precision={"32": "32-true", "64": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
         )

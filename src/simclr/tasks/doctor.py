@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simclr.cli.parsing import parse
 from simclr.data import Source
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
@@ -32,13 +33,14 @@ from simclr.report.resources import (
     kept_for_backward,
 )
 from simclr.report.warnings import run_findings
-from simclr.runs.files import require_folder_path
+from simclr.runs.files import printable, require_folder_path
 from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.pretrain import Pretrain
 from simclr.training.crops import draw_views
 from simclr.training.fit import Parts
 from simclr.training.gathering import gather
+from simclr.training.replay import replay
 from simclr.training.sampler import BatchSampler
 from simclr.training.throughput import loop_rate, memory_used, step_of
 from simclr.views import by_size
@@ -57,7 +59,9 @@ class Doctor:
     step. Then schedule, batch norms, memory, duration, disk and agreement of processes. NT-Xent is used in place of
     other losses. Nothing is written.
 
-    If DATA is a run folder, the log of the run is checked instead. The exit code is 1 if a check failed.
+    If DATA is a run folder, the log of the run is checked instead; with `replay`, a pretraining that diverged is
+    continued from its last checkpoint, in this process alone, up to the step after which a number is not finite. The
+    exit code is 1 if a check failed.
     """
 
     command: ClassVar[str] = "doctor"
@@ -67,13 +71,20 @@ class Doctor:
     """number of images to examine"""
     seconds: float = setting(20.0, above=0)
     """time for each measurement, seconds"""
+    replay: bool = False
+    """search of the step, the images and the layer at which a run diverged"""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
         """Print the findings and return them; `passed` is False if one of them failed."""
-        if run := self._run():
+        run = self._run()
+        if self.replay:
+            if run is None:
+                raise SettingError("data", "the folder of a run with --replay", str(self.pretrain.data))
+            results, show = self._replay(run), print
+        elif run:
             results, show = run_findings(read_run(run.path)), print
         else:
             source, _ = self.pretrain.sources()
@@ -95,6 +106,27 @@ class Doctor:
         folder = Path(self.pretrain.data)
         is_run = (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()
         return Run(folder) if is_run else None
+
+    def _replay(self, run: Run) -> Iterator[Finding]:
+        """Find the first step after the last checkpoint of a run after which something is not finite."""
+        saved = parse(Pretrain, "pretrain", ("data",), ["--config", str(run.path / "recipe.yaml")])
+        task = replace(saved, machine=replace(saved.machine, devices=1, nodes=1, compile=False), out=run.path)
+        source, _ = task.sources()
+        fabric = task.machine.launch()
+        state, schedule = run.restore(), task.schedule(len(source))
+        start = 0 if state is None else state["step"]
+        if (failure := replay(fabric, task.assemble(fabric, source), schedule, state, task.save_every)) is None:
+            text = (
+                f"{min(task.save_every, schedule.steps - start)} steps from step {start} on were repeated without fault"
+            )
+            yield Finding("replay", "ok", text)
+            return
+        images = ", ".join(printable(source.path(i)) for i in failure.indices[:3])
+        others = f"{images} and {max(len(failure.indices) - 3, 0)} others"
+        text = (
+            f"{failure.where} is not finite in step {failure.step} (counted from 0, seed {task.seed}), images {others}"
+        )
+        yield Finding("replay", "FAILED", text)
 
     def examine(self, fabric: Fabric, source: Source) -> Iterator[Finding]:
         """Yield all checks of a run on `source`; later ones are left out where an earlier one makes them senseless."""

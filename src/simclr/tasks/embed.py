@@ -51,7 +51,7 @@ class Embed:
     """file to write, .npz or .parquet, or a folder; RUN/embeddings-DATA.npz if not given"""
     dtype: Literal["float32", "float16"] = "float32"
     """type of the features in an .npz file or a folder; float32 is mapped into memory as it is"""
-    part_size: int = setting(65_536, at_least=1)
+    part_size: int = setting(32_768, at_least=1)
     """number of images of a part of a folder"""
     overwrite: bool = False
     """replacement of existing files"""

@@ -271,14 +271,15 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
-        local = f" ({world} x {self.batch // world}, batch statistics over all)" if world > 1 else ""
+        local = f" ({world} x {self.batch // world}, batch norm over all processes)" if world > 1 else ""
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
             f"{self.describe_imagery(source)}"
-            f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}"
+            f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}; "
+            f"precision {self.machine.precision_in_use}"
         )
 
     def card(self, encoder: nn.Module, head: ProjectionHead, source: Source) -> Card:

@@ -22,7 +22,7 @@ from simclr.training.stopping import StopRequests
 Backward = Callable[[Any], tuple[Tensor, Any]]
 """Forward and backward pass of one step: leaves gradients, returns the loss and what `describe` reads."""
 
-_DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may help"
+_DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may help; doctor RUN --replay says where"
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ def _train(
         if stop.on_any_rank():
             recorder.save(parts, step)
             stop.leave(step, schedule.steps)
-        loss, outputs = _train_step(fabric, parts, schedule, step, batch)
+        loss, outputs = train_step(fabric, parts, schedule, step, batch)
         done = step + 1
         last = done == schedule.steps
         if last or done % schedule.log_every == 0:
@@ -126,7 +126,8 @@ def _train(
         recorder.progress.advance()
 
 
-def _train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:
+def train_step(fabric: Fabric, parts: Parts, schedule: Schedule, step: int, batch: Any) -> tuple[Tensor, Any]:
+    """Train one step on a batch; return the loss and what `describe` reads."""
     for group in parts.optimizer.param_groups:
         group["lr"] = schedule.lr(step)
     torch.manual_seed(torch_seed(schedule.seed, step, fabric.global_rank))  # dropout, stochastic depth

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 
 from simclr.data import Source, open_source
 from simclr.data.embeddings import Embeddings, is_embeddings, read_embeddings
+from simclr.data.remote import is_url
 from simclr.data.specs import why_unlabelled
 from simclr.errors import DataError, SettingError, UnreadableImage
 from simclr.models.pretrained import load
@@ -140,7 +141,7 @@ def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source
     """
     rows = np.arange(len(content.features))
     if data is None:
-        downloads = content.data is not None and content.data[0].startswith("torchvision:")
+        downloads = content.data is not None and (content.data[0].startswith("torchvision:") or is_url(content.data[0]))
         if content.data is None or content.indices is None or downloads:  # a file causes no download
             return None, rows
         try:
