@@ -2,10 +2,12 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import yaml
 from support.evaluated import write_arrays, write_folder
 
 from simclr.cli.parsing import parse
@@ -17,7 +19,8 @@ from simclr.evaluation.features import extract
 from simclr.evaluation.neighbours import knn_votes
 from simclr.models.pretrained import load
 from simclr.runs.machine import Machine
-from simclr.tasks import pretrain
+from simclr.tasks import equal_time, pretrain
+from simclr.tasks.estimate import Needs
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.sweep import Sweep, with_settings
 from simclr.views import Views
@@ -185,3 +188,37 @@ def test_a_dry_run_writes_nothing(data, tmp_path, trained):
     assert all(0.1 <= settings["lr"] <= 10 for settings in chosen.values())
     assert not (tmp_path / "s").exists()
     assert trained == []
+
+
+@pytest.mark.slow
+def test_runs_of_other_sizes_take_the_same_time(data, tmp_path, monkeypatch, trained):
+    """A step that takes 0.1 s, and four times as long at twice the size."""
+    measured = []
+
+    def rehearse(chain, machine, seconds):
+        ((task, images, _),) = chain
+        measured.append(task.views.size)
+        duration = task.epochs * len(images) / task.batch * 0.1 * (task.views.size / 16) ** 2
+        return {str(task.folder): Needs("", 0, 0, task.batch, duration, 0)}
+
+    monkeypatch.setattr(equal_time, "rehearse", rehearse)
+    task = small(data, tmp_path / "s", "views.size=16,32", duration="2s")
+    task = replace(task, base=replace(task.base, warmup_epochs=0.25))
+    content = task()
+    epochs = {c["settings"]["views.size"]: c["settings"]["epochs"] for c in content["combinations"]}
+    assert epochs[16] == pytest.approx(2 / 0.1 * 16 / 36, rel=0.01)
+    assert epochs[32] == pytest.approx(epochs[16] / 4, rel=0.01)
+    recipes = {path.parent: yaml.safe_load((path / "recipe.yaml").read_text()) for path in trained}
+    assert sorted(recipe["epochs"] for recipe in recipes.values()) == sorted(epochs.values())
+    assert all(r["warmup_epochs"] == pytest.approx(r["epochs"] / 4, rel=0.01) for r in recipes.values())
+    best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert best["epochs"] == epochs[best["views"]["size"]]
+    assert task() == content  # the epochs are those that the runs began with
+    assert measured == [16, 32] and len(trained) == 2
+
+
+def test_what_is_no_duration_or_has_two_lengths_is_refused(data, tmp_path):
+    for over, duration in (("lr=1", "soon"), ("epochs=1,2", "1min"), ("warmup_epochs=1", "1min")):
+        with pytest.raises(SettingError) as refused:
+            small(data, tmp_path / "s", over, duration=duration)()
+        assert refused.value.field == "duration"

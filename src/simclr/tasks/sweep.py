@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +17,17 @@ from simclr.cli.parsing import parse
 from simclr.data.multilabel import present_classes
 from simclr.data.specs import labels_for, open_for_pretraining
 from simclr.data.splits import HELD_OUT, split_off
-from simclr.errors import DataError
+from simclr.errors import DataError, SettingError
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.protocol import extract_features, fit_device, models_to_evaluate, with_labels
 from simclr.report.stages import aligned
 from simclr.report.words import number, plural
 from simclr.runs.files import require_folder_path, write_together
 from simclr.runs.recipe import flatten, plain
-from simclr.settings import check_settings, flat, setting
+from simclr.settings import check_settings, flat, seconds_of, setting
 from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
 from simclr.tasks.combinations import combinations, label_of, text_of, values_of
+from simclr.tasks.equal_time import LENGTH, epochs_within
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import PROTOCOLS, Linear
 from simclr.tasks.measuring import K, recorded
@@ -67,6 +69,9 @@ class Sweep:
     """number of runs of each combination, whose mean counts; seeds count up from `seed`"""
     parallel: int = setting(1, at_least=1)
     """number of runs at a time, each in a process of its own with its share of the CPU cores and one of the GPUs"""
+    duration: str | None = None
+    """time for the training of each run, such as 5min: epochs follow from a measurement of steps, so that networks and
+    sizes are compared at equal time (default: `epochs` of each)"""
     dry_run: bool = False
     """list the runs and their folders without running anything"""
 
@@ -75,6 +80,10 @@ class Sweep:
 
     def __call__(self) -> dict[str, Any]:
         varied = values_of(self.over, self.settings, self.samples)
+        seconds = math.inf if self.duration is None else seconds_of("duration", self.duration)
+        if seconds < math.inf and (self.base.machine.processes > 1 or set(LENGTH) & set(varied)):
+            allowed = f"not given with several processes or values of {' or '.join(LENGTH)}"
+            raise SettingError("duration", allowed, self.duration)
         source = open_for_pretraining(self.data)
         labels_for("a sweep", source, self.data)
         held_out = self.base.held_out or max(1, round(HELD_OUT * len(source)))
@@ -84,10 +93,16 @@ class Sweep:
         check_parallel(self.base.machine, self.parallel)
         base = replace(self.base, held_out=held_out, machine=share_of(self.base.machine, self.parallel))
         chosen = {label_of(c): c for c in combinations(varied, self.samples, self.base.seed)}
-        runs = {label: list(self.runs_of(label, with_settings(base, c))) for label, c in chosen.items()}
-        for first, *_ in runs.values():
-            first.check_images(source)
+        tasks = {label: with_settings(base, c) for label, c in chosen.items()}
+        for task in tasks.values():
+            task.check_images(source)
         require_folder_path(self.folder)
+        if seconds < math.inf and not self.dry_run:
+            lengths = epochs_within(seconds, tasks, rest, self.folder)
+            chosen = {label: {**c, **lengths[label]} for label, c in chosen.items()}
+            varied = {**varied, **{name: [length[name] for length in lengths.values()] for name in LENGTH}}
+            tasks = {label: with_settings(base, c) for label, c in chosen.items()}
+        runs = {label: list(self.runs_of(label, task)) for label, task in tasks.items()}
         if self.dry_run:
             print("\n".join(str(task.folder) for group in runs.values() for task in group))
             print(f"{plural(sum(map(len, runs.values())), 'run')}; nothing was run")
