@@ -7,6 +7,7 @@ torch.Size([])
 """
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from simclr.losses import nt_xent as nt_xent
     from simclr.models.pretrained import Encoder as Encoder
     from simclr.models.pretrained import load as load
+    from simclr.models.sklearn import SimCLRFeatures as SimCLRFeatures
     from simclr.optim import LARS as LARS
     from simclr.runs.machine import Device as Device
     from simclr.runs.machine import Machine as Machine
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from simclr.tasks.transfer import Transfer as Transfer
     from simclr.tasks.v2 import SimCLRv2 as SimCLRv2
     from simclr.tasks.views import ShowViews as ShowViews
+    from simclr.tasks.watch import Watch as Watch
     from simclr.views import Views as Views
 
 # The same names with the modules that they are loaded from at their first use: importing torch takes seconds.
@@ -71,7 +74,7 @@ _TASKS = {
     "linear": "Linear", "neighbours": "Neighbours", "pack": "Pack", "predict": "Predict", "pretrain": "Pretrain",
     "recipes": "Recipes", "report": "Report", "reproduce": "Reproduce", "robustness": "Robustness", "scan": "Scan",
     "study": "Study", "suggest": "Suggest", "sweep": "Sweep", "transfer": "Transfer", "v2": "SimCLRv2",
-    "views": "ShowViews",
+    "views": "ShowViews", "watch": "Watch",
 }  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("DataError", "Error", "RunError", "SettingError"), "simclr.errors"),
@@ -79,12 +82,15 @@ _NAMES = {
     "LARS": "simclr.optim",
     "Views": "simclr.views",
     **dict.fromkeys(("load", "Encoder"), "simclr.models.pretrained"),
+    "SimCLRFeatures": "simclr.models.sklearn",
     **dict.fromkeys(("Device", "Machine"), "simclr.runs.machine"),
     **{task: f"simclr.tasks.{module}" for module, task in _TASKS.items()},
 }
 _PACKAGES = ("losses", "optim", "models", "data", "views", "evaluation")
 
-__all__ = [*_NAMES, *_PACKAGES]
+_WITHOUT = () if find_spec("sklearn") else ("SimCLRFeatures",)  # `from simclr import *` works without scikit-learn
+
+__all__ = [name for name in (*_NAMES, *_PACKAGES) if name not in _WITHOUT]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ def spoken(capsys, *words):
 IMPORT_EVERYTHING = """
 import json, sys
 import simclr
-for name in simclr.__all__:
+for name in set(simclr.__all__) - {"SimCLRFeatures"}:  # which has an extra of its own
     getattr(simclr, name)
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """

@@ -1,8 +1,12 @@
 """An encoder loaded from its run: the right layer, the right preprocessing, frozen."""
 
+import dataclasses
 import hashlib
+import io
 import json
 import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from simclr import losses
 from simclr.data import open_source
 from simclr.errors import RunError, SettingError, UnreadableImage
 from simclr.evaluation.features import extract
-from simclr.models import Card, ProjectionHead, create_encoder, save_encoder
+from simclr.models import Card, ProjectionHead, create_encoder, progress, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,84 @@ def test_paths_pictures_and_arrays_give_the_same(run, tmp_path):
     source = open_source(str(tmp_path), "all")
     features = extract(encoder.network, source, encoder.preprocess).features
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_data_sets_are_embedded_in_their_order(run, tmp_path):
+    encoder, arrays = simclr.load(run), images()
+    (tmp_path / "photographs" / "b").mkdir(parents=True)
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / "photographs" / "b" / f"{i}.png")
+    np.savez(tmp_path / "arrays.npz", images=arrays)
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    expected = encoder.embed(arrays)
+    given = [
+        tmp_path / "photographs", str(tmp_path / "photographs"), tmp_path / "arrays.npz", pixels,
+        open_source(tmp_path / "arrays.npz", "all"), [(image, 1) for image in pixels], [{"image": a} for a in arrays],
+        np.array([str(path) for path in sorted((tmp_path / "photographs" / "b").iterdir())]),
+        torch.utils.data.TensorDataset(pixels, torch.arange(len(pixels))),
+    ]  # fmt: skip
+    for images_of in given:
+        np.testing.assert_array_equal(encoder.embed(images_of), expected)
+    (tmp_path / "photographs" / "b" / "1.png").write_bytes(b"no image")
+    features, rows = encoder.embed(tmp_path / "photographs", on_error="skip")
+    assert rows.tolist() == [0, 2, 3, 4, 5]
+    np.testing.assert_allclose(features, expected[rows], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shapes"),
+    [
+        ("simclr_resnet10", {"width": 0.125}, {"initial_conv": (8, 32), "initial_max_pool": (8, 32),
+                                               "block_group1": (8, 32), "block_group2": (16, 16),
+                                               "block_group3": (32, 8), "block_group4": (64, 4)}),
+        ("simclr_convnet", {"widths": [8, 16]}, {"layer1": (8, 32), "layer2": (16, 16)}),
+        ("resnet10t", {}, {"act1": (64, 16), "layer1": (64, 8), "layer2": (128, 4), "layer3": (256, 2),
+                           "layer4": (512, 1)}),
+        ("vit_tiny_patch16_224", {"depth": 2}, {"blocks.0": (192, 2), "blocks.1": (192, 2)}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_last_feature_map_pools_to_the_features(name, options, shapes, normalised):
+    options = options | ({"mean": [0.5] * 3, "std": [0.25] * 3} if normalised else {})
+    torch.manual_seed(0)
+    network = create_encoder(name, 32, options).eval()
+    card = Card(encoder={"name": name, "options": options}, features=network.num_features, image_size=32,
+                preprocess={"size": 32, "crop": 0.875})  # fmt: skip
+    encoder = simclr.Encoder(network, None, card)
+    maps = encoder.feature_maps(images(), batch=4)
+    assert {stage: values.shape for stage, values in maps.items()} == {
+        stage: (6, channels, side, side) for stage, (channels, side) in shapes.items()
+    }
+    last = list(shapes)[-1]
+    if not name.startswith("vit"):  # which normalises its tokens first
+        np.testing.assert_allclose(maps[last].mean((2, 3)), encoder.embed(images()), rtol=1e-4, atol=1e-5)
+    assert list(encoder.feature_maps(images(), stages=[last])) == [last]
+    with pytest.raises(SettingError) as refused:
+        encoder.feature_maps(images(), stages=["no such stage"])
+    assert refused.value.field == "stages"
+
+
+def test_notebooks_show_the_card_without_markup_of_it(run):
+    encoder = simclr.load(run)
+    encoder = simclr.Encoder(encoder.network, encoder.head, dataclasses.replace(encoder.card, source={"task": "<b>"}))
+    table = ElementTree.fromstring(encoder._repr_html_())
+    facts = {row[0].text: row[1].text for row in table}
+    assert facts["features"] == "64"
+    assert facts["encoder"] == "simclr_resnet10, width 0.125"
+    assert facts["source"] == "task <b>"
+
+
+def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    seconds = iter(range(0, 100, 1))
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+        assert list(progress.tracked(10, 4)) == [0, 4, 8]
+        assert bool(stream.getvalue()) == shown
 
 
 def test_extracting_changes_neither_parameters_nor_buffers(run):

@@ -1,5 +1,6 @@
 """Exported files load strictly in the library they are for."""
 
+import pickle
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from support.evaluated import write_arrays, write_encoder
 
 import simclr
 from simclr import FineTune, Machine
+from simclr.data import open_source
 from simclr.errors import RunError, SettingError
 from simclr.models import Card, create_encoder, save_encoder
 from simclr.models.layers import read_layer
@@ -107,3 +109,76 @@ def test_a_run_without_a_classifier_has_no_scores(tmp_path):
     with pytest.raises(RunError) as refused:
         Export(run=write_encoder(tmp_path / "run"), layer="scores")()
     assert refused.value.path == str(tmp_path / "run")
+
+
+HUGGING_FACE = """
+import sys
+import numpy as np, timm, torch
+network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
+config = network.pretrained_cfg
+mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
+with torch.inference_mode():
+    images = torch.from_numpy(np.load(sys.argv[1]))
+    np.save(sys.argv[2] + "/features.npy", network((images - mean) / std).numpy())
+assert "simclr" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("simclr_resnet18", {"pad": "torchvision", "stem": "imagenet", "mean": [0.5] * 3, "std": [0.25] * 3}),
+     ("vit_tiny_patch16_224", {"depth": 1})],
+)  # fmt: skip
+def test_timm_loads_a_folder_for_the_hub_without_this_package(tmp_path, name, options):
+    torch.manual_seed(0)
+    encoder = create_encoder(name, 64, options).eval()
+    card = Card(encoder={"name": name, "options": options}, features=encoder.num_features, image_size=64,
+                preprocess={"size": 64, "crop": 0.875})  # fmt: skip
+    save_encoder(tmp_path / "run", encoder, None, card)
+    written = Export(run=tmp_path / "run", to="huggingface")()
+    assert written["difference"] < 1e-6  # of the network as timm loads it
+    with pytest.raises(SettingError) as refused:
+        Export(run=tmp_path / "run", to="huggingface")()
+    assert refused.value.field == "out"
+    if name.startswith("vit"):
+        return
+    source = open_source("sample", "test")
+    images = torch.stack([simclr.load(tmp_path / "run").preprocess(source.read(i)) for i in range(3)])
+    np.save(tmp_path / "images.npy", images.numpy())
+    paths = [str(tmp_path / "images.npy"), str(tmp_path / "run" / "huggingface")]
+    subprocess.run([sys.executable, "-c", HUGGING_FACE, *paths], check=True, capture_output=True)
+    with torch.no_grad():
+        expected = encoder(images).numpy()
+    np.testing.assert_allclose(np.load(paths[1] + "/features.npy"), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_folder_for_the_hub_says_how_far_its_features_differ(tmp_path):
+    encoder = create_encoder("simclr_resnet50", 64, {"stem": "imagenet"}).eval()
+    card = Card(encoder={"name": "simclr_resnet50", "options": {"stem": "imagenet"}}, features=2048, image_size=64,
+                preprocess={"size": 64, "crop": 0.875})  # fmt: skip
+    save_encoder(tmp_path, encoder, None, card)
+    assert Export(run=tmp_path, to="huggingface", allow_pad_difference=True)()["difference"] > 1e-4
+
+
+def test_8_bits_are_measured_beside_32_and_programs_are_encoders(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    run, data = write_encoder(tmp_path / "run"), write_arrays(tmp_path / "squares.npz")
+    with pytest.raises(SettingError) as refused:
+        Export(run=run, to="onnx-int8")()
+    assert refused.value.field == "data"
+    measured = Export(run=run, to="onnx-int8", data=str(data))()
+    Export(run=run, to="onnx")()
+    knn = simclr.Knn(run=run, data=str(data), baselines=False)()["results"][0]
+    assert measured["top1_32"] == pytest.approx(knn["value"])
+    assert measured["top1_8"] == pytest.approx(knn["value"], abs=0.1)
+    images = open_source(data, "test").pixels
+    expected = simclr.load(run).embed(images)
+    program = simclr.load(run / "h.onnx")
+    assert program.card == simclr.load(run).card
+    np.testing.assert_allclose(program.embed(images), expected, rtol=1e-4, atol=1e-5)
+    copy = pickle.loads(pickle.dumps(simclr.SimCLRFeatures(run / "h.onnx").fit(images)))
+    np.testing.assert_allclose(copy.transform(images), expected, rtol=1e-4, atol=1e-5)
+    cosine = np.sum(simclr.load(run / "h-int8.onnx").embed(images) * expected, axis=1)
+    lengths = np.linalg.norm(simclr.load(run / "h-int8.onnx").embed(images), axis=1) * np.linalg.norm(expected, axis=1)
+    assert (cosine / lengths).mean() > 0.98

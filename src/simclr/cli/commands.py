@@ -130,6 +130,11 @@ COMMANDS = {
         "write runs and their measurements as one HTML page",
         ("simclr report runs/photos", "simclr report runs/a runs/b --out comparison.html"),
     ),
+    "watch": Command(
+        "Use", "simclr.tasks.watch:Watch", ("runs...",),
+        "show running and finished runs as a live page in a browser",
+        ("simclr watch runs", "simclr watch runs/a runs/b --port 8000"),
+    ),
     "explore duplicates": Command(
         "Explore", "simclr.tasks.explore.duplicates:Duplicates", ("run", "data"),
         "find groups of copies and near-duplicates",

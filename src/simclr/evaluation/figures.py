@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from simclr.evaluation.metrics import METRICS, constant_prediction
 from simclr.runs.environment import code_hash, environment
 from simclr.runs.files import number_existing, write_atomically
 from simclr.runs.recipe import plain
-from simclr.runs.results import Result, provenance
+from simclr.runs.results import Result, provenance, result_of
 
 
 def figure(scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], metric: str = "top1", **fields: Any) -> Result:
@@ -49,6 +50,17 @@ def interval(metric: str, scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n
     return resampled_interval(METRICS[metric], scores.cpu(), truth.cpu())
 
 
+class ResultTable(dict):
+    """Content of a result file, which notebooks show as the table of its figures."""
+
+    def _repr_html_(self) -> str:
+        cells = ["model", "protocol", "layer", "figure", "value", "95 % interval", "n"]
+        rows = [[r.name, r.protocol, r.layer, *_cells(r), f"{r.n:,}"] for r in map(result_of, self["results"])]
+        lines = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in
+                 [("th", cells), *(("td", row) for row in rows)])  # fmt: skip
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
 def results_content(results: Sequence[Result], task: Any, run: Path | None) -> dict[str, Any]:
     """Return the content of a result file: each figure with the hashes of code, recipe and weights, the settings and
     the environment. `run` is the folder of the encoder."""
@@ -72,7 +84,7 @@ def write_results(results: Sequence[Result], task: Any, path: Path) -> dict[str,
     number_existing(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
     print(f"wrote {path}")
-    return content
+    return ResultTable(content)
 
 
 def format_table(results: Sequence[Result]) -> str:

@@ -38,6 +38,15 @@ class ConvNet(nn.Module):
         """Return the output of the last convolution."""
         return self.layers(x)
 
+    def feature_maps(self, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        """Return the output of each convolution after its ReLU: layer1, layer2, ..."""
+        maps: dict[str, Tensor] = {}
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                maps[f"layer{len(maps) + 1}"] = x
+        return maps
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.forward_features(x).mean((2, 3))
 

@@ -39,7 +39,7 @@ def create_encoder(
     mean, std = (options.pop(each, None) for each in NORMALISATION)
     if own:
         options.setdefault("image_size", image_size)
-    elif not imported and _fixed_size(name):
+    elif not imported and has_fixed_size(name):
         options.setdefault("img_size", image_size)
     try:
         with limited_memory():
@@ -81,10 +81,16 @@ def _normalised(encoder: nn.Module, mean: Sequence[float], std: Sequence[float])
 
 
 def _normalise(layer: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return ((inputs[0] - layer.input_mean) / layer.input_std,)
+    return (normalised_input(layer, inputs[0]),)
 
 
-def _fixed_size(name: str) -> bool:
+def normalised_input(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return images as the layer takes them after its hook: normalised, if the encoder has a mean."""
+    return (x - layer.input_mean) / layer.input_std if hasattr(layer, "input_mean") else x
+
+
+def has_fixed_size(name: str) -> bool:
+    """Return whether a model of timm is built for one size of images, such as a transformer."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return config is not None and config.fixed_input_size
 

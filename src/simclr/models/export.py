@@ -5,16 +5,26 @@ nor squeeze-and-excitation, and for the basic-block networks (18, 34) `pad="torc
 open their first group without a projection.
 """
 
+import dataclasses
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import timm
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from simclr.data import open_source
 from simclr.errors import SettingError
+from simclr.models.card import Card
+from simclr.models.encoder import has_fixed_size
+from simclr.models.options import NORMALISATION
 from simclr.models.resnet import SMALL_STEMS, ResNet
-from simclr.runs.files import replacing
+from simclr.models.weights import write_tensors
+from simclr.runs.files import replacing, write_atomically
+from simclr.views.preprocess import Preprocess
 
 CHECKED = 3  # number of images on which an exported program is compared; another one than it was traced with
 TORCHVISION = {depth: f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
@@ -88,17 +98,79 @@ def save_onnx(network: nn.Module, size: int, path: Path, card: str, channels: in
         )
 
 
+def save_huggingface(
+    encoder: nn.Module, card: Card, name: str, state: dict[str, Tensor], folder: Path, *, exact: bool = True
+) -> float:
+    """Write config.json, model.safetensors and README.md, a folder that `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` loads and the Hugging Face Hub takes as a model.
+
+    `name` and `state` are those of the network in timm. Return the maximum difference of its features from those of
+    `encoder` on photographs, which must be below 1e-4 if they are to be `exact`.
+    """
+    options = dict(card.encoder.get("options") or {})
+    mean, std = (
+        options.pop(each, [default] * card.channels) for each, default in zip(NORMALISATION, (0, 1), strict=True)
+    )
+    arguments = {} if isinstance(encoder, ResNet) else options
+    if has_fixed_size(name):
+        arguments.setdefault("img_size", card.image_size)
+    config = {
+        "architecture": name.partition(".")[0],
+        "num_classes": 0,
+        "num_features": card.features,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [card.channels, card.image_size, card.image_size], "mean": mean, "std": std, "num_classes": 0,
+            "interpolation": "bicubic", "crop_pct": card.preprocess["crop"], "crop_mode": "center",
+        },
+        "simclr": dataclasses.asdict(card),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", state)
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_atomically(folder / "README.md", _README.format(name=config["architecture"], card=card))
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    shape = torch.Size(config["pretrained_cfg"]["input_size"])
+    return _difference(encoder, shape, lambda x: network((x - mean) / std), 1e-4 if exact else torch.inf)
+
+
+_README = """---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [image-feature-extraction, timm, simclr, self-supervised]
+---
+# {name}, pretrained with SimCLR
+
+Encoder of images of {card.image_size} px: {card.features} features. Images: {card.input}; central crop of
+{card.preprocess[crop]:g} of the shorter side, then one bicubic resize.
+
+```python
+import timm
+
+encoder = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+```
+"""
 _BATCH = torch.export.Dim("batch")
 
 
 @torch.no_grad()
-def _difference(network: nn.Module, shape: torch.Size, program: Callable[[Tensor], Tensor]) -> float:
-    images = torch.rand(CHECKED, *shape)
+def _difference(
+    network: nn.Module, shape: torch.Size, program: Callable[[Tensor], Tensor], limit: float = 1e-4
+) -> float:
+    """Return the maximum difference of a program from a network, on photographs if they take three channels."""
+    images = _photographs(shape[-1]) if shape[0] == 3 else torch.rand(CHECKED, *shape)
     expected = network(images)
     difference = ((program(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
-    if not difference < 1e-4:
+    if not difference < limit:
         raise RuntimeError(f"the exported program differs from the network by {difference:.1e}; nothing was written")
     return difference
+
+
+def _photographs(size: int) -> Float[Tensor, "n 3 size size"]:
+    """Return photographs of the bundled sample, of which there are as many as are compared."""
+    source = open_source("sample", "test")
+    return torch.stack([Preprocess(size, 1.0)(source.read(i)) for i in range(CHECKED)])
 
 
 def _named(

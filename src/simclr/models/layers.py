@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.errors import SettingError
+from simclr.models.encoder import normalised_input
 from simclr.models.head import ProjectionHead
 
 STAGES = ("initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4")
@@ -33,6 +34,22 @@ def read_layer(encoder: nn.Module, head: ProjectionHead | None, layer: str) -> n
     if layer in STAGES:
         return _Stage(encoder, layer)
     return nn.Sequential(encoder, head.first(len(head.layers) if layer == "z" else int(layer.removeprefix("head."))))
+
+
+def feature_maps(encoder: nn.Module, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+    """Return the outputs (B, C, H, W) of the stages of an encoder by name, in the order of the computation: `stages` of
+    a ResNet of this package, `feature_maps` of another network, and the names in timm's `feature_info`. Raises
+    SettingError for a network that has none of them."""
+    if hasattr(encoder, "stages"):
+        return {name: values for name, values in encoder.stages(x).items() if values.dim() == 4}
+    x = normalised_input(encoder, x)
+    if hasattr(encoder, "feature_maps"):
+        return encoder.feature_maps(x)
+    if not hasattr(encoder, "forward_intermediates"):
+        allowed = "one with a method `feature_maps` or timm's `forward_intermediates`"
+        raise SettingError("encoder", allowed, type(encoder).__name__)
+    names = [stage["module"] for stage in encoder.feature_info]
+    return dict(zip(names, encoder.forward_intermediates(x, intermediates_only=True), strict=True))
 
 
 class _Stage(nn.Module):

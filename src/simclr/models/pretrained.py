@@ -1,6 +1,8 @@
 """Encoders ready for use: weights with the preprocessing of their card."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -10,8 +12,10 @@ from jaxtyping import Float, Int64, Real
 from PIL import Image
 from torch import Tensor, nn
 
-from simclr.data import Source, decode
+from simclr.data import Source, decode, open_source
 from simclr.data.decoding import as_rgb
+from simclr.data.paths import EXTENSIONS
+from simclr.data.source import image_of
 from simclr.data.stored import Scaling, as_values, read_stored
 from simclr.data.survey import scale_source
 from simclr.errors import RunError, SettingError, UnreadableImage
@@ -19,12 +23,15 @@ from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.head import ProjectionHead
 from simclr.models.imports import Architecture, import_weights
-from simclr.models.layers import read_layer
+from simclr.models.layers import feature_maps, read_layer
+from simclr.models.onnx_program import load_onnx
+from simclr.models.progress import tracked
 from simclr.models.weights import load_encoder, load_supervised
 from simclr.runs.results import named_run, run_folder
 from simclr.views.preprocess import Preprocess
 
-Images = Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray
+Images = Any
+"""a data set or a sequence of images, see `Encoder.embed`"""
 
 
 class Encoder:
@@ -55,36 +62,84 @@ class Encoder:
     def embed(
         self, images: Images, *, layer: str = "h", batch: int = 256, on_error: Literal["raise", "skip"] = "raise"
     ):
-        """Return representations (N, D) float32 of paths, PIL images or uint8 arrays (H, W, 3), in their order; arrays
-        of the encoder's own channels and values (H, W, C) if it was not trained on 8-bit RGB images.
+        """Return representations (N, D) float32 of images, in their order.
 
-        `layer` is h, z, head.1, head.2, ... or block_group1 to block_group4. An unreadable file raises
-        UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is
-        (representations (M, D), rows (M,) of `images`).
-        For a whole data set, see the command `simclr embed`.
+        `images` is a folder or another data set by the path or name that commands take, or a sequence: paths, PIL
+        images, uint8 arrays (H, W, 3), tensors (3, H, W), or items of a data set, of which labels are ignored; also one
+        array (N, H, W, 3) or tensor (N, 3, H, W). Arrays have the encoder's own channels and values if it was not
+        trained on 8-bit RGB images. `layer` is h, z, head.1, head.2, ... or block_group1 to block_group4. An unreadable
+        file raises UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is
+        (representations (M, D), rows (M,) of `images`). On a terminal, a bar is shown from the third second on.
+
+        For labels, splits and several decoding processes, see the command `simclr embed`.
+
+        >>> encoder = simclr.load(run)  # the folder of a run
+        >>> encoder.embed(np.zeros((4, 32, 32, 3), np.uint8)).shape
+        (4, 64)
+        >>> features, rows = encoder.embed(["no such file.jpg"], on_error="skip")
+        >>> len(rows)
+        0
         """
-        _check_images(images)
         if on_error not in ("raise", "skip"):
             raise SettingError("on_error", "raise or skip", on_error)
-        device = next(self.network.parameters()).device
         network = read_layer(self.network, self.head, layer)
         features, rows = [], []
-        for start in range(0, len(images), batch):
-            pixels = {}
-            for row in range(start, min(start + batch, len(images))):
-                try:
-                    pixels[row] = self.preprocess(self.pixels(images[row], f"images[{row}]"))
-                except UnreadableImage:
-                    if on_error == "raise":
-                        raise
-            if pixels:
-                features.append(network(torch.stack(list(pixels.values())).to(device)).float().cpu().numpy())
-                rows += pixels
+        for numbers, pixels in self._batches(images, batch, skip=on_error == "skip"):
+            features.append(network(pixels).float().cpu().numpy())
+            rows += numbers
         if not rows:
             features = [self.embed([np.zeros((1, 1, self.card.channels), np.uint8)], layer=layer)[:0]]
         return np.concatenate(features) if on_error == "raise" else (np.concatenate(features), np.array(rows, np.int64))
 
-    def pixels(self, image: str | Path | Image.Image | np.ndarray, name: str) -> Real[np.ndarray, "h w c"]:
+    @torch.inference_mode()
+    def feature_maps(
+        self, images: Images, *, stages: Sequence[str] | None = None, batch: int = 256
+    ) -> dict[str, Float[np.ndarray, "n c h w"]]:
+        """Return the feature maps (N, C, H, W) float32 of images by the names of their stages, from input to output.
+
+        `images` is as in `embed`. `stages` selects some of initial_conv, initial_max_pool and block_group1 to
+        block_group4 of a SimCLR ResNet, of layer1, layer2, ... of `simclr_convnet`, or of the names in `feature_info`
+        of a model of timm, where tokens of transformers are put on their grid.
+
+        >>> maps = simclr.load(run).feature_maps(np.zeros((4, 32, 32, 3), np.uint8), stages=["block_group1"])
+        >>> {name: values.shape for name, values in maps.items()}
+        {'block_group1': (4, 8, 32, 32)}
+        """
+        found: dict[str, list[np.ndarray]] = {}
+        for _, pixels in self._batches(images, batch):
+            maps = feature_maps(self.network, pixels)
+            if unknown := set(stages or ()) - maps.keys():
+                raise SettingError("stages", f"among {', '.join(maps)}", ", ".join(sorted(unknown)))
+            for name in stages or maps:
+                found.setdefault(name, []).append(maps[name].float().cpu().numpy())
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def _batches(self, images: Images, batch: int, *, skip: bool = False) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the rows and the pixels (B, C, S, S), on the device of the network, of the images of each batch."""
+        if batch < 1:
+            raise SettingError("batch", "at least 1", batch)
+        count, read = self._reader(images)
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        for start in tracked(count, batch):
+            pixels = {}
+            for row in range(start, min(start + batch, count)):
+                try:
+                    pixels[row] = self.preprocess(read(row))
+                except UnreadableImage:
+                    if not skip:
+                        raise
+            if pixels:
+                yield list(pixels), torch.stack(list(pixels.values())).to(device)
+
+    def _reader(self, images: Images) -> tuple[int, Callable[[int], Real[np.ndarray, "h w c"]]]:
+        """Return the number of images and a function that returns one as `preprocess` takes it."""
+        _check_images(images)
+        if isinstance(images, Source | str | os.PathLike):
+            source = self.scaled(images if isinstance(images, Source) else open_source(images, "all"))
+            return len(source), source.read
+        return len(images), lambda row: self.pixels(image_of(images[row]), f"images[{row}]")
+
+    def pixels(self, image: Any, name: str) -> Real[np.ndarray, "h w c"]:
         """Return an image as `preprocess` takes it; raises UnreadableImage."""
         is_file = isinstance(image, str | Path)
         if not self.preprocess.low:
@@ -108,6 +163,20 @@ class Encoder:
         name, size = self.card.encoder["name"], self.preprocess.size
         return f"Encoder({name}, {self.card.features} features, images of {size} px{', with head' * bool(self.head)})"
 
+    def _repr_html_(self) -> str:
+        """Return the card as a table, which notebooks show."""
+        card, head, options = self.card, self.card.head, self.card.encoder.get("options") or {}
+        facts = {
+            "encoder": ", ".join([card.encoder["name"], *(f"{name} {value}" for name, value in options.items())]),
+            "features": f"{card.features:,}",
+            "images": f"{self.preprocess.size} × {self.preprocess.size} px, {card.input}",
+            "head": ", ".join(f"{name} {value}" for name, value in head.items()) if head else "none",
+            "classes": f"{card.supervised['classes']:,}" if card.supervised else "none",
+            "source": ", ".join(f"{name} {value}" for name, value in card.source.items()),
+        }
+        rows = (f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in facts.items() if text)
+        return f"<table>{''.join(rows)}</table>"
+
     def to(self, device: torch.device | str) -> "Encoder":
         """Move the network and the head to a device."""
         self.network.to(device)
@@ -120,7 +189,8 @@ def load(run_or_file: str | Path) -> Encoder:
     """Return the encoder of a finished run folder, or of the folder of a given encoder.safetensors.
 
     `timm:NAME:FILE` is the model of timm with the weights in a local file; `package.module:function:RUN` is a run whose
-    encoder is made by a function of the user's own. Raises RunError unless every tensor of the network is in the file
+    encoder is made by a function of the user's own; a file that `simclr export --to onnx` wrote is run by onnxruntime.
+    Raises RunError unless every tensor of the network is in the file
     and the other way round, and the preprocessing of the card gives images of the size and channels that the network
     was trained on.
     """
@@ -128,6 +198,9 @@ def load(run_or_file: str | Path) -> Encoder:
     if named.is_timm:
         imported = import_weights(named.path, Architecture(named.encoder))
         return Encoder(imported.encoder, None, imported.card)
+    if named.path.suffix == ".onnx" and named.path.is_file():
+        program, card = load_onnx(named.path)
+        return Encoder(program, None, card)
     path, folder = named.path, run_folder(named.path)
     if not (folder / "card.json").is_file():
         raise RunError(path, *_reason_without_card(path, folder))
@@ -162,12 +235,21 @@ def load_classifier(run: str | Path) -> Classifier:
 
 
 def _check_images(images: Any) -> None:
-    """Raise an error for one image in place of a list of images."""
-    if isinstance(images, str | Path | Image.Image):
-        raise SettingError("images", "a list of images", type(images).__name__, "For one image, pass [image]")
-    if isinstance(images, np.ndarray) and images.ndim != 4:
-        shape = f"an array {images.shape}"
-        raise SettingError("images", "a list of images or an array (N, H, W, C)", shape, "For one image, pass [image]")
+    """Raise SettingError unless `images` is a data set or a sequence of images: one image is a frequent mistake."""
+    allowed, remedy = "a data set, a list of images or an array (N, H, W, C)", "For one image, pass [image]"
+    if isinstance(images, Source):
+        return
+    if isinstance(images, str | os.PathLike):
+        if os.path.splitext(os.fsencode(images))[1][1:].lower() in EXTENSIONS:
+            raise SettingError("images", allowed, os.fspath(images), remedy)
+    elif isinstance(images, Image.Image) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise SettingError("images", allowed, type(images).__name__, remedy)
+    elif isinstance(images, np.ndarray | Tensor) and images.ndim != 4 and not _holds_paths(images):
+        raise SettingError("images", allowed, f"{type(images).__name__} {tuple(images.shape)}", remedy)
+
+
+def _holds_paths(images: np.ndarray | Tensor) -> bool:
+    return isinstance(images, np.ndarray) and images.dtype.kind in "OU"
 
 
 def untrained(card: Card, seed: int = 0) -> nn.Module:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from simclr.errors import UnreadableImage
 from simclr.report.pictures import LARGE_TILE, tile
+from simclr.report.templates import render_template
 from simclr.runs.files import printable, write_atomically
 
 QUALITY = 80  # of the JPEG thumbnails
@@ -62,13 +63,8 @@ class Gallery:
 
 def write_gallery(gallery: Gallery, path: Path) -> None:
     """Write a page as one HTML file without scripts that needs no other file."""
-    from jinja2 import Environment, FileSystemLoader
-
-    templates = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = printable
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, environment.get_template("gallery.html.j2").render(page=gallery, side=LARGE_TILE))
+    write_atomically(path, render_template("gallery.html.j2", page=gallery, side=LARGE_TILE))
 
 
 def thumbnail(read: Reader | None, row: int, side: int) -> str:

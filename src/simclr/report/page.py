@@ -14,6 +14,7 @@ from simclr.report import comparison
 from simclr.report.checks import Finding
 from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
 from simclr.report.record import Measurement, RunRecord, task_of
+from simclr.report.templates import render_template
 from simclr.report.warnings import comparison_warnings, run_warnings
 from simclr.report.words import duration, interval, number, plural, setting_text, term, unit_label
 from simclr.runs.files import write_atomically
@@ -60,11 +61,7 @@ def require_report_path(path: Path, overwrite: bool = False) -> Path:
 
 def render(shown: dict[str, Any]) -> str:
     """Return the page as HTML. Every text is escaped; curves are SVG that this package drew."""
-    from jinja2 import Environment, FileSystemLoader
-
-    templates = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html.j2").render(page=shown, data=_without_pictures(shown), colours=COLOURS)
+    return render_template("page.html.j2", page=shown, data=_without_pictures(shown), colours=COLOURS)
 
 
 def contents(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -78,16 +75,16 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     if len(records) < 2:
         return None
     columns, rows = comparison.overview(records)
-    tables = [_table("Side by side", columns, rows)]
+    tables = [table_of("Side by side", columns, rows)]
     if rows := comparison.differing(records):
-        tables.append(_table("Settings that differ", ["setting", *columns[1:]], rows))
+        tables.append(table_of("Settings that differ", ["setting", *columns[1:]], rows))
     if rows := comparison.differences(records):
-        tables.append(_table("Differences", comparison.DIFFERENCES, rows, comparison.DIFFERENCES_NOTE))
+        tables.append(table_of("Differences", comparison.DIFFERENCES, rows, comparison.DIFFERENCES_NOTE))
     if rows := comparison.over_seeds(records):
         seeds = ["figure", "runs", "mean", "standard deviation", "95 % interval of the mean"]
         note = "Runs that differ only in their seed, with Student's interval of their mean."
-        tables.append(_table("Over seeds", seeds, rows, note))
-    curves = [_figure(panel) for panel in compared(records, columns[1:])]
+        tables.append(table_of("Over seeds", seeds, rows, note))
+    curves = [figure_of(panel) for panel in compared(records, columns[1:])]
     return {**_warnings(comparison_warnings(records)), "curves": curves, "tables": tables}
 
 
@@ -99,7 +96,7 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "head": head(record),
         "answer": answer(record),
         **_warnings(run_warnings(record)),
-        "curves": [_figure(panel) for panel in panels(record)],
+        "curves": [figure_of(panel) for panel in panels(record)],
         "measurements": [_measured(m) for m in record.measurements],
         "facts": _facts(record),
         "pictures": [_picture(path) for path in record.pictures if path.stat().st_size <= PICTURE_BYTES],
@@ -199,11 +196,13 @@ def _health(record: RunRecord) -> str:
 # parts of a page
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]], note: str = "", **more: Any) -> dict[str, Any]:
+def table_of(title: str, columns: list[str], rows: list[list[str]], note: str = "", **more: Any) -> dict[str, Any]:
+    """Return a table as the templates take it."""
     return {"title": title, "columns": columns, "rows": rows, "note": note, **more}
 
 
-def _figure(panel: Panel) -> dict[str, Any]:
+def figure_of(panel: Panel) -> dict[str, Any]:
+    """Return the curves of a panel as the templates take them."""
     keys = [[line.label, colour(k)] for k, line in enumerate(panel.lines)] if len(panel.lines) > 1 else []
     keys += [[panel.level[1], "level"]] if panel.level else []
     keys += [["resumed here", "seam"]] if panel.seams else []
@@ -234,7 +233,7 @@ def _measured(m: Measurement) -> dict[str, Any]:
     ]
     shared |= {"command": m.environment.get("command", ""), "at": m.environment.get("time", "")}
     title = f"{m.command} on {m.data}" if m.data else m.command
-    return _table(
+    return table_of(
         title, columns, rows, explained([row["metric"] for row in m.rows]),
         file=m.file, older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars,
     )  # fmt: skip
@@ -256,24 +255,24 @@ def _facts(record: RunRecord) -> list[dict[str, Any]]:
         changed = [row for row in rows if row[1] != row[2]]
         columns = ["setting", "value", "default", "meaning"]
         if record.defaults:
-            tables.append(_table("Settings other than the defaults", columns, changed))
-        tables.append(_table("All settings", columns, rows, folded=True))
+            tables.append(table_of("Settings other than the defaults", columns, changed))
+        tables.append(table_of("All settings", columns, rows, folded=True))
     if record.starts:
         columns = list(dict.fromkeys(name for start in record.starts for name in start))
         rows = [[name, *(setting_text(start.get(name)) for start in record.starts)] for name in columns]
         names = ["start", *(str(k + 1) for k in range(len(record.starts)))]
-        tables.append(_table("Environment of each start", names, rows))
+        tables.append(table_of("Environment of each start", names, rows))
     source = {**record.data, **{f"card: {k}": v for k, v in (record.card.get("source") or {}).items()}}
     if record.kind == "pretrain":
         source["checks during pretraining"] = f"on {checked_on(record)}"
     if record.weights:
         source["hash of the weights"] = record.weights
     if source:
-        tables.append(_table("Data and weights", ["", ""], [[k, setting_text(v)] for k, v in source.items()]))
+        tables.append(table_of("Data and weights", ["", ""], [[k, setting_text(v)] for k, v in source.items()]))
     if record.bad:
         note = "" if len(record.bad) <= LISTED_IMAGES else f"The first {LISTED_IMAGES} of {len(record.bad):,}."
         rows = [list(row) for row in record.bad[:LISTED_IMAGES]]
-        tables.append(_table("Images that could not be read", ["path", "reason"], rows, note))
+        tables.append(table_of("Images that could not be read", ["path", "reason"], rows, note))
     return tables
 
 

@@ -25,19 +25,20 @@ def find_runs(paths: list[Path]) -> list[Path]:
     for path in map(run_folder, paths):
         if not path.is_dir():
             raise RunError(path, "does not exist", "Name a run folder or a folder of runs")
-        inside = _runs_in(path, 2)  # a study has LABEL/seed-K
+        inside = runs_below(path)
         if not inside:
             raise RunError(path, f"contains no run; a run folder has a {' or a '.join(SIGNS[:3])}")
         runs += [run for run in inside if run not in runs]
     return runs
 
 
-def _runs_in(path: Path, depth: int) -> list[Path]:
-    """Return the folder if it is a run, whose page shows its own fine-tunings, else the runs up to `depth` below it."""
+def runs_below(path: Path, depth: int = 2) -> list[Path]:
+    """Return the folder if it is a run, whose page shows its own fine-tunings, else the runs up to `depth` below it: a
+    study has LABEL/seed-K."""
     if is_run(path):
         return [path]
     below = sorted(p for p in path.iterdir() if p.is_dir()) if depth else []
-    return [run for p in below for run in _runs_in(p, depth - 1)]
+    return [run for p in below for run in runs_below(p, depth - 1)]
 
 
 def is_run(path: Path) -> bool:

@@ -87,6 +87,26 @@ class RunLock:
         return RunError(self.path.parent, f"{who} is writing this run", "Wait for it to end, or choose another --out")
 
 
+def read_holder(folder: Path) -> dict:
+    """Return host and process of the holder of a folder's lock, and the time at which it took or renewed it; empty if
+    the lock is free. A holder that was killed is still named, see `has_ended`."""
+    return _read(folder / NAME)
+
+
+def has_ended(holder: dict) -> bool:
+    """Return whether the process of a holder is known to have ended; a process of another machine never is."""
+    process = holder.get("process")
+    if holder.get("host") != socket.gethostname() or not isinstance(process, int) or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # a process of another user
+        pass
+    return False
+
+
 def _read(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

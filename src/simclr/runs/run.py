@@ -4,6 +4,7 @@ recipe.yaml        the task's settings, usable as --config
 environment.json   versions, hardware and the command of each start
 data.json          number of images the run learns from, and their fingerprint
 metrics.jsonl      one JSON object per line
+tracker.json       name of the run in each experiment tracker, if there is one; tensorboard/ and wandb/ are theirs
 bad_files.csv      images that could not be read, if there are any
 checkpoints/       last.pt and previous.pt: everything needed to resume; tensors and plain types only
 encoder.safetensors, head.safetensors, card.json, result.json, report.html   written at the end
@@ -14,6 +15,7 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,15 @@ from simclr.runs.environment import environment, is_restart
 from simclr.runs.files import OF_CELL, printable, require_folder_path, unguard_cell, write_atomically, write_unreadable
 from simclr.runs.lock import NAME as LOCK
 from simclr.runs.lock import RunLock
+from simclr.runs.log import Follower, Log
 from simclr.runs.reading import file_hash, read_yaml
 from simclr.runs.recipe import changed_settings, default_settings, flatten, plain
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
        "bad_files.csv", "metrics.jsonl", "result.json", "checkpoints", "data.json", "environment.json",
-       "recipe.yaml")  # fmt: skip
+       "recipe.yaml", "tracker.json", "tensorboard", "wandb")  # fmt: skip
 WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json")
-WHERE = {
+WHERE = {"tracker"} | {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
 OF_INPUTS = {"data": "fingerprint", "init": "init"}  # settings that are paths -> what identifies the files there
@@ -51,6 +54,8 @@ class Run:
         self._defaults: dict[str, Any] = {}
         self._data: dict[str, Any] = {}
         self._command = ""
+        self.open_follower: Callable[[Run], Follower] | None = None
+        self._log = Log(self.path / "metrics.jsonl")
         self._lock = RunLock(self.path)
         self._checkpoints = Checkpoints(self.path / "checkpoints")
 
@@ -110,12 +115,14 @@ class Run:
             write_atomically(self.path / "data.json", json.dumps(self._data) + "\n")
             starts = self._read_json("environment.json", list) or []
             write_atomically(self.path / "environment.json", json.dumps([*starts, environment()], indent=2) + "\n")
+            self._log.follower = self.open_follower(self) if self.open_follower else None
         except BaseException:
             self.release()
             raise
 
-    def release(self) -> None:
-        """Release the lock of the folder."""
+    def release(self, result: Mapping[str, Any] | None = None) -> None:
+        """Release the lock of the folder; `result` is that of a finished run."""
+        self._log.close(result)
         self._lock.release()
 
     @contextlib.contextmanager
@@ -213,26 +220,17 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        if not self.writes:
-            return
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        if self.writes:
+            self._log.append(values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return all lines of metrics.jsonl that can be read: a full disk or a crash leaves half a line."""
-        path = self.path / "metrics.jsonl"
-        lines = []
-        for text in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
-        return [line for line in lines if isinstance(line, dict)]
+        """Return all lines of metrics.jsonl that can be read."""
+        return self._log.lines()
 
     def truncate_log(self, step: int) -> None:
         """Drop the metrics of steps that will be computed again, so that a resumed log reads like that of one run."""
-        if not self.writes:
-            return
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        if self.writes:
+            self._log.truncate(step)
 
     # unreadable images
 
@@ -278,7 +276,7 @@ class Run:
         files = {name: file_hash(self.path / name) for name in WEIGHTS if (self.path / name).is_file()}
         write_atomically(self.path / "result.json", json.dumps({**result, "files": files}, indent=2) + "\n")
         replacement.discard(self.path)
-        self.release()
+        self.release(result)
 
     @property
     def result(self) -> dict[str, Any] | None:

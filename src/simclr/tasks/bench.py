@@ -39,7 +39,7 @@ class Bench:
 
     command: ClassVar[str] = "bench"
 
-    pretrain: Pretrain = flat("fresh")
+    pretrain: Pretrain = flat("fresh", "tracker")
     out: Path | None = None
     """JSON file to write (default: none)"""
     overwrite: bool = False

@@ -66,7 +66,7 @@ class Doctor:
 
     command: ClassVar[str] = "doctor"
 
-    pretrain: Pretrain = flat("fresh")
+    pretrain: Pretrain = flat("fresh", "tracker")
     sample: int = setting(512, at_least=1)
     """number of images to examine"""
     seconds: float = setting(20.0, above=0)

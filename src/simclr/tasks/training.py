@@ -37,6 +37,7 @@ from simclr.training.fit import Schedule
 from simclr.training.order import ShardOrder
 from simclr.training.sampler import BatchSampler
 from simclr.training.session import is_finished
+from simclr.training.trackers import TrackerName, check_tracker
 from simclr.views import Views
 
 
@@ -90,6 +91,9 @@ class Training(ABC):
     """number of steps between lines of the log"""
     save_every: int = setting(500, at_least=1)
     """number of steps between checkpoints"""
+    tracker: TrackerName | None = None
+    """experiment tracker that receives the lines of the log too, if it is installed: tensorboard, wandb (offline unless
+    WANDB_MODE is set), mlflow or trackio"""
     seed: int = 0
     """seed of all random draws"""
     machine: Machine = Machine()
@@ -100,6 +104,7 @@ class Training(ABC):
             object.__setattr__(self, "warmup_epochs", min(self.most_warmup, self.epochs / 10))
         check_settings(self)
         check_optimizer(self.optimizer)
+        check_tracker(self.tracker)
         if self.epochs is not None and self.warmup_epochs > self.epochs:
             raise SettingError("warmup_epochs", f"at most epochs ({self.epochs:g})", self.warmup_epochs)
 

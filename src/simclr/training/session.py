@@ -1,5 +1,6 @@
 """Beginning of every training run: its folder is opened, its network prepared and wrapped for the devices."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.training.gathering import SHARED_FOLDER, is_same_on_all_ranks
 from simclr.training.recompute import recompute_blocks
+from simclr.training.trackers import Tracking
 
 
 def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fresh: bool) -> Run:
@@ -25,6 +27,8 @@ def open_run(fabric: Fabric, folder: Path, task: Any, data: dict[str, Any], fres
     error = None
     try:
         run = Run.open(folder, task, data=data, fresh=fresh, writes=fabric.is_global_zero)
+        if task.tracker is not None:
+            run.open_follower = partial(Tracking, task.tracker)
     except (ValueError, OSError) as raised:
         error = raised
     failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")

@@ -1,8 +1,9 @@
 """Search of a collection for images similar to given ones."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from simclr.data import open_source
 from simclr.data.embeddings import is_embeddings, read_embeddings
 from simclr.data.paths import EXTENSIONS
 from simclr.errors import DataError, SettingError
+from simclr.evaluation.approximate import SAMPLE, nearest_approximate
 from simclr.evaluation.neighbours import nearest
 from simclr.models.pretrained import load
 from simclr.report.gallery import Reader, Section, Tile
@@ -18,14 +20,17 @@ from simclr.settings import setting
 from simclr.tasks.embed import embed_source, origin
 from simclr.tasks.explore.collection import SHOWN, Exploration
 
+EXACT = 1_000_000  # embeddings up to which the search is exact unless faiss is asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Exploration):
     """Search of a collection for the images most similar to an image, or to each image of a folder.
 
-    The similarity is the cosine of the embeddings; the search is exact. The query is embedded by `encoder`, or is a
-    file of embeddings itself. An image of the collection finds itself. The table has one row for each result: query,
-    rank, path, row and cosine.
+    The similarity is the cosine of the embeddings; the search is exact for up to a million embeddings. Beyond, if faiss
+    is installed and there are more than 256 queries, as few lists of an index are searched as a recall of 0.99 needs;
+    the recall is measured and stated. The query is embedded by `encoder`, or is a file of embeddings itself. An image
+    of the collection finds itself. The table has one row for each result: query, rank, path, row and cosine.
     """
 
     command: ClassVar[str] = "explore search"
@@ -36,6 +41,14 @@ class Search(Exploration):
     """run folder of the encoder that embeds the query (default: RUN, if it is not a file of embeddings)"""
     k: int = setting(10, at_least=1)
     """number of neighbours"""
+    index: Literal["auto", "exact", "faiss"] = "auto"
+    """search: exact, faiss (approximate, with exact cosines), or auto, as described above"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.index == "faiss" and find_spec("faiss") is None:
+            remedy = "pip install 'simclr-toolkit[explore]'"
+            raise SettingError("index", "exact, since faiss is not installed", "faiss", remedy)
 
     def __call__(self) -> dict[str, Any]:
         self.paths()
@@ -47,7 +60,7 @@ class Search(Exploration):
         width = collection.features.shape[1]
         if queries.shape[1] != width:
             raise DataError(self.query, f"has embeddings of {queries.shape[1]} values, the collection of {width}")
-        cosines, rows = (found.numpy() for found in nearest(collection.features, queries, self.k))
+        cosines, rows, how = self.search(collection.features, queries)
         n, k = len(collection.paths), rows.shape[1]
         columns = {
             "query": np.repeat(np.array(names, object), k).tolist(),
@@ -65,8 +78,17 @@ class Search(Exploration):
             matches = zip(rows[q].tolist(), cosines[q].tolist(), strict=True)
             tiles = [Tile(i, f"{collection.paths[i]}\n{cosine:.3f}") for i, cosine in matches]
             sections.append(Section(name, [Tile(n + q, name), *tiles] if read_query else tiles))
-        answer = f"The {k} nearest of {n:,} images to each of {len(names):,} (exact search by cosine)."
+        answer = f"The {k} nearest of {n:,} images to each of {len(names):,} ({how})."
         return {"queries": len(names), **self.write(columns, sections, answer, read if collection.read else None)}
+
+    def search(self, bank: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return cosines and rows of the neighbours of each query, and a note on the search."""
+        large = len(bank) > EXACT and len(queries) > SAMPLE and find_spec("faiss") is not None
+        if self.index == "faiss" or (self.index == "auto" and large):
+            cosines, rows, recall = nearest_approximate(bank, queries, self.k)
+            return cosines.numpy(), rows.numpy(), f"search by faiss, recall {recall:.4f} on a sample of the queries"
+        cosines, rows = nearest(bank, queries, self.k)
+        return cosines.numpy(), rows.numpy(), "exact search by cosine"
 
     def queries(self) -> tuple[torch.Tensor, list[str], Reader | None]:
         """Return the embeddings of the query, the names of its images, and a function that reads them."""

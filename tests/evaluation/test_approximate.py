@@ -1,0 +1,33 @@
+"""Approximate search: the cosines are exact, and the recall is what it says."""
+
+import pytest
+import torch
+
+from simclr.evaluation.approximate import SAMPLE, nearest_approximate
+from simclr.evaluation.neighbours import nearest
+
+pytest.importorskip("faiss")
+
+
+@pytest.mark.parametrize("recall", [0.5, 0.99])
+def test_recall_is_measured_and_cosines_are_exact(recall):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 16, generator=generator)
+    bank = (centres[:, None] + 0.3 * torch.randn(40, 100, 16, generator=generator)).flatten(0, 1)
+    queries = bank[::20] + 0.1 * torch.randn(200, 16, generator=generator)
+    assert len(queries) < SAMPLE  # so that the recall is of all queries
+    cosines, rows, found = nearest_approximate(bank, queries, 10, recall=recall)
+    _, true = nearest(bank, queries, 10)
+    assert found >= recall
+    assert found == pytest.approx((true[:, :, None] == rows[:, None, :]).any(2).double().mean().item())
+    expected = torch.cosine_similarity(queries[:, None], bank[rows], dim=2)
+    torch.testing.assert_close(cosines, expected)
+    assert (cosines.diff(dim=1) <= 0).all()
+
+
+def test_few_embeddings_are_all_found():
+    bank = torch.randn(5, 4)
+    _, rows, found = nearest_approximate(bank, bank, 10)
+    assert rows.shape == (5, 5)
+    assert found == 1.0
+    assert rows[:, 0].tolist() == list(range(5))
