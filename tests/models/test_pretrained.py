@@ -103,7 +103,7 @@ def test_data_sets_are_embedded_in_their_order(run, tmp_path):
         ("simclr_resnet10", {"width": 0.125}, {"initial_conv": (8, 32), "initial_max_pool": (8, 32),
                                                "block_group1": (8, 32), "block_group2": (16, 16),
                                                "block_group3": (32, 8), "block_group4": (64, 4)}),
-        ("simclr_convnet", {"widths": [8, 16]}, {"layer1": (8, 32), "layer2": (16, 16)}),
+        ("simclr_convnet", {"widths": [8], "features": 16}, {"layer1": (8, 32), "layer2": (16, 32)}),
         ("resnet10t", {}, {"act1": (64, 16), "layer1": (64, 8), "layer2": (128, 4), "layer3": (256, 2),
                            "layer4": (512, 1)}),
         ("vit_tiny_patch16_224", {"depth": 2}, {"blocks.0": (192, 2), "blocks.1": (192, 2)}),

@@ -112,8 +112,8 @@ EXCLUDED = {
 @pytest.mark.filterwarnings("ignore")
 def test_checks_of_scikit_learn_pass_for_images_made_of_their_numbers(tmp_path):
     torch.manual_seed(0)
-    network = create_encoder("simclr_convnet", 8, {"widths": [8]}).eval()
-    card = Card(encoder={"name": "simclr_convnet", "options": {"widths": [8]}}, features=8, image_size=8,
+    network = create_encoder("simclr_convnet", 8, {"widths": [8], "features": 0}).eval()
+    card = Card(encoder={"name": "simclr_convnet", "options": {"widths": [8], "features": 0}}, features=8, image_size=8,
                 preprocess={"size": 8, "crop": 1.0})  # fmt: skip
     save_encoder(tmp_path, network, None, card)
     results = check_estimator(OfRows(tmp_path), expected_failed_checks=EXCLUDED, on_skip=None, on_fail=None)
