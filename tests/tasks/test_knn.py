@@ -1,5 +1,7 @@
 """k-NN accuracy."""
 
+import xml.etree.ElementTree as ElementTree
+
 import pytest
 
 from simclr.errors import SettingError
@@ -12,3 +14,12 @@ def test_more_neighbours_than_images_are_refused(encoder, data):
         Knn(run=encoder, data=str(data), k=500, machine=Device(workers=0))()
     assert refused.value.field == "k"
     assert "300" in str(refused.value)
+
+
+def test_notebooks_show_the_figures_as_a_table(encoder, data, tmp_path):
+    content = Knn(run=encoder, data=str(data), out=tmp_path / "knn.json", machine=Device(workers=0))()
+    header, *rows = ElementTree.fromstring(content._repr_html_())
+    figures = [[cell.text.strip() for cell in row] for row in rows]
+    assert [row[0] for row in figures] == ["raw pixels", "untrained encoder", "pretrained encoder"]
+    assert [row[4] for row in figures] == [f"{100 * row['value']:.1f} %" for row in content["results"]]
+    assert len(header) == len(figures[0])

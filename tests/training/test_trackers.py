@@ -208,7 +208,8 @@ def test_a_run_of_mlflow_is_read_back(tmp_path, monkeypatch):
 def test_a_pretraining_is_tracked(tmp_path, wandb):
     Pretrain(
         data="sample", out=tmp_path / "run", encoder="simclr_convnet", epochs=0.06,
-        encoder_options={"widths": [8], "features": 0}, views=Views(size=8), batch=128, log_every=1, knn_every=0, tracker="wandb", machine=Machine(workers=0),
+        encoder_options={"widths": [8], "features": 0}, views=Views(size=8), batch=128, log_every=1, knn_every=0,
+        tracker="wandb", machine=Machine(workers=0),
     )()  # fmt: skip
     (tracked,) = wandb.runs.values()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
