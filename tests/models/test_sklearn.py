@@ -18,7 +18,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from support.evaluated import squares, write_encoder
 
 import simclr
+from simclr.data import open_source
 from simclr.errors import SettingError
+from simclr.evaluation.features import extract
 from simclr.models import Card, create_encoder, save_encoder
 
 SimCLRFeatures = simclr.SimCLRFeatures
@@ -47,6 +49,8 @@ def test_features_are_those_of_the_encoder_in_every_form_of_the_images(run, imag
     np.testing.assert_array_equal(SimCLRFeatures(simclr.load(run)).fit_transform(paths), expected)
     columns = make_column_transformer((SimCLRFeatures(run), ["path"]))
     np.testing.assert_array_equal(columns.fit_transform(table), expected)
+    of_linear = extract(simclr.load(run).network, open_source(arrays, "all"), simclr.load(run).preprocess)
+    np.testing.assert_allclose(of_linear.features, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_names_of_features_follow_the_layer(run, images):

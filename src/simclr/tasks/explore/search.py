@@ -20,7 +20,7 @@ from simclr.settings import setting
 from simclr.tasks.embed import embed_source, origin
 from simclr.tasks.explore.collection import SHOWN, Exploration
 
-EXACT = 1_000_000  # embeddings up to which the search is exact unless faiss is asked for
+EXACT = 1_000_000  # embeddings up to which `auto` searches exactly
 
 
 @dataclass(frozen=True, kw_only=True)
