@@ -41,14 +41,14 @@ class Search(Exploration):
     """run folder of the encoder that embeds the query (default: RUN, if it is not a file of embeddings)"""
     k: int = setting(10, at_least=1)
     """number of neighbours"""
-    engine: Literal["auto", "exact", "faiss"] = "auto"
+    backend: Literal["auto", "exact", "faiss"] = "auto"
     """search: exact, faiss (approximate, with exact cosines), or auto, as described above"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.engine == "faiss" and find_spec("faiss") is None:
+        if self.backend == "faiss" and find_spec("faiss") is None:
             remedy = "pip install 'simclr-toolkit[explore]'"
-            raise SettingError("engine", "exact, since faiss is not installed", "faiss", remedy)
+            raise SettingError("backend", "exact, since faiss is not installed", "faiss", remedy)
 
     def __call__(self) -> dict[str, Any]:
         self.paths()
@@ -84,7 +84,7 @@ class Search(Exploration):
     def search(self, bank: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray, str]:
         """Return cosines and rows of the neighbours of each query, and a note on the search."""
         large = len(bank) > EXACT and len(queries) > SAMPLE and find_spec("faiss") is not None
-        if self.engine == "faiss" or (self.engine == "auto" and large):
+        if self.backend == "faiss" or (self.backend == "auto" and large):
             cosines, rows, recall = nearest_approximate(bank, queries, self.k)
             return cosines.numpy(), rows.numpy(), f"search by faiss, recall {recall:.4f} on a sample of the queries"
         cosines, rows = nearest(bank, queries, self.k)
