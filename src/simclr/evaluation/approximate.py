@@ -1,6 +1,7 @@
 """Approximate nearest neighbours of large collections by faiss, with exact cosines and a measured recall."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def nearest_approximate(
 
 
 def _refined(
-    index: object, bank: Float[Tensor, "m d"], queries: Float[Tensor, "n d"], k: int
+    index: Any, bank: Float[Tensor, "m d"], queries: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Return the k best of the candidates that an index finds, by their exact cosines."""
     cosines, rows = [], []
