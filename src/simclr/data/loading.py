@@ -175,7 +175,7 @@ def loader(
         worker_init_fn=_ignore_signals_of_others,
         **options,
     )
-    iterator = iter(loaded)
+    iterator: Any = iter(loaded)
     try:
         for item in iterator:
             if isinstance(item, DataError):
