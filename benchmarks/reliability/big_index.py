@@ -124,11 +124,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         for name in ("write", "read", "count"):
             command = [sys.executable, __file__, str(arguments.n), "--part", name, folder]
-            report |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    for name, value in report.items():
-        print(f"{name}: {value}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({**rounds.machine(), **report}, indent=2) + "\n")
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            report |= found
+            for key, value in found.items():
+                print(f"{key}: {value}", flush=True)
+            if arguments.out:  # after each part, since the whole takes minutes
+                arguments.out.write_text(json.dumps({**rounds.machine(), **report}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
