@@ -199,7 +199,8 @@ def test_a_damaged_local_set_is_refused_when_it_is_opened(tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [("sha256", "../../x"), ("sha256", "0" * 63), ("bytes", -1), ("bytes", "9"), ("name", "/etc/x.tar"), ("name", 3)],
+    [("sha256", "../../x"), ("sha256", "0" * 63), ("bytes", -1), ("bytes", "9"), ("name", "/etc/x.tar"), ("name", 3),
+     ("name", "file:///dev/zero"), ("name", "s3://b/x.tar::file:///etc/x.tar")],
 )
 def test_a_remote_index_leads_nowhere_else_on_this_machine(tmp_path, memory, place, value):
     """Copies are named by the hashes in it, and its files are those of the store."""
@@ -220,10 +221,11 @@ def test_an_index_cannot_lead_out_of_its_tar_files(tmp_path, memory):
         places[row] = place
     places.flush()
     source = open_source(root, "all")
-    for row in range(5):
-        with pytest.raises(DataError) as error:
-            source.read(row)
-        assert error.value.path == str(root / "shard-index.places")
+    for chosen in (source, source.select(np.arange(5), "train")):
+        for row in range(5):
+            with pytest.raises(DataError) as error:
+                chosen.read(row)
+            assert error.value.path == "set"
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
@@ -337,6 +339,19 @@ def test_what_is_no_tar_file_gets_no_index(tmp_path, damage):
         Pack(data=str(path), out=tmp_path, index="only")()
     assert error.value.path == str(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_pack_replaces_no_tar_files_at_a_url_and_not_those_that_it_reads(tmp_path, memory):
+    memory.pipe_file("/mine/000000.tar", b"of the user")
+    url = write_set(tmp_path / "set", "memory://set")
+    for data, out in (("sample", "memory://mine"), (url, f"{url}/")):
+        with pytest.raises(SettingError) as refused:
+            Pack(data=data, out=out)()
+        assert refused.value.field == "out"
+    with pytest.raises(SettingError):
+        Pack(data=url, out=url, overwrite=True)()
+    assert memory.cat_file("/mine/000000.tar") == b"of the user"
+    assert len(open_source(url, "all")) == N
 
 
 def test_a_folder_of_tar_files_needs_the_index_for_a_url():

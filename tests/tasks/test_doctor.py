@@ -70,8 +70,8 @@ STILL = Views(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, ji
         ({"views": Views(size=64, blur=0.0)}, "sizes", "warning", "32"),
         ({"optimizer": "adamw"}, "optimizer", "FAILED", "lr"),
         ({"optimizer": "sgd", "lr": 1e-9}, "optimizer", "warning", "lr"),
-        ({"warmup_epochs": 30}, "schedule", "FAILED", ""),
-        ({"epochs": 9}, "schedule", "warning", ""),
+        ({"warmup_epochs": 40}, "schedule", "FAILED", ""),
+        ({"epochs": 6}, "schedule", "warning", ""),
     ],
 )  # fmt: skip
 def test_a_setting_that_goes_wrong_is_named(settings, name, level, figure):

@@ -136,16 +136,20 @@ def test_a_folder_of_parts_holds_what_a_file_does(run, photographs, tmp_path, dt
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))
         assert parts()["images"] == 46 and not (tmp_path / "parts" / "embeddings.json").exists()
-    with pytest.raises(SettingError) as refused:
-        replace(parts, part_size=8)()
-    assert refused.value.field == "out"
-    computed = sorted((tmp_path / "parts" / "incomplete").glob("0*.json"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "labels.npy").write_bytes(b"of the user")
+    for changed in (replace(parts, part_size=8), replace(parts, out=tmp_path / "other")):
+        with pytest.raises(SettingError) as refused:
+            changed()
+        assert refused.value.field == "out"
+    assert (tmp_path / "other" / "labels.npy").read_bytes() == b"of the user"
+    computed = sorted((tmp_path / "parts" / ".embedding").glob("0*.json"))
     times = [file.stat().st_mtime_ns for file in computed]
     monkeypatch.delenv("WORLD_SIZE")
     found = parts()  # begins where they ended
     assert len(times) == 5 and (found["images"], found["bad"]) == (45, 1)
     one, other = read_embeddings(tmp_path / "e.npz"), read_embeddings(tmp_path / "parts")
-    assert other.features.dtype == dtype and not (tmp_path / "parts" / "incomplete").exists()
+    assert other.features.dtype == dtype and not (tmp_path / "parts" / ".embedding").exists()
     np.testing.assert_allclose(other.features, one.features, rtol=1e-2 if dtype == "float16" else 1e-6, atol=1e-6)
     assert list(other.paths) == list(one.paths) and list(other.split) == list(one.split)
     assert (other.indices == one.indices).all() and other.data == one.data and other.made_with == one.made_with

@@ -198,6 +198,7 @@ def test_runs_of_other_sizes_take_the_same_time(data, tmp_path, monkeypatch, tra
     def rehearse(chain, machine, seconds):
         ((task, images, _),) = chain
         measured.append(task.views.size)
+        assert not (task.folder / "result.json").exists()
         duration = task.epochs * len(images) / task.batch * 0.1 * (task.views.size / 16) ** 2
         return {str(task.folder): Needs("", 0, 0, task.batch, duration, 0)}
 

@@ -1,4 +1,9 @@
+import contextlib
+import time
+
+import torch
 import torch.distributed as dist
+from support.processes import in_processes
 
 from simclr.training import peers
 from simclr.training.peers import Peers
@@ -14,8 +19,6 @@ def fast(monkeypatch, silence=0.3):
 
 
 def wait_until(condition, seconds=10):
-    import time
-
     limit = time.monotonic() + seconds
     while not condition() and time.monotonic() < limit:
         time.sleep(0.01)
@@ -61,3 +64,22 @@ def test_the_death_of_the_first_process_ends_the_others(monkeypatch):
 def test_a_single_process_has_no_peers():
     with Peers("runs/x") as alone:
         assert not alone.has_peers
+
+
+def _fail_in_the_second_training(rank, world):
+    """Return the process that the first one misses after the second one has left a training by an error."""
+    peers.BEAT, missed = 0.02, None
+    with Peers("runs/first"):
+        dist.barrier()
+    with contextlib.suppress(KeyError), Peers("runs/second") as second:
+        dist.barrier()
+        if rank == 1:
+            raise KeyError
+        time.sleep(0.2)
+        missed = second.find_lost(0.3)
+    dist.barrier()
+    return torch.tensor(-1 if missed is None else missed)
+
+
+def test_each_training_of_a_process_is_watched_and_an_error_is_no_orderly_end():
+    assert [int(missed) for missed in in_processes(_fail_in_the_second_training)] == [1, -1]

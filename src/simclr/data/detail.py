@@ -11,7 +11,7 @@ LARGEST = 512  # side to which larger images are reduced first, for speed
 
 
 def contrast_lost(images: Iterable[np.ndarray], sizes: Sequence[int]) -> dict[int, float]:
-    """Return the share of the variance over positions that images (H, W, C) lose when they are reduced to each size.
+    """Return the fraction of the variance over positions that images (H, W, C) lose when they are reduced to each size.
 
     The central square of an image, the mean over its channels, is reduced to `size` pixels and enlarged again; the loss
     is the mean square of the difference over the variance, 0 for images of that size and smaller ones. Returns the mean

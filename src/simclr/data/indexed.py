@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
-from simclr.data.formats import MAX_FILE_BYTES
 from simclr.data.paths import Paths
 from simclr.data.remote import Cache, RemoteFile, filesystem, is_url, join_url, patiently
-from simclr.data.shard_index import DESCRIPTION, FILES, STEM, Shard, ShardIndex, open_index, read_description
+from simclr.data.shard_index import DESCRIPTION, FILES, Shard, ShardIndex, open_index, read_description
 from simclr.data.shards import Shards
 from simclr.data.source import Source
 from simclr.data.splits import TEST_FRACTION
 from simclr.errors import DataError
 
+STORES = {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"}  # protocols
 _MAPPED = ("paths", "places", "annotation", "starts")
 
 
@@ -44,13 +44,6 @@ class IndexedShards(Shards):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits computed from the rows and the index, which has the hashes of tar files."""
         return hashlib.blake2b(f"{self.index_hash} {self.rows}".encode(), digest_size=8).hexdigest()
-
-    def stored(self, i: int | np.integer) -> bytes:
-        shard, start, length = self.places[i].tolist()
-        if not 0 <= shard < len(self.shards) or start < 0 or not 0 <= length <= MAX_FILE_BYTES:
-            problem = f"places image {i} at byte {start} of tar file {shard}, with {length} bytes"
-            raise DataError(self.folder / f"{STEM}.places", problem, "Write the index again with simclr pack")
-        return super().stored(i)
 
     def part(self, start: int, stop: int) -> "IndexedShards":
         """Return the images start..stop, with their index."""
@@ -108,8 +101,8 @@ def open_indexed(where: str | os.PathLike, split: str) -> Source:
 def _locate(base: str, shard: Shard) -> Path | RemoteFile:
     """Return a tar file of an index; raise DataError for a local one that is missing or has another size."""
     place = join_url(base, shard.name)
-    if is_url(base) and not is_url(place):
-        raise DataError(base, f"its index names {shard.name}, a file of this machine")
+    if not _is_allowed(base, place):
+        raise DataError(base, f"its index names {shard.name}, which is neither beside it nor in an object store")
     if is_url(place):
         return RemoteFile(place, shard.bytes, shard.sha256)
     path = Path(place)
@@ -121,6 +114,14 @@ def _locate(base: str, shard: Shard) -> Path | RemoteFile:
         problem = f"it has {size:,} bytes, the index says {shard.bytes:,}"
         raise DataError(path, problem, "Copy it again, or write it with simclr pack")
     return path
+
+
+def _is_allowed(base: str, place: str) -> bool:
+    """Return whether an index at `base` may name a file at `place`: an index may be anybody's."""
+    protocol, _, rest = place.partition("://")
+    if not is_url(place):
+        return not is_url(base)
+    return "::" not in rest and (place.startswith(f"{base.rstrip('/')}/") or protocol in STORES)
 
 
 def _copy_index(url: str) -> Path:

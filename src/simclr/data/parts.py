@@ -29,6 +29,7 @@ from simclr.data.source import Source
 from simclr.errors import DataError, SettingError
 from simclr.runs.files import replacing, write_atomically
 
+ARRAYS = ("features", "indices", "test", "offsets", "names", "labels")
 DESCRIPTION, PLAN = "embeddings.json", "plan.json"
 _ROWS = 1 << 16  # copied together
 
@@ -45,7 +46,7 @@ class Parts(NamedTuple):
 
     @property
     def _work(self) -> Path:
-        return self.folder / "incomplete"
+        return self.folder / ".embedding"
 
     def begin(self, origin: Mapping[str, str], overwrite: bool = False) -> None:
         """Create the folder, or continue in it; raise SettingError if other embeddings are in it, unless they may be
@@ -60,6 +61,10 @@ class Parts(NamedTuple):
                 if file.exists() and json.loads(file.read_text(encoding="utf-8")) != plan:
                     shutil.rmtree(self._work)
             if not file.exists() and not (self.folder / DESCRIPTION).exists():
+                others = [name for name in ARRAYS if (self.folder / f"{name}.npy").exists()]
+                if others and not overwrite:
+                    remedy = "Choose another --out or --overwrite"
+                    raise SettingError("out", f"a folder without {others[0]}.npy", str(self.folder), remedy)
                 self._work.mkdir(exist_ok=True)
                 write_atomically(file, json.dumps(plan))
         if file.exists() and json.loads(file.read_text(encoding="utf-8")) != plan:
@@ -118,7 +123,8 @@ class Parts(NamedTuple):
             raise DataError(self.source.name, "no image can be read", "simclr scan lists the reasons")
         blocks = lambda: _kept(len(self.source), absent)
         test, labels, paths = is_test(), self.source.labels, self.source.paths
-        features = np.load(self._work / "features.npy", mmap_mode="r")
+        computed = self._work / "features.npy"  # moved already if this was interrupted near its end
+        features = np.load(computed if computed.exists() else self.folder / "features.npy", mmap_mode="r")
         writes: dict[str, tuple[Any, tuple, Iterator[np.ndarray]]] = {
             "indices": (np.int64, (n,), blocks()),
             "test": (bool, (n,), (test[rows] for rows in blocks())),
@@ -135,8 +141,8 @@ class Parts(NamedTuple):
                 file.write(_header(dtype, *shape))
                 for value in values:
                     file.write(np.ascontiguousarray(value, dtype).data)
-        if not len(absent):
-            os.replace(self._work / "features.npy", self.folder / "features.npy")
+        if not len(absent) and computed.exists():
+            os.replace(computed, self.folder / "features.npy")
         content = {**origin, "images": n, "bad": len(bad), "classes": self.source.classes}
         write_atomically(self.folder / DESCRIPTION, json.dumps(content))
         shutil.rmtree(self._work)

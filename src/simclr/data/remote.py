@@ -88,8 +88,15 @@ def upload(file: Path, url: str) -> None:
 def remove(url: str) -> None:
     """Delete the file at a URL if there is one."""
     fs, path = filesystem(url)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
+    if exists(url):
+        patiently(url, lambda: fs.rm_file(path))
+
+
+def list_files(url: str, pattern: str) -> list[str]:
+    """Return the URLs of the files below a URL whose name matches a pattern such as *.tar, in order."""
+    fs, path = filesystem(url)
+    names = patiently(url, lambda: fs.glob(f"{path.rstrip('/')}/{pattern}"))
+    return [join_url(url, name.rpartition("/")[2]) for name in sorted(names)]
 
 
 class RemoteFile(NamedTuple):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
+from simclr.data.formats import MAX_FILE_BYTES
 from simclr.data.paths import is_image
 from simclr.data.remote import RemoteFile
 from simclr.data.source import Source
@@ -41,6 +42,9 @@ class Shards(Source):
 
     def stored(self, i: int | np.integer) -> bytes:
         shard, start, length = self.places[i].tolist()
+        if not 0 <= shard < len(self.shards) or start < 0 or not 0 <= length <= MAX_FILE_BYTES:
+            problem = f"its index has {self.paths[i]} at byte {start} of tar file {shard}, with {length} bytes"
+            raise DataError(self.name, problem, "Write the index again with simclr pack")
         file = self.shards[shard]
         if isinstance(file, RemoteFile):
             return _read_copy(file, start, length)

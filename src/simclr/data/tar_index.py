@@ -13,7 +13,7 @@ import numpy as np
 
 from simclr.data.labels import label_text
 from simclr.data.paths import is_image
-from simclr.data.remote import filesystem, is_url, join_url, patiently, upload
+from simclr.data.remote import filesystem, is_url, join_url, list_files, patiently, upload
 from simclr.data.shard_index import DESCRIPTION, FILES, IndexWriter, Shard
 from simclr.data.shards import check_class, class_beside, expand_range, named_tar_errors, regular_members, shard_files
 from simclr.errors import DataError
@@ -31,9 +31,7 @@ def list_tar_files(data: str) -> list[str]:
     elif data.endswith(".tar"):
         names = list(expand_range(data)[0])
     else:
-        fs, path = filesystem(data)
-        found = patiently(data, lambda: fs.glob(f"{path.rstrip('/')}/*.tar"))
-        names = [join_url(data, name.rpartition("/")[2]) for name in sorted(found)]
+        names = list_files(data, "*.tar")
     if not names:
         raise DataError(data, "there are no tar files in it")
     return names

@@ -15,7 +15,7 @@ FEW_TO_START = 10_000  # number of images below which weights that exist are pro
 # bytes that a training step keeps for each pixel of a view in 32 bits, measured: (small stem, ImageNet stem)
 KEPT = {"simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
 SIZES = (16, 24, 32, 48, 64, 96, 128, 160, 224)  # sides of images, pixels
-KEPT_ON_GPU, KEPT_ON_CPU = 0.98, 0.9  # share of the contrast of the images that views keep
+KEPT_ON_GPU, KEPT_ON_CPU = 0.98, 0.9  # fraction of the contrast of the images that views keep
 GPU_STEPS = 50_000
 CPU_BUDGET = 900.0  # seconds
 MOST_EPOCHS = 1_000
@@ -38,7 +38,7 @@ class Facts:
     memory: float
     """memory of the device, bytes"""
     lost: Mapping[int, float] = field(default_factory=dict)
-    """share of contrast that the images lose at each smaller size, see `simclr.data.detail`"""
+    """fraction of contrast that the images lose at each smaller size, see `simclr.data.detail`"""
     fits: int | None = None
     """number of images in a step that fit, as tested; None estimates it from `memory`"""
     cores: int = 2
@@ -178,10 +178,10 @@ def start_advice(facts: Facts) -> str:
     return "".join(f"{'# init: RUN' if not k else '#':<13}# {line}\n" for k, line in enumerate(lines))
 
 
-def size_that_keeps(facts: Facts, share: float) -> int:
-    """Return the smallest side, pixels, at which the images keep this share of their contrast, at most 224."""
+def size_that_keeps(facts: Facts, fraction: float) -> int:
+    """Return the smallest side, pixels, at which the images keep this fraction of their contrast, at most 224."""
     largest = min(facts.side, SIZES[-1])
-    smaller = (size for size in SIZES if size < largest and facts.lost.get(size, 1.0) <= 1 - share)
+    smaller = (size for size in SIZES if size < largest and facts.lost.get(size, 1.0) <= 1 - fraction)
     return max(next(smaller, largest), SIZES[0])
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from simclr.data import Source
@@ -31,7 +32,8 @@ def epochs_within(
     for name, task in tasks.items():
         key = f"{name}, {seconds:g} s"
         if key not in kept:
-            needs = rehearse([Rehearsed(task, source, Path())], task.machine, MEASURED)[str(task.folder)]
+            new = replace(task, out=folder / "measured")  # a finished run would need no time
+            needs = rehearse([Rehearsed(new, source, Path())], task.machine, MEASURED)[str(new.folder)]
             kept[key] = float(f"{max(task.epochs * seconds / needs.seconds, SHORTEST):.3g}")
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(kept, indent=2) + "\n")

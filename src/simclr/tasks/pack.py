@@ -17,7 +17,7 @@ from simclr.data import Source, UnreadableImage, open_source
 from simclr.data.decoding import LazyImage
 from simclr.data.folders import infer_splits_and_labels
 from simclr.data.paths import is_image
-from simclr.data.remote import exists, is_url, join_url
+from simclr.data.remote import exists, is_url, join_url, list_files
 from simclr.data.shard_index import DESCRIPTION
 from simclr.data.shards import MARKER
 from simclr.data.tar_index import index_tar_files, list_tar_files
@@ -124,6 +124,8 @@ class Pack:
             raise SettingError("out", "a place without an index", out, "Choose another --out or --overwrite")
         if not is_url(out):
             require_folder_path(Path(out)).mkdir(parents=True, exist_ok=True)
+        if is_url(out) and not is_url(self.data):
+            raise SettingError("out", "a folder for tar files in a folder, or pack without --index only", out)
         files = list_tar_files(self.data)
         with Progress(len(files)) as progress:
             images = index_tar_files(files, out, progress.advance)
@@ -141,7 +143,10 @@ class Pack:
             "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
         )
         if is_url(self.out):
-            if not self.overwrite and exists(join_url(self.out, DESCRIPTION)):
+            out = str(self.out)
+            if isinstance(self.data, str) and self.data.rstrip("/") == out.rstrip("/"):
+                raise SettingError("out", "another place than data, which is read while it is written", out)
+            if not self.overwrite and (exists(join_url(out, DESCRIPTION)) or list_files(out, "*.tar")):
                 raise refusal
             return
         out = Path(self.out)

@@ -182,6 +182,8 @@ class Study:
         require_folder_path(self.folder)
         if self.tune and not ablation.tuning:
             raise SettingError("tune", f"false for study {self.name}, which lists no settings to search", True)
+        if self.tune and self.base.machine.processes > 1:
+            raise SettingError("tune", "false if a run has several processes", True)
         if self.tune and self.budget != "full":
             raise SettingError("budget", "full with tune, whose searches it does not measure", self.budget)
         if ablation.evaluation == "transfer":

@@ -119,7 +119,7 @@ class Suggest:
 
 
 def settings_without_trial(data: Any, device: Device) -> dict[str, Any]:
-    """Return the suggested settings from the images and the device alone, the same at every call."""
+    """Return the suggested settings from the images, the device and the number of cores, without a measurement."""
     return nested(suggest(measure(open_for_pretraining(data), torch.device(device.kind))))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from simclr.cli.parsing import parse
-from simclr.data.multilabel import present_classes
+from simclr.data.multilabel import is_multilabel, present_classes
 from simclr.data.specs import labels_for, open_for_pretraining
 from simclr.data.splits import HELD_OUT, split_off
 from simclr.errors import DataError, SettingError
@@ -86,6 +86,9 @@ class Sweep:
             raise SettingError("duration", allowed, self.duration)
         source = open_for_pretraining(self.data)
         labels_for("a sweep", source, self.data)
+        if is_multilabel(source):
+            problem = "has images with several classes, of which a sweep measures no accuracy"
+            raise DataError(source.name, problem, "Give it images with one class each")
         held_out = self.base.held_out or max(1, round(HELD_OUT * len(source)))
         rest, held = (with_labels(part) for part in split_off(source, held_out))
         if not len(held) or len(present_classes(rest)) < 2:
@@ -143,7 +146,8 @@ class Sweep:
         return Cell(
             name=str(task.folder.relative_to(self.folder)),
             folder=task.folder,
-            work=partial(train_and_measure, task, evaluation),
+            # of several processes the first one measures, at the end
+            work=task if task.machine.processes > 1 else partial(train_and_measure, task, evaluation),
             size=float(task.epochs),
             writes=() if task.fresh else (task.folder / "result.json", evaluation.out),
         )

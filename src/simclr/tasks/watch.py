@@ -56,8 +56,8 @@ class Watch:
 
     def __call__(self) -> dict[str, Any]:
         server = self.server()
-        host, port = server.server_address[:2]
-        name = f"[{host}]" if ":" in str(host) else host
+        host, port = str(server.server_address[0]), server.server_address[1]
+        name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{port}/ shows {', '.join(printable(str(run)) for run in self.runs)}; Ctrl-C ends it")
         with server, contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -22,7 +22,10 @@ from simclr.training.stopping import StopRequests
 Backward = Callable[[Any], tuple[Tensor, Any]]
 """Forward and backward pass of one step: leaves gradients, returns the loss and what `describe` reads."""
 
-_DIVERGED = "The last checkpoint is kept. A lower lr or machine.precision 32 may help; doctor RUN --replay says where"
+_DIVERGED = (
+    "The last checkpoint is kept. A lower lr or machine.precision 32 may help; for a pretraining, doctor RUN --replay "
+    "says where"
+)
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """Signs of life between the processes of a run, so that one that dies ends the others and is named."""
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -10,12 +11,14 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from simclr.errors import Interrupted
 from simclr.training.gathering import is_lost_peer
 
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 60.0  # seconds without one, after which a process counts as dead
 GRACE = 10.0  # seconds in which this process may end by the error of its communication library
 _LEFT = 1 << 40  # added to the count of a process that has ended in order
+_TRAININGS = itertools.count()
 
 
 class Peers:
@@ -28,7 +31,9 @@ class Peers:
     def __init__(self, folder: Any, store: dist.Store | None = None, rank: int = 0, world: int = 1) -> None:
         """By default store, rank and number of processes are those of the process group, if there is one."""
         if store is None and dist.is_initialized() and dist.get_world_size() > 1:
-            store, rank, world = dist.PrefixStore("peers", _get_default_store()), dist.get_rank(), dist.get_world_size()
+            # the processes train one network after another, in one order, such as those of a study
+            store = dist.PrefixStore(f"peers-{next(_TRAININGS)}", _get_default_store())
+            rank, world = dist.get_rank(), dist.get_world_size()
         self._store, self._rank, self.world, self._folder = store, rank, world, folder
         self._ended = threading.Event()
 
@@ -38,9 +43,9 @@ class Peers:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._ended.set()
-        if self._store is not None:
+        if self._store is not None and (kind is None or issubclass(kind, Interrupted)):
             self._give(_LEFT)
 
     @property
