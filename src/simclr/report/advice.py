@@ -63,7 +63,7 @@ def suggest(facts: Facts) -> dict[str, Advice]:
 
 def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     """Return the settings for a CPU: a small plain network, views of the smallest size that shows what the images
-    contain, and as many epochs as the time allows (results/own-images)."""
+    contain, and as many epochs as the time allows (results/cpu-search)."""
     n, budget = facts.images, facts.budget or CPU_BUDGET
     size = size_that_keeps(facts, KEPT_ON_CPU)
     while size > SIZES[0] and budget * estimated_rate(facts, size) < FEWEST_SEEN:
