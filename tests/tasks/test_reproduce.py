@@ -130,14 +130,15 @@ def test_the_figures_on_record_are_those_under_results(name):
     spread = student.ppf(0.975, 2) * stdev(values)
     assert sample.value == pytest.approx(mean(values), abs=6e-4)
     assert 0 <= sample.tolerance - spread * math.sqrt(1 + 1 / 3) < 1e-3
-    cifar = Expected.read(recipe_folder() / "cifar10-cpu.yaml").figures[name]
-    [value] = figures(RESULTS / "cifar10-cpu", name)
-    assert cifar.value == pytest.approx(value, abs=6e-4)
-    assert 0 <= cifar.tolerance - spread * math.sqrt(2) < 1e-3
+    for recipe in ("cifar10-cpu", "cifar10-cpu-15min"):
+        cifar = Expected.read(recipe_folder() / f"{recipe}.yaml").figures[name]
+        [value] = figures(RESULTS / recipe, name)
+        assert cifar.value == pytest.approx(value, abs=6e-4)
+        assert 0 <= cifar.tolerance - spread * math.sqrt(2) < 1e-3
 
 
 def test_the_recipes_are_those_that_the_figures_were_taken_with():
-    for name, folder in (("sample", "sample/seed0"), ("cifar10-cpu", "cifar10-cpu")):
+    for name, folder in (("sample", "sample/seed0"), *((name, name) for name in ("cifar10-cpu", "cifar10-cpu-15min"))):
         recipe = plain(parse(Pretrain, "pretrain", ("data",), ["x", "--config", name]))
         taken = yaml.safe_load((RESULTS / folder / "recipe.yaml").read_text())
         for one in (recipe, taken):
