@@ -199,8 +199,16 @@ def test_a_damaged_local_set_is_refused_when_it_is_opened(tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [("sha256", "../../x"), ("sha256", "0" * 63), ("bytes", -1), ("bytes", "9"), ("name", "/etc/x.tar"), ("name", 3),
-     ("name", "file:///dev/zero"), ("name", "s3://b/x.tar::file:///etc/x.tar")],
+    [
+        ("sha256", "../../x"),
+        ("sha256", "0" * 63),
+        ("bytes", -1),
+        ("bytes", "9"),
+        ("name", "/etc/x.tar"),
+        ("name", 3),
+        ("name", "file:///dev/zero"),
+        ("name", "s3://b/x.tar::file:///etc/x.tar"),
+    ],
 )
 def test_a_remote_index_leads_nowhere_else_on_this_machine(tmp_path, memory, place, value):
     """Copies are named by the hashes in it, and its files are those of the store."""

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.processes import Program, compile_cheaply, run_program, succeed, wait_for
 
+from simclr.cli import INTERRUPTED
 from simclr.data import open_source
 from simclr.errors import DataError, DivergedError, RunError, SettingError
 from simclr.evaluation.metrics import accuracy
@@ -128,7 +129,7 @@ def test_sigterm_saves_a_checkpoint(folder, tmp_path):
     program, log = Program(words), tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, program)
     program.send_signal(signal.SIGTERM)
-    assert program.wait() == 1
+    assert program.wait() == INTERRUPTED
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["step"]
     assert saved >= 3
     assert json.loads(log.read_text().splitlines()[-1])["step"] == saved
@@ -150,7 +151,7 @@ def test_sigterm_to_all_processes_at_once_saves_too(folder, tmp_path):
     program, log = Program(words, session=True), tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, program)
     os.killpg(program.pid, signal.SIGTERM)
-    assert program.wait() == 1, program.stderr
+    assert program.wait() == INTERRUPTED, program.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 

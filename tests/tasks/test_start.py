@@ -19,6 +19,7 @@ from simclr.data import open_source
 from simclr.errors import Error, RunError
 from simclr.models import create_encoder
 from simclr.models.pretrained import load
+from simclr.report.advice import Facts, suggest
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.tasks.finetune import FineTune
@@ -253,7 +254,8 @@ def test_a_recipe_and_a_run_folder_cannot_name_code(images, tmp_path, monkeypatc
 def test_suggested_settings_leave_encoder_and_size_to_the_weights(run, images, tmp_path):
     words = [images, "--init", str(run), "--out", str(tmp_path / "run"), "--machine.accelerator", "cpu"]
     parsed = parse(Pretrain, "pretrain", ("data",), words)
-    assert (parsed.encoder, parsed.views.size, parsed.scaling) == ("simclr_resnet10", 16, "sqrt")
+    assert (parsed.encoder, parsed.views.size, parsed.image_size) == ("simclr_resnet10", 16, None)
+    assert parsed.lr == suggest(Facts(images=40, side=16, device="cpu", memory=1e9))["lr"].value
     assert parsed.batch < 4096
 
 

@@ -25,8 +25,8 @@ class TarWriter:
 
     They are written in a hidden folder. Once all of them are complete and on the disk they are moved, while a marker
     says that the set is incomplete, so no part of a set passes as the whole. After an error nothing is left of them.
-    With a `url`, each is moved there as soon as it is complete, and last the index, without which there is no set; after
-    an error those that were moved remain, and the same command replaces them.
+    With a `url`, each is moved there as soon as it is complete, and last the index, without which there is no set;
+    after an error those that were moved remain, and the same command with --overwrite replaces them.
     """
 
     def __init__(self, folder: Path, size: int, *, index: bool = False, url: str | None = None):

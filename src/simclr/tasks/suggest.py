@@ -146,7 +146,9 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
         if task.start is not None:
             size = task.start.card.image_size
             settings["views"] = {**(settings["views"] if size <= 64 else {}), "size": size}
-            settings = {name: value for name, value in settings.items() if not name.startswith("encoder")}
+            settings = {
+                name: value for name, value in settings.items() if not name.startswith(("encoder", "image_size"))
+            }
     else:
         return {}
     if not int(os.environ.get("LOCAL_RANK") or 0):
