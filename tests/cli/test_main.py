@@ -47,7 +47,7 @@ def test_import_loads_nothing_outside_the_declared_dependencies():
         required = {_plain(re.match(r"[\w.-]+", need)[0]) for need in needs if "extra ==" not in need}
         waiting |= (required & installed.keys()) - allowed
     strangers = {d for module in imported for d in map(_plain, of_module.get(module, []))} - allowed
-    optional = {"charset-normalizer"}  # of a declared dependency, which imports it where it is installed
+    optional = {"charset-normalizer"}  # imported by numpy.f2py where it is installed
     assert strangers - optional - {"setuptools", "pip", "jsonargparse", "docstring-parser", "typeshed-client"} == set()
 
 

@@ -60,7 +60,7 @@ def patiently(url: str, action: Callable[[], T]) -> T:
             return action()
         except FileNotFoundError:
             raise DataError(url, "it does not exist") from None
-        except (PermissionError, NotImplementedError) as error:
+        except (PermissionError, NotImplementedError) as error:  # the second: writing to a store that is only read
             raise DataError(url, f"it is refused ({' '.join(str(error).split()) or type(error).__name__})") from None
         except DataError:
             raise
