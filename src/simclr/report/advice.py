@@ -72,7 +72,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
     epochs = epochs_in(facts, rate)
     return {
-        "encoder": Advice("simclr_convnet", "the best small network for the time; a program can be made of it "
+        "encoder": Advice("simclr_convnet", "the best of small networks for the time (results/cpu-search); a program can be made of it "
                           "(simclr export), a model of timm or torchvision cannot"),
         "encoder_options.widths": Advice(widths, f"{len(widths)} convolutions for views of {size} px"),
         "encoder_options.features": Advice(FEATURES, "many features cost little here and are easier to classify"),
@@ -90,7 +90,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
         "scaling": Advice("linear", "paper, section 2.1"),
         "weight_decay": Advice(1e-4, "official README"),
         "batch": Advice(batch, f"with {n // batch} steps per epoch: smaller ones for few steps"),
-        "epochs": Advice(epochs, f"{total_steps(n, batch, epochs):,} steps, in {rough_duration(budget)}"),
+        "epochs": Advice(epochs, f"{total_steps(n, batch, epochs):,} steps: what fits in {rough_duration(budget)}, at most {MOST_EPOCHS:,} epochs"),
         "warmup_epochs": Advice(epochs / 20, "a twentieth of the run"),
         "knn_every": Advice(max(1, round(epochs / 10)), "ten checks; they include k-NN if there are labels"),
         "save_every": Advice(min(max(total_steps(n, batch, epochs) // 50, 50), 1000), "steps: a fiftieth of the run"),
@@ -116,7 +116,7 @@ def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
     base = 0.2 if small else 0.075
     epochs, duration = min(max(round(GPU_STEPS * batch / n), 100), MOST_EPOCHS), f"for about {GPU_STEPS:,}"
     if facts.budget and facts.rate:
-        epochs, duration = epochs_in(facts, facts.rate), f"in {rough_duration(facts.budget)}"
+        epochs, duration = epochs_in(facts, facts.rate), f"what fits in {rough_duration(facts.budget)}"
     steps = total_steps(n, batch, epochs)
     warmup = 10 if epochs >= 100 else epochs / 10
 
@@ -194,7 +194,7 @@ def size_reason(facts: Facts, size: int) -> str:
 
 
 def widths_for(size: int) -> list[int]:
-    """Return the widths of a `simclr_convnet` whose last feature map has 2 or 3 positions a side."""
+    """Return the widths of a `simclr_convnet` whose last feature map has 2 to 4 positions a side."""
     return [16, 32, 64, 128, 256, 256, 256][: max(4, round(math.log2(size)))]
 
 
