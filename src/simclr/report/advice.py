@@ -72,8 +72,8 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
     epochs = epochs_in(facts, rate)
     return {
-        "encoder": Advice("simclr_convnet", "the best of small networks for the time (results/cpu-search); a program can be made of it "
-                          "(simclr export), a model of timm or torchvision cannot"),
+        "encoder": Advice("simclr_convnet", "the best small network for the time (results/cpu-search); a program "
+                          "can be made of it (simclr export), a model of timm or torchvision cannot"),
         "encoder_options.widths": Advice(widths, f"{len(widths)} convolutions for views of {size} px"),
         "encoder_options.features": Advice(FEATURES, "many features cost little here and are easier to classify"),
         "image_size": Advice(2 * size, "twice that of the views: easier to classify than at their size"),
@@ -90,7 +90,8 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
         "scaling": Advice("linear", "paper, section 2.1"),
         "weight_decay": Advice(1e-4, "official README"),
         "batch": Advice(batch, f"with {n // batch} steps per epoch: smaller ones for few steps"),
-        "epochs": Advice(epochs, f"{total_steps(n, batch, epochs):,} steps: what fits in {rough_duration(budget)}, at most {MOST_EPOCHS:,} epochs"),
+        "epochs": Advice(epochs, f"{total_steps(n, batch, epochs):,} steps: those in {rough_duration(budget)}, "
+                         f"at most {MOST_EPOCHS:,} epochs"),
         "warmup_epochs": Advice(epochs / 20, "a twentieth of the run"),
         "knn_every": Advice(max(1, round(epochs / 10)), "ten checks; they include k-NN if there are labels"),
         "save_every": Advice(min(max(total_steps(n, batch, epochs) // 50, 50), 1000), "steps: a fiftieth of the run"),
