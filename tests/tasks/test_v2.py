@@ -15,6 +15,7 @@ from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, Error, SettingError
+from simclr.models import create_encoder
 from simclr.report.stages import size_of
 from simclr.runs.machine import Machine
 from simclr.runs.results import provenance
@@ -262,6 +263,14 @@ def test_the_command_takes_recipes_and_has_a_head_of_three_layers(data):
 def test_the_student_is_half_as_wide_by_default(data, tmp_path):
     task = small(data, tmp_path, students=())
     assert task.half_width == {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
+
+
+def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
+    base = Pretrain(data=data, out=tmp_path, encoder="simclr_convnet", encoder_options={"widths": [8, 24, 64]})
+    options = {"widths": [8, 12, 32], "features": 512}
+    assert SimCLRv2(base=base).half_width == {"encoder": "simclr_convnet", "encoder_options": options}
+    student, large = (create_encoder("simclr_convnet", 16, o) for o in (options, base.encoder_options))
+    assert student.num_features == large.num_features // 2
 
 
 @pytest.mark.parametrize(

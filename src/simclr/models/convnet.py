@@ -1,6 +1,7 @@
 """A plain convolutional network for small images on a CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from timm.models import register_model
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from simclr.errors import SettingError
 from simclr.models.norm import BatchNorm2d
+
+WIDTHS, FEATURES, NARROWEST = (16, 32, 64, 128), 1024, 8  # torch 2.14 crashes on a CPU below 8 channels, see `resnet`
 
 
 class ConvNet(nn.Module):
@@ -18,12 +21,12 @@ class ConvNet(nn.Module):
     features: D, channels of the 1×1 convolution; 0: none, D is the last of `widths`.
     """
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64, 128), features: int = 1024, in_chans: int = 3) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS, features: int = FEATURES, in_chans: int = 3) -> None:
         super().__init__()
-        if not widths or min(widths) < 8:  # torch 2.14 crashes on a CPU below, see `resnet`
-            raise SettingError("widths", "a list of numbers of at least 8", list(widths))
-        if not (features == 0 or features >= 8):
-            raise SettingError("features", "0 or at least 8", features)
+        if not widths or min(widths) < NARROWEST:
+            raise SettingError("widths", f"a list of numbers of at least {NARROWEST}", list(widths))
+        if not (features == 0 or features >= NARROWEST):
+            raise SettingError("features", f"0 or at least {NARROWEST}", features)
         outputs = [*widths, features] if features else widths
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip((in_chans, *outputs), outputs, strict=False)):
@@ -49,6 +52,13 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.forward_features(x).mean((2, 3))
+
+
+def half_width(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the network with half the channels."""
+    widths, features = options.get("widths", WIDTHS), options.get("features", FEATURES)
+    half = [max(width // 2, NARROWEST) for width in widths]
+    return {**options, "widths": half, "features": max(features // 2, NARROWEST) if features else 0}
 
 
 @register_model

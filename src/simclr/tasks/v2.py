@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from simclr.errors import SettingError
 from simclr.evaluation.protocol import open_labelled
+from simclr.models import convnet
 from simclr.models.card import Card
 from simclr.report import stages as report
 from simclr.report.page import require_report_path, write_page
@@ -161,11 +162,12 @@ class SimCLRv2:
     @property
     def half_width(self) -> dict[str, Any]:
         """The student if none is given: the large encoder at half its width, or a ResNet-18 for models of timm."""
-        base = self.base
-        if not base.encoder.startswith("simclr_resnet"):
+        encoder, options = self.base.encoder, self.base.encoder_options
+        if encoder == "simclr_convnet":
+            return {"encoder": encoder, "encoder_options": convnet.half_width(options)}
+        if not encoder.startswith("simclr_resnet"):
             return {"encoder": "simclr_resnet18"}
-        options = {**base.encoder_options, "width": base.encoder_options.get("width", 1) / 2}
-        return {"encoder": base.encoder, "encoder_options": options}
+        return {"encoder": encoder, "encoder_options": {**options, "width": options.get("width", 1) / 2}}
 
     def distillation(self, name: str, student: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a distillation: those of pretraining as far as the paper keeps them, then `distill`,
