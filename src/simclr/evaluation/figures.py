@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from simclr.evaluation.examples import Examples, save_examples
 from simclr.evaluation.intervals import bootstrap_interval, class_interval, resampled_interval
 from simclr.evaluation.metrics import METRICS, constant_prediction
 from simclr.runs.environment import code_hash, environment
@@ -74,15 +75,17 @@ def results_content(results: Sequence[Result], task: Any, run: Path | None) -> d
     }
 
 
-def write_results(results: Sequence[Result], task: Any, path: Path) -> dict[str, Any]:
-    """Print the table of results, write them to `path` as JSON, and return the content of the file. An older file keeps
-    its content under a number."""
+def write_results(results: Sequence[Result], task: Any, path: Path, examples: Examples | None = None) -> dict[str, Any]:
+    """Print the table of results, write them to `path` as JSON, with the test images `examples` beside it, and return
+    the content of the file. An older file keeps its content under a number."""
     data = ", ".join(task.data) if isinstance(task.data, list) else task.data
     print(f"{task.command} of {task.run} on {data}\n{format_table(results)}")
     content = results_content(results, task, task.run)
     path.parent.mkdir(parents=True, exist_ok=True)
     number_existing(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
+    if examples is not None:
+        save_examples(examples, path)
     print(f"wrote {path}")
     return ResultTable(content)
 

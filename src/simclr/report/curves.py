@@ -14,8 +14,9 @@ from simclr.report.record import RunRecord
 from simclr.report.words import term
 
 BINS = 300  # along a curve; each keeps its minimum and maximum, so that no spike is lost
-COLOURS = 8  # that the style sheet of the page defines
-WIDTH, HEIGHT, MARGIN, TOP, BOTTOM = 460, 240, 56, 24, 200  # of a panel
+COLOURS = 10  # that the style sheet of the page defines
+MARGIN, TOP, BELOW = 56, 24, 38  # around the curves of a panel, pixels
+MAIN = ("loss", "contrastive_top1", "train_top1", "agreement", "knn_top1")  # figures that are drawn large
 
 Coordinate = float | int | str
 
@@ -49,6 +50,13 @@ class Panel:
     """whether the vertical axis begins at 0"""
     end: int = 0
     """last step of the runs, which the horizontal axis includes"""
+    main: bool = False
+    """whether it is one of the panels to look at first"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels, near those on a screen: text is as large as beside the panel."""
+        return (380, 250) if self.main else (280, 175)
 
 
 GROUPS = (  # names of the log that share a panel; each other name has its own
@@ -87,7 +95,8 @@ def compared(records: Sequence[RunRecord], names: Sequence[str]) -> list[Panel]:
             figure = term(name)
             shown.append(
                 Panel(figure.label, figure.unit, lines, (chance, "chance") if chance else None, share=bool(chance),
-                      caption=figure.meaning, from_zero=figure.unit in AMOUNTS, end=max(f.step for f in records))
+                      caption=figure.meaning, from_zero=figure.unit in AMOUNTS, end=max(f.step for f in records),
+                      main=name in MAIN)
             )  # fmt: skip
     return shown
 
@@ -108,7 +117,7 @@ def _panel(record: RunRecord, names: Sequence[str]) -> Panel:
         caption += f"; checks are of {checked_on(record)}"
     seams = [lines[0]["step"] for lines in record.segments[1:]]
     return Panel(title, first.unit, lines, level, names[0] == "loss" and level is not None, caption, seams,
-                 record.epoch, first.unit in AMOUNTS or names[0] == "lr", record.step)  # fmt: skip
+                 record.epoch, first.unit in AMOUNTS or names[0] == "lr", record.step, names[0] in MAIN)  # fmt: skip
 
 
 def explained(names: Sequence[str]) -> str:
@@ -151,36 +160,38 @@ def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np
 
 def draw(panel: Panel) -> str:
     """Return a panel as SVG. Colours are classes of the style sheet: c0, c1, ... for its curves, level and seam."""
+    width, height = panel.size
+    bottom, right = height - BELOW, width - (MARGIN if panel.share else 12)
     x_low, x_high = 0.0, float(max(panel.end, *(line.steps[-1] for line in panel.lines if len(line.steps)), 1))
     levels = [*([panel.level[0]] if panel.level else ()), *([0.0] if panel.from_zero else ())]
     y_low, y_high = _range([levels, *(line.values for line in panel.lines)], (0.0 if panel.from_zero else 0.06, 0.06))
-    right = WIDTH - (MARGIN if panel.share else 12)
 
     def x(step: float | int) -> str:
         return f"{MARGIN + (right - MARGIN) * (step - x_low) / (x_high - x_low):.1f}"
 
     def y(value: float) -> str:
-        return f"{BOTTOM - (BOTTOM - TOP) * (value - y_low) / (y_high - y_low):.1f}"
+        return f"{bottom - (bottom - TOP) * (value - y_low) / (y_high - y_low):.1f}"
 
+    across = 5 if panel.main else 3
     parts = []
-    for value in ticks(y_low, y_high):
+    for value in ticks(y_low, y_high, 5 if panel.main else 4):
         parts += [svg_line("grid", MARGIN, y(value), right, y(value)),
                   svg_text("end", MARGIN - 5, y(value), 4, _short(value))]  # fmt: skip
-    for step in ticks(x_low, x_high):
-        parts += [svg_line("grid", x(step), BOTTOM, x(step), BOTTOM + 4),
-                  svg_text("middle", x(step), BOTTOM, 16, _short(step))]  # fmt: skip
-    parts.append(svg_text("middle", (MARGIN + right) / 2, BOTTOM, 32, "step"))
+    for step in ticks(x_low, x_high, across):
+        parts += [svg_line("grid", x(step), bottom, x(step), bottom + 4),
+                  svg_text("middle", x(step), bottom, 16, _short(step))]  # fmt: skip
+    parts.append(svg_text("middle", (MARGIN + right) / 2, bottom, 34, "step"))
     if panel.share:
         level = panel.level[0]
         parts += [svg_text("start", right + 5, y(share * level), 4, f"{share:.6g}")
                   for share in ticks(y_low / level, y_high / level)]  # fmt: skip
-        parts.append(svg_text("end", WIDTH, BOTTOM, 32, "÷ chance"))
+        parts.append(svg_text("end", width, bottom, 34, "÷ chance"))
     if panel.epoch and x_high > panel.epoch:
-        for epoch in ticks(x_low / panel.epoch, x_high / panel.epoch):
+        for epoch in ticks(x_low / panel.epoch, x_high / panel.epoch, across):
             at = x(epoch * panel.epoch)
             parts += [svg_line("grid", at, TOP, at, TOP - 4), svg_text("middle", at, TOP, -8, _short(epoch))]
         parts.append(svg_text("start", 0, TOP, -8, "epoch"))
-    parts += [svg_line("seam", x(seam), TOP, x(seam), BOTTOM) for seam in panel.seams]
+    parts += [svg_line("seam", x(seam), TOP, x(seam), bottom) for seam in panel.seams]
     if panel.level:
         parts.append(svg_line("level", MARGIN, y(panel.level[0]), right, y(panel.level[0])))
     for k, line in enumerate(panel.lines):
@@ -191,8 +202,20 @@ def draw(panel: Panel) -> str:
         parts.append(f'<polyline class="{colour(k)}" {bare} points="{shape}">{tooltip}</polyline>')
         if len(points) < 25:
             parts += [f'<circle class="{colour(k)}" cx="{a}" cy="{b}" r="2.5">{tooltip}</circle>' for a, b in points]
-    label = escape(f"{panel.title} over steps")
-    return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    size, label = f'viewBox="0 0 {width} {height}"', escape(described(panel))
+    return f'<svg class="curve" {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def described(panel: Panel) -> str:
+    """Return the curves as a sentence: first, last and extreme values of each."""
+    texts = []
+    for line in panel.lines:
+        if len(line.values):
+            first, last, low, high = (f"{v:.4g}" for v in (*line.values[[0, -1]], line.values.min(), line.values.max()))
+            name = f"{line.label} " if len(panel.lines) > 1 else ""
+            texts.append(f"{name}from {first} to {last}, between {low} and {high}")
+    unit = f", {panel.unit}" if panel.unit else ""
+    return f"{panel.title}{unit}, over {panel.end:,} steps: {'; '.join(texts)}"
 
 
 def bar(value: float, span: Sequence[float] | None) -> str:

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from simclr.report import comparison
+from simclr.report.answer import head
 from simclr.report.curves import COLOURS, compared, panels
-from simclr.report.page import figure_of, head, table_of
+from simclr.report.page import figure_of, table_of
+from simclr.report.pictures import LARGE_TILE
 from simclr.report.reading import read_run, runs_below
-from simclr.report.record import RunRecord
+from simclr.report.record import RunRecord, is_number
 from simclr.report.templates import render_template
 from simclr.report.words import duration, number, setting_text, term
 from simclr.runs.lock import has_ended, read_holder
 
-TAIL = 12  # lines of the log that are shown
+TAIL = 8  # lines of the log that are shown
 FIRST_LINE, SILENCE = 600.0, 60.0  # seconds without a line: before the second line of a start, and the minimum later
 WRITTEN = ("metrics.jsonl", "environment.json", "checkpoints")  # what a running process changes
 SHOWN = ("loss", "knn_top1", "train_top1", "images_per_s")  # figures of the table of runs
@@ -88,7 +90,9 @@ class LivePages:
             shown = self._run(run)
         else:
             return None
-        return render_template("live.html.j2", page=shown, every=self.every, nonce=nonce, colours=COLOURS)
+        return render_template(
+            "live.html.j2", page=shown, every=self.every, nonce=nonce, colours=COLOURS, side=LARGE_TILE
+        )
 
     def _record(self, path: Path) -> tuple[RunRecord, float]:
         """Return a run and the seconds since it was last written."""
@@ -127,14 +131,21 @@ class LivePages:
         record = run.record
         lines = record.lines[-TAIL:]
         columns = list(dict.fromkeys(name for line in lines for name in line))
-        tail = [[setting_text(line[name]) if name in line else "" for name in columns] for line in lines]
+        tail = [[_cell(name, line[name]) if name in line else "" for name in columns] for line in lines]
         settings = [[name, setting_text(value)] for name, value in record.settings.items()]
         left = f", {_left(record)} left" if run.state == "running" and _left(record) else ""
         answer = f"{STATES[run.state]}; step {_progress(record)}{left}; last write {duration(run.silence)} ago"
-        tables = [table_of("Last lines of the log", columns, tail)] if lines else []
+        tables = [table_of("Last lines of the log", [term(name).label for name in columns], tail)] if lines else []
         return {"title": run.name, "answer": answer, "note": head(record), "tables": tables, "rows": [],
                 "curves": [figure_of(panel) for panel in panels(record)], "up": True,
                 "folded": table_of("Settings", ["setting", "value"], settings)}  # fmt: skip
+
+
+def _cell(name: str, value: Any) -> str:
+    """Return a value of the log as text."""
+    if name == "seconds":
+        return duration(value)
+    return number(value, "%" if term(name).unit == "%" else "") if is_number(value) else setting_text(value)
 
 
 def _trained_on(run: Path) -> list[Path]:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from simclr.errors import SettingError
-from simclr.evaluation.metrics import METRICS
 from simclr.report import comparison
+from simclr.report.answer import answer, bars, head, verdict
 from simclr.report.checks import Finding
 from simclr.report.curves import COLOURS, Panel, bar, checked_on, colour, compared, draw, explained, panels
+from simclr.report.few_labels import few_labels
+from simclr.report.images import VIEWS, images_of, views_of
+from simclr.report.pictures import LARGE_TILE
 from simclr.report.record import Measurement, RunRecord, task_of
 from simclr.report.templates import render_template
 from simclr.report.warnings import comparison_warnings, run_warnings
-from simclr.report.words import duration, interval, number, plural, setting_text, term, unit_label
+from simclr.report.words import detail_text, interval, number, setting_text, term, unit_label
 from simclr.runs.files import write_atomically
 from simclr.runs.recipe import flatten
 from simclr.settings import field_docs
-from simclr.views import describe_sizes
 
 GENERATOR = "simclr report"
 REMEDY = "Choose another --out or --overwrite"
@@ -34,13 +36,22 @@ LABELS = {  # of the other fields of a result
     "seen_in_pretraining": "seen in pretraining", "code": "version of the code", "recipe": "hash of the recipe",
     "weights": "hash of the weights",
 }  # fmt: skip
+ALTS = {  # of pictures that commands draw
+    "views": VIEWS,
+    "neighbours": "Test images, one in each row, with the images nearest to them in feature space",
+    "health": "Images, one in each row, with the images nearest to them in feature space",
+    "v2": "Accuracy of each stage against the number of parameters of its encoder",
+}
 MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".svg": "svg+xml"}
 
 
-def write_page(records: Sequence[RunRecord], path: Path, chapter: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_page(
+    records: Sequence[RunRecord], path: Path, chapter: dict[str, Any] | None = None, views: bool = False
+) -> dict[str, Any]:
     """Write the page of runs, or its content as JSON if `path` ends in .json, and return the content. The page begins
-    with `chapter`: its `title`, `tables` with columns and rows, and a `picture`, a path."""
-    shown = contents(records)
+    with `chapter`: its `title`, `tables` with columns and rows, and a `picture`, a path. With `views`, views of the
+    training images are drawn for the runs that have no picture of them."""
+    shown = contents(records, views)
     if chapter is not None:
         shown |= {"title": chapter["title"], "chapter": {**chapter, "picture": _picture(chapter["picture"])}}
     text = json.dumps(_without_pictures(shown), indent=2) + "\n" if path.suffix == ".json" else render(shown)
@@ -61,12 +72,14 @@ def require_report_path(path: Path, overwrite: bool = False) -> Path:
 
 def render(shown: dict[str, Any]) -> str:
     """Return the page as HTML. Every text is escaped; curves are SVG that this package drew."""
-    return render_template("page.html.j2", page=shown, data=_without_pictures(shown), colours=COLOURS)
+    data = _without_pictures(shown)
+    return render_template("page.html.j2", page=shown, data=data, colours=COLOURS, side=LARGE_TILE)
 
 
-def contents(records: Sequence[RunRecord]) -> dict[str, Any]:
+def contents(records: Sequence[RunRecord], views: bool = False) -> dict[str, Any]:
     """Return everything that a page shows, as plain values."""
-    runs = [_run(record, name) for record, name in zip(records, comparison.names(records), strict=True)]
+    names = comparison.names(records)
+    runs = [_run(record, name, f"map{k}", views) for k, (record, name) in enumerate(zip(records, names, strict=True))]
     title, made = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs", time.strftime("%Y-%m-%d %H:%M")
     return {"generator": GENERATOR, "made": made, "title": title, "comparison": _comparison(records), "runs": runs}
 
@@ -88,109 +101,32 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     return {**_warnings(comparison_warnings(records)), "curves": curves, "tables": tables}
 
 
-def _run(record: RunRecord, name: str) -> dict[str, Any]:
+def _run(record: RunRecord, name: str, group: str, views: bool) -> dict[str, Any]:
+    images = images_of(record, group)
+    pictures = [_picture(path) for path in record.pictures if path.stat().st_size <= PICTURE_BYTES]
+    drawn = next((picture for picture in pictures if picture["alt"] == VIEWS), None)
     return {
         "name": name,
         "path": str(record.path),
         "finished": record.finished,
         "head": head(record),
+        "verdict": verdict(record),
         "answer": answer(record),
+        "bars": bars(record, images and images["classes"]),
         **_warnings(run_warnings(record)),
+        "images": images,
+        "views": drawn or (views_of(record) if views else None),
+        "few_labels": few_labels(record),
         "curves": [figure_of(panel) for panel in panels(record)],
         "measurements": [_measured(m) for m in record.measurements],
         "facts": _facts(record),
-        "pictures": [_picture(path) for path in record.pictures if path.stat().st_size <= PICTURE_BYTES],
+        "pictures": [picture for picture in pictures if picture is not drawn],
     }
 
 
 def _warnings(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return findings as sentences, and as values for programs."""
     return {"warnings": [f.text for f in findings], "findings": [f._asdict() for f in findings]}
-
-
-# sentences
-
-
-def head(record: RunRecord) -> str:
-    """Return a sentence on what was trained on which images, for how long, and whether it is finished."""
-    card, recipe = record.card, record.recipe
-    encoder = recipe.get("encoder") or (card.get("encoder") or {}).get("name") or "an encoder"
-    size = record.settings.get("views.size") or card.get("image_size")
-    sizes = describe_sizes(record.view_policies) if record.view_policies else f"{size} px" if size else ""
-    options = recipe.get("encoder_options") or (card.get("encoder") or {}).get("options") or {}
-    what = f"{encoder}{f' ({_detail(options)})' if options else ''}{f' at {sizes}' if sizes else ''}"
-    if not record.trained:
-        source = (card.get("source") or {}).get("checkpoint")
-        return f"{what}, {f'converted from {source}' if source else 'weights without a training log'}."
-    done = {"pretrain": "pretrained without labels", "finetune": "fine-tuned with labels", "distill": "distilled"}
-    how = done.get(record.kind, "trained")
-    if recipe.get("from_scratch"):
-        how = "trained with labels from fresh weights"
-    images = f"{record.images:,} images of " if record.images else ""
-    passes = record.step / record.epoch if record.epoch else 0
-    epochs = f", {passes:{',.0f' if passes >= 100 else '.3g'}} epochs" if passes else ""
-    batch = f" of {plural(record.batch, 'image')}" if record.batch else ""
-    whole = f" of {record.steps:,}" if record.steps and not record.finished else ""
-    state = "finished" if record.finished else "not finished"
-    starts = len(record.segments)
-    return (
-        f"{what} {how} on {images}{recipe.get('data', 'unknown data')}: {record.step:,}{whole} steps{batch}{epochs}, "
-        f"{duration(record.seconds)}{f' in {starts} starts' * (starts > 1)}{_where(record)}; {state}."
-    )
-
-
-def _where(record: RunRecord) -> str:
-    if not record.starts:
-        return ""
-    last = record.starts[-1]
-    count = record.processes
-    device = last.get("gpu") or plural(last.get("cores") or 1, "CPU core")
-    return f" on {f'{count} processes, ' * (count > 1)}{device}"
-
-
-def answer(record: RunRecord) -> str:
-    """Return the main result as a sentence: accuracy beside its baselines, or else the health of the log."""
-    sentences = []
-    for task in ("linear", "knn", "finetune", "distill"):
-        for m in record.measurements:
-            layers = ("h", "pixels") if task in ("linear", "knn") else (m.rows[0].get("layer"),)
-            rows = [row for row in m.rows if row["metric"] in METRICS and row.get("layer") in layers]
-            model = next((row for row in rows if row["role"] == "model"), None)
-            is_own = record.kind == task  # a fine-tuned run, whose result is its own figure, not that of a run below it
-            if m.older or m.command != task or model is None or (m.file == "result.json") != is_own:
-                continue
-            unit, same = unit_label(model["unit"]), ("metric", "protocol")
-            beside = [f"{row['name']} ({number(row['value'], unit)})" for row in rows
-                      if row["role"] != "model" and all(row.get(k) == model.get(k) for k in same)]  # fmt: skip
-            figure = f"{number(model['value'], unit)} {term(model['metric']).label}"
-            sentences.append(f"{model.get('protocol', task)}: {figure} {interval(model.get('interval'), unit)} on "
-                             f"{plural(model.get('n', 0), 'image')} of {m.data}"
-                             f"{', beside ' + ' and '.join(beside) if beside else ''}.")  # fmt: skip
-            break
-    if sentences:
-        return " ".join(sentences)
-    return _health(record)
-
-
-def _health(record: RunRecord) -> str:
-    parts = []
-    loss = record.last("loss")
-    if loss is not None and record.chance:
-        parts.append(f"the loss is {loss / record.chance:.2f} of chance level ({loss:.3f} nats)")
-    if (top1 := record.last("contrastive_top1")) is not None and record.contrastive_chance:
-        parts.append(f"contrastive top-1 is {100 * top1:.1f} % "
-                     f"(chance level {100 * record.contrastive_chance:.2g} %)")  # fmt: skip
-    if (knn := record.last("knn_top1")) is not None:
-        parts.append(f"k-NN top-1 on training images is {100 * knn:.1f} %")
-    if (std := record.last("embedding_std")) is not None:
-        parts.append(f"the standard deviation of the embedding is {std:.2f} (1 is isotropic, 0 a single point)")
-    if (rank := record.last("rankme")) is not None:
-        parts.append(f"the effective rank of h is {rank:.3g}")
-    if record.kind != "pretrain" and loss is not None:
-        parts.append(f"the last loss is {loss:.3f} nats")
-    if not parts:
-        return "No measurement yet."
-    return f"No measurement on test images yet. At the end of the log, {', '.join(parts)}."
 
 
 # parts of a page
@@ -206,7 +142,8 @@ def figure_of(panel: Panel) -> dict[str, Any]:
     keys = [[line.label, colour(k)] for k, line in enumerate(panel.lines)] if len(panel.lines) > 1 else []
     keys += [[panel.level[1], "level"]] if panel.level else []
     keys += [["resumed here", "seam"]] if panel.seams else []
-    return {"title": panel.title, "unit": panel.unit, "legend": keys, "caption": panel.caption, "svg": draw(panel)}
+    return {"title": panel.title, "unit": panel.unit, "legend": keys, "caption": panel.caption, "main": panel.main,
+            "svg": draw(panel)}  # fmt: skip
 
 
 def _measured(m: Measurement) -> dict[str, Any]:
@@ -225,7 +162,7 @@ def _measured(m: Measurement) -> dict[str, Any]:
     rows = [
         [str(row.get("name", "")), str(row.get("protocol", "")), str(row.get("layer", "")), term(row["metric"]).label,
          number(row["value"], unit), interval(row.get("interval"), unit), f"{row.get('n', 0):,}",
-         *(setting_text(row.get(name)) for name in separate), *([_detail(row.get("detail") or {})] * detail)]
+         *(setting_text(row.get(name)) for name in separate), *([detail_text(row.get("detail") or {})] * detail)]
         for row, unit in zip(m.rows, units, strict=True)
     ]  # fmt: skip
     bars = [
@@ -237,10 +174,6 @@ def _measured(m: Measurement) -> dict[str, Any]:
         title, columns, rows, explained([row["metric"] for row in m.rows]),
         file=m.file, older=m.older, shared=[[k, v] for k, v in shared.items() if v], svg=bars,
     )  # fmt: skip
-
-
-def _detail(detail: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {setting_text(value)}" for name, value in flatten(detail))
 
 
 def _facts(record: RunRecord) -> list[dict[str, Any]]:
@@ -289,7 +222,8 @@ def _meanings(task: type | None, prefix: str = "") -> dict[str, str]:
 
 def _picture(path: Path) -> dict[str, str]:
     coded = base64.b64encode(path.read_bytes()).decode()
-    return {"name": path.name, "src": f"data:image/{MIME[path.suffix.lower()]};base64,{coded}"}
+    alt = ALTS.get(path.stem, path.stem.replace("_", " "))
+    return {"name": path.name, "alt": alt, "src": f"data:image/{MIME[path.suffix.lower()]};base64,{coded}"}
 
 
 def _without_pictures(shown: Any) -> Any:

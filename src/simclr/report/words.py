@@ -1,8 +1,10 @@
 """Labels, units and meanings of figures, and the formats of numbers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from simclr.runs.recipe import flatten
 from simclr.runs.results import unit_of
 
 
@@ -41,6 +43,7 @@ TERMS = {
     "ece": Term("calibration error", "%", "expected difference between confidence and accuracy"),
     "images_per_s": Term("throughput", "images/s", "over all processes"),
     "data_wait_percent": Term("data-loading wait", "% of the time", "in which the network waited for images"),
+    "seconds": Term("time", "s", "since the start"),
     "memory_mb": Term("memory", "MB", "maximum so far: of the GPU, else of the process"),
 }
 
@@ -107,8 +110,36 @@ def plural(count: int, singular: str, plural_form: str | None = None) -> str:
     return f"{count:,} {singular if count == 1 else plural_form or singular + 's'}"
 
 
+def listed(texts: Sequence[str]) -> str:
+    """Return texts as an enumeration."""
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+DETAILS = {  # of a figure in a result file
+    "held_out_top1": "top-1 on held-out training images", "penalty": "L2 penalty", "width": "features",
+    "images": "labelled images", "labels": "labelled images", "linear_top1": "top-1 of the linear probe",
+    "linear_mean_per_class": "mean per class of the linear probe", "linear_map11": "11-point mAP of the linear probe",
+    "p": "p-value",
+}  # fmt: skip
+
+
+def detail_text(detail: dict[str, Any]) -> str:
+    """Return further values of a figure as text."""
+    texts = []
+    for name, value in flatten(detail):
+        label, last = DETAILS.get(name, term(name).label), name.rsplit(".", 1)[-1]
+        if isinstance(value, float):
+            value = number(value, "%" if unit_of(last) == "fraction" or last.startswith("linear_") else "")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        texts.append(f"{label} {value if isinstance(value, str) else setting_text(value)}")
+    return ", ".join(texts)
+
+
 def setting_text(value: Any) -> str:
     """Return the value of a setting as a recipe file has it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(setting_text, value))}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

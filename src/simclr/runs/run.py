@@ -8,6 +8,7 @@ tracker.json       name of the run in each experiment tracker, if there is one; 
 bad_files.csv      images that could not be read, if there are any
 checkpoints/       last.pt and previous.pt: everything needed to resume; tensors and plain types only
 encoder.safetensors, head.safetensors, card.json, result.json, report.html   written at the end
+result.npz         classes and predictions of the test images of a run with labels, for the report
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from simclr.runs.reading import file_hash, read_yaml
 from simclr.runs.recipe import changed_settings, default_settings, flatten, plain
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
-       "bad_files.csv", "metrics.jsonl", "result.json", "checkpoints", "data.json", "environment.json",
+       "bad_files.csv", "metrics.jsonl", "result.json", "result.npz", "checkpoints", "data.json", "environment.json",
        "recipe.yaml", "tracker.json", "tensorboard", "wandb")  # fmt: skip
 WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json")
 WHERE = {"tracker"} | {

@@ -14,6 +14,7 @@ from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, RunError, SettingError
+from simclr.evaluation.examples import Examples, examples_of, save_examples
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
@@ -112,7 +113,7 @@ class Distill(Training):
         )
         last = fit(run, fabric, parts, schedule, describe=agreement)
 
-        results = [] if test is None else self.figures(student, teacher, test, given, len(source))
+        results, examples = ([], None) if test is None else self.figures(student, teacher, test, given, len(source))
         content = {
             **results_content(results, self, self.teacher),
             "images": len(source),
@@ -124,6 +125,8 @@ class Distill(Training):
         def save() -> None:
             print(format_table(results))
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
+            if examples is not None:
+                save_examples(examples, run.path / "result.json")
 
         return close_run(fabric, run, {**content, "bad": len(run.bad)}, save)
 
@@ -221,8 +224,8 @@ class Distill(Training):
 
     def figures(
         self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, images: int
-    ) -> list[Result]:
-        """Return the test accuracy of both networks and how often they agree."""
+    ) -> tuple[list[Result], Examples]:
+        """Return the test accuracy of both networks and how often they agree, and the test images."""
         fields: dict[str, Any] = {
             **evaluated_images(test), "protocol": "distilled", "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
@@ -237,7 +240,9 @@ class Distill(Training):
             results.append(figure(features[name].features, features[name].labels, name=name, role=role, **fields))
         choice = features["teacher"].features.argmax(1)
         matches = figure(features["student"].features, choice, name="student", **fields)
-        return [*results, replace(matches, metric="agreement_top1")]
+        data, scores = self.data if self.test is None else self.test, features["student"].features
+        examples = examples_of(data, test, features["student"], scores.double().softmax(1))
+        return [*results, replace(matches, metric="agreement_top1")], examples
 
     def card(self, student: Card, names: list[str], source: Source) -> Card:
         """Return the card of the saved weights."""

@@ -15,6 +15,7 @@ from simclr.data import Source, multilabel
 from simclr.data.multilabel import class_names
 from simclr.data.splits import holdout_mask
 from simclr.errors import SettingError
+from simclr.evaluation.examples import examples_of, save_examples
 from simclr.evaluation.features import extract_all
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.linear import LinearFit
@@ -154,6 +155,11 @@ class FineTune(LabelSubset, Training):
                 print(beside_probe(results[0]))
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, source), model.classifier)
+            if targets.ndim == 1 and self.measure == "test":
+                tested = features._replace(labels=targets)
+                save_examples(
+                    examples_of(self.data, measured, tested, scores.double().softmax(1)), run.path / "result.json"
+                )
 
         return close_run(fabric, run, content, save)
 

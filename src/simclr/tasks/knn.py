@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from simclr.errors import SettingError
+from simclr.evaluation.examples import examples_of, with_features
 from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.neighbours import knn_votes
@@ -61,18 +65,25 @@ class Knn(LabelSubset):
         train, _ = self.subset(train)
         if self.k > len(train):
             raise SettingError("k", f"at most {len(train)}, the number of labelled images of {train.name}", self.k)
-        results = []
+        results: list[Result] = []
+        examples = None
         for models in by_preprocess(models_to_evaluate(self.run, self.baselines, self.layer)):
             banks, queries = (extract(models, split, self.machine) for split in (train, test))
             for model, bank, query in zip(models, banks, queries, strict=True):
                 fields = {**model.fields, **evaluated_images(test)}
-                results.append(self.measure(bank, query, len(train.classes), fields))
-        return write_results(results, self, path)
+                votes = self.votes(bank, query, len(train.classes))
+                results.append(self.measure(votes, bank, query, fields))
+                if model.role == "model":
+                    examples = with_features(examples_of(self.data, test, query, votes), query.features, self.seed)
+        return write_results(results, self, path, examples)
 
-    def measure(self, bank: Features, queries: Features, classes: int, fields: dict[str, Any]) -> Result:
-        """Return the accuracy of one set of features; `fields` are other fields of the result."""
+    def votes(self, bank: Features, queries: Features, classes: int) -> Float[Tensor, "n c"]:
+        """Return the votes of the neighbours of each query for each class."""
         moved = queries.features.to(fit_device(queries.features, self.machine))  # the bank follows block by block
-        votes = knn_votes(bank.features, bank.labels, moved, classes, k=self.k, temperature=self.temperature).cpu()
+        return knn_votes(bank.features, bank.labels, moved, classes, k=self.k, temperature=self.temperature).cpu()
+
+    def measure(self, votes: Float[Tensor, "n c"], bank: Features, queries: Features, fields: dict[str, Any]) -> Result:
+        """Return the accuracy of the votes of one set of features; `fields` are other fields of the result."""
         if self.uses_subset:
             fields["detail"] = {"labels": len(bank.labels)}
         return figure(votes, queries.labels, protocol=self.protocol_on_subset(f"kNN, k={self.k}"), **fields)

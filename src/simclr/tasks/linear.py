@@ -10,6 +10,7 @@ from simclr.data import Source
 from simclr.data.splits import holdout_mask
 from simclr.errors import DataError, SettingError
 from simclr.evaluation import linear
+from simclr.evaluation.examples import examples_of, with_features
 from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.linear import LinearFit, fit_linear
@@ -93,7 +94,7 @@ class Linear(LabelSubset):
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
         labels = {"labels": len(train)} if self.uses_subset else {}
-        results = []
+        results, examples = [], None
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
                 fits = []
@@ -108,7 +109,9 @@ class Linear(LabelSubset):
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
                     if model.role == "model" and layer == self.saved_layer:
                         self.save(folder, classifier, train.classes)
-        return write_results(results, self, path)
+                        shown = examples_of(self.data, test, features, scores.double().softmax(1))
+                        examples = with_features(shown, features.features, self.seed)
+        return write_results(results, self, path, examples)
 
     @property
     def saved_layer(self) -> str:

@@ -11,11 +11,12 @@ from jaxtyping import Float, Int64
 from simclr.data import Source, open_source
 from simclr.data.multilabel import is_multilabel
 from simclr.errors import RunError, SettingError
-from simclr.evaluation.confusion import confusion_matrix, frequent_confusions, recall_and_precision
+from simclr.evaluation.confusion import confusion_matrix
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import figure, format_table
 from simclr.models.card import Card
 from simclr.models.pretrained import load, load_classifier
+from simclr.report.classes import class_table, confusion_table
 from simclr.report.gallery import Gallery, Section, Tile, write_gallery
 from simclr.runs.files import printable, require_new_file
 from simclr.runs.machine import Device
@@ -24,7 +25,6 @@ from simclr.runs.tables import require_table_path, write_columns
 from simclr.settings import check_settings, setting
 
 SHOWN = 60  # thumbnails of a page
-MATRIX = 30  # classes of a matrix that is shown; of more classes, the most frequent confusions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,8 @@ class Predict:
             if self.part == "all":
                 answer += " Images that the classifier learned from may be among them: --part test leaves them out."
             matrix = confusion_matrix(labels[known], best[known], len(names))
-            sections += [*tables(matrix, names), errors(columns, known[np.argsort(-sure[known], kind="stable")])]
+            sections += [Section(**class_table(matrix, names)), Section(**confusion_table(matrix, names))]
+            sections.append(errors(columns, known[np.argsort(-sure[known], kind="stable")]))
         unsure = np.argsort(sure, kind="stable")[:SHOWN].tolist()
         sections.append(Section("Most uncertain predictions", [tile(columns, i) for i in unsure]))
         write_columns(table, columns | self.classes(probabilities, names))
@@ -145,26 +146,6 @@ def labels_among(names: list[str], source: Source, rows: Int64[np.ndarray, " n"]
     given = np.array([*(number.get(name, -1) for name in source.classes), -1])
     labels = given[source.labels[rows]]
     return labels if (labels >= 0).any() else None
-
-
-def tables(matrix: Int64[np.ndarray, "c c"], names: list[str]) -> list[Section]:
-    """Return the figures of each class, and the confusion matrix or the most frequent confusions."""
-    recall, precision = recall_and_precision(matrix)
-
-    def percent(value: float) -> str:
-        return "" if np.isnan(value) else f"{100 * value:.1f} %"
-
-    rows = [
-        [name, f"{images:,}", percent(r), percent(p)]
-        for name, images, r, p in zip(names, matrix.sum(1).tolist(), recall, precision, strict=True)
-    ]
-    classes = Section("Classes", columns=["class", "images", "accuracy", "precision"], rows=rows)
-    if len(names) <= MATRIX:
-        cells = [[name, *(str(n) if n else "" for n in row)] for name, row in zip(names, matrix.tolist(), strict=True)]
-        note = "rows: label; columns: predicted class"
-        return [classes, Section("Confusion matrix", columns=["", *names], rows=cells, note=note)]
-    pairs = [[names[a], names[b], f"{n:,}"] for a, b, n in frequent_confusions(matrix, MATRIX)]
-    return [classes, Section("Most frequent confusions", columns=["label", "predicted", "images"], rows=pairs)]
 
 
 def errors(columns: dict[str, Any], order: Int64[np.ndarray, " m"]) -> Section:

@@ -18,9 +18,10 @@ FORMATS = (".html", ".json")
 class Report:
     """Report of run folders as one HTML page.
 
-    The page needs no network and no other file. It shows what was trained and for how long, warnings, all measurements,
-    the curves of the log, settings, environment and pictures, and a comparison of several runs. Any file may be
-    missing: unfinished runs, runs of any task and converted checkpoints have a page too.
+    The page needs no network and no other file. It begins with the accuracy beside its baselines and with warnings;
+    then come what the encoder does with the test images (neighbours, a map, classes and confusions), views of the
+    training images, the curves of the log, all measurements, settings and environment, and a comparison of several
+    runs. Any file may be missing: unfinished runs, runs of any task and converted checkpoints have a page too.
     """
 
     command: ClassVar[str] = "report"
@@ -46,7 +47,7 @@ class Report:
         paths = find_runs(self.runs)
         folder = paths[0] if len(paths) == 1 else Path()
         out = require_report_path(require_file_path(self.out or folder / "report.html"), self.overwrite)
-        shown = write_page([read_run(path) for path in paths], out)
+        shown = write_page([read_run(path) for path in paths], out, views=True)
         for run in shown["runs"]:
             print(printable(f"{run['name']}: {run['head']}"))
             print(printable(f"  {run['answer']}"))

@@ -226,7 +226,7 @@ def measure_held_out(task: Pretrain, evaluation: Knn | Linear) -> dict[str, Any]
     bank, queries = (extract_features([model], part, task.machine)[0] for part in (rest, held))
     fields = {**model.fields, "evaluated_on": "holdout", "seen_in_pretraining": False, "split": SPLIT}
     if isinstance(evaluation, Knn):
-        result = evaluation.measure(bank, queries, len(rest.classes), fields)
+        result = evaluation.measure(evaluation.votes(bank, queries, len(rest.classes)), bank, queries, fields)
     else:
         device = fit_device(bank.features, task.machine)
         classifier, detail = evaluation.fit(bank.to(device), rest)

@@ -15,7 +15,8 @@ from simclr.data.remote import is_url
 from simclr.data.specs import why_unlabelled
 from simclr.errors import DataError, SettingError, UnreadableImage
 from simclr.models.pretrained import load
-from simclr.report.gallery import Gallery, Reader, Section, write_gallery
+from simclr.report.gallery import Gallery, Section, write_gallery
+from simclr.report.thumbnails import Reader
 from simclr.runs.files import printable, require_new_file
 from simclr.runs.machine import Device
 from simclr.runs.results import run_folder

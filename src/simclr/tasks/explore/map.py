@@ -9,7 +9,8 @@ import numpy as np
 
 from simclr.errors import SettingError
 from simclr.evaluation.projection import pca
-from simclr.report.gallery import Section, scatter
+from simclr.report.gallery import Section, mosaic
+from simclr.report.scatter import embedding_map
 from simclr.settings import setting
 from simclr.tasks.explore.collection import Collection, Exploration
 
@@ -20,7 +21,8 @@ class Map(Exploration):
 
     `pca`: the first two principal components of the centred embeddings, exactly. `umap`: UMAP (McInnes et al. 2018) by
     cosine, if umap-learn is installed. The table has one row for each image: path, row, x, y, and label if there are
-    labels. The page shows at most 5,000 points, coloured by label, and one image in each cell of a grid.
+    labels. The page shows at most 10,000 points, coloured by label, with a thumbnail of each image that is pointed at,
+    and one image in each cell of a grid.
     """
 
     command: ClassVar[str] = "explore map"
@@ -44,13 +46,17 @@ class Map(Exploration):
         points, answer = self.project(collection)
         columns: dict[str, Any] = {"path": collection.paths, "row": np.arange(len(points)), "x": points[:, 0]}
         columns["y"] = points[:, 1]
-        names = collection.paths
+        names, read = collection.paths, collection.read
         if (labels := collection.label_names()) is not None:
             columns["label"] = labels
-            names = [f"{name}: {label}" for name, label in zip(names, labels, strict=True)]
-        plots = [Section("Points", svg=scatter(points, names, collection.labels))]
-        if collection.read is not None:
-            plots.append(Section("Images", svg=scatter(points, names, collection.labels, collection.read)))
+        note = "Point at an image, or go through them with the arrow keys. A class can be highlighted."
+        plots = [
+            Section(
+                "Map", svg=embedding_map(points, names, collection.labels, collection.classes or (), read), note=note
+            )
+        ]
+        if read is not None:
+            plots.append(Section("Images", svg=mosaic(points, names, read), note="One image in each cell of a grid."))
         return self.write(columns, plots, answer, collection.read)
 
     def project(self, collection: Collection) -> tuple[np.ndarray, str]:

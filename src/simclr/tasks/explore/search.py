@@ -15,7 +15,8 @@ from simclr.errors import DataError, SettingError
 from simclr.evaluation.approximate import SAMPLE, nearest_approximate
 from simclr.evaluation.neighbours import nearest
 from simclr.models.pretrained import load
-from simclr.report.gallery import Reader, Section, Tile
+from simclr.report.gallery import Section, Tile
+from simclr.report.thumbnails import Reader
 from simclr.settings import setting
 from simclr.tasks.embed import embed_source, origin
 from simclr.tasks.explore.collection import SHOWN, Exploration
