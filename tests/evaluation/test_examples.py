@@ -81,6 +81,7 @@ def test_a_file_is_read_as_written_and_a_damaged_one_is_left_out(measured, tmp_p
     assert read_examples(tmp_path / "knn.json") is read_examples(tmp_path / "none.json") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [Knn, Linear])
 def test_a_measurement_keeps_the_images_of_its_figure(task, tmp_path):
     run, data = write_encoder(tmp_path / "run"), str(write_arrays(tmp_path / "data.npz"))

@@ -45,7 +45,7 @@ def few_labels(record: RunRecord) -> dict[str, Any] | None:
     high = min(100.0, 100 * max(point[2][1] for point in found) + 3)
     first, last = math.log(counts[0]), math.log(counts[-1])
 
-    def x(labels: float) -> float:
+    def x(labels: int) -> float:
         return round(LEFT + 14 + (RIGHT - LEFT - 28) * (math.log(labels) - first) / (last - first), 1)
 
     def y(value: float) -> float:
