@@ -3,6 +3,7 @@
 # make fuzz    damaged and hostile files of every kind, 1,000 mutations of each; minutes
 # make mutants faults put into the code one by one, each of which a test must notice
 # make shm     pretraining with 64 MB and 1 MB of shared memory; needs root
+# make docs    the documentation site, site/index.html; without network once its packages are installed
 # make check   linter, type checker and the fast tests, for daily work
 # make kills   commands killed before every file operation and at random moments; bit flips in what they wrote (30 min)
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint clean kills fuzz mutants shm
+.PHONY: demo test docs check lint clean kills fuzz mutants shm
 
 demo: $(READY)
 	$(VENV)/bin/simclr demo
@@ -25,6 +26,13 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check src tests benchmarks scripts results
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build
+
+$(VENV)/.docs: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

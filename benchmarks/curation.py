@@ -22,7 +22,6 @@ images.
 import argparse
 import csv
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -36,7 +35,7 @@ import torch
 from PIL import Image, ImageOps
 
 from simclr import Duplicates, Embed, Labels, Linear, Pick
-from simclr.data import Source, open_source
+from simclr.data import Source
 from simclr.evaluation.features import Features
 from simclr.evaluation.intervals import seed_interval
 from simclr.runs.machine import Device
@@ -125,39 +124,43 @@ KINDS = {"resized": resized, "recompressed": recompressed, "mirrored": mirrored,
 
 def duplicates(arguments: argparse.Namespace) -> dict[str, Any]:
     """Plant copies among the images of a folder and look for them."""
-    folder, work, settings = Path(arguments.data), arguments.work, {"threshold": arguments.threshold, "overwrite": True}
-    task = Duplicates(run=arguments.run, data=str(folder), out=work / "before.csv", machine=SERIAL, **settings)
-    before = rows_of(task)
+    folder, work, threshold = Path(arguments.data), arguments.work, arguments.threshold
+    content = embeddings(arguments.run, str(folder), work / "all.npz")
+    before = found_in(work / "before.npz", content["features"], content["paths"].tolist(), threshold)
     surplus = {row["path"] for row in before if row["keep"] == "False"}
-    images = open_source(folder, "all")
-    names = [images.path(i) for i in range(len(images)) if images.path(i) not in surplus]
+    rows = np.array([i for i, name in enumerate(content["paths"]) if name not in surplus])
+    names = content["paths"][rows].tolist()
     figures: dict[str, list[float]] = defaultdict(list)
     for seed in range(arguments.draws):
-        to = work / f"draw-{seed}"
-        planted = plant(folder, names, to, arguments.planted, seed)
-        task = Duplicates(run=arguments.run, data=str(to), out=work / f"draw-{seed}.csv", machine=SERIAL, **settings)
-        for name, value in judged(rows_of(task), planted).items():
+        planted = plant(folder, names, work / f"draw-{seed}", arguments.planted, seed)
+        copies = embeddings(arguments.run, str(work / f"draw-{seed}"), work / f"copies-{seed}.npz")
+        features = np.concatenate([content["features"][rows], copies["features"]])
+        found = found_in(work / f"with-{seed}.npz", features, names + copies["paths"].tolist(), threshold)
+        for name, value in judged(found, planted).items():
             figures[name].append(value)
     return {
         "images": len(names), "removed_before": len(surplus), "planted_of_each_kind": arguments.planted,
-        "threshold": arguments.threshold, **{name: summary(values) for name, values in figures.items()},
+        "threshold": threshold, **{name: summary(values) for name, values in figures.items()},
     }  # fmt: skip
 
 
+def found_in(file: Path, features: np.ndarray, paths: list[str], threshold: float) -> Table:
+    """Return the table of near-duplicates among embeddings."""
+    np.savez(file, features=features, paths=np.array(paths))
+    return rows_of(Duplicates(run=file, threshold=threshold, overwrite=True))
+
+
 def plant(folder: Path, names: list[str], to: Path, count: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Copy a folder with planted images in it; return the original and the kind of each planted image."""
+    """Write changed copies of images of a folder; return the original and the kind of each by its path."""
     rng, planted = np.random.default_rng(seed), {}
-    for name in names:
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, to / name)
     chosen = iter(rng.permutation(len(names)).tolist())
     for kind, change in KINDS.items():
-        for _ in range(count):
-            original = Path(names[next(chosen)])
-            copy = original.with_name(f"{original.stem}-{kind}.png")
+        (to / kind).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            original = names[next(chosen)]
             with Image.open(folder / original) as image:
-                change(image.convert("RGB"), rng).save(to / copy)
-            planted[copy.as_posix()] = (original.as_posix(), kind)
+                change(image.convert("RGB"), rng).save(to / kind / f"{k}.png")
+            planted[f"{kind}/{k}.png"] = (original, kind)
     return planted
 
 
@@ -194,18 +197,19 @@ def labels(arguments: argparse.Namespace) -> dict[str, Any]:
         file = arguments.work / f"labels-{seed}.npz"
         np.savez(file, features=content["features"][rows], labels=given, classes=content["classes"])
         top = int(wrong.sum())
-        for engine in ("confidence", "cleanlab") if find_spec("cleanlab") else ("confidence",):
-            task = Labels(run=file, engine=engine, seed=seed, out=file.with_suffix(".csv"), overwrite=True)
-            table = rows_of(task)
-            order = np.array([int(row["row"]) for row in table])
-            suspect = np.array([row["suspect"] == "True" for row in table])
-            figures[f"{engine}_first"].append(wrong[order[:top]].mean())
-            figures[f"{engine}_suspects"].append(int(suspect.sum()))
-            figures[f"{engine}_suspects_precision"].append(wrong[order[suspect]].mean())
-            figures[f"{engine}_suspects_recall"].append(wrong[order[suspect]].sum() / top)
-        if find_spec("cleanlab"):
+        engine = "cleanlab" if find_spec("cleanlab") else "confidence"
+        table = rows_of(Labels(run=file, engine=engine, seed=seed, out=file.with_suffix(".csv"), overwrite=True))
+        order = np.array([int(row["row"]) for row in table])
+        figures["first"].append(wrong[order[:top]].mean())
+        suspects = {"other_class": np.array([row["suggested"] != row["label"] for row in table])}
+        if engine == "cleanlab":
+            suspects["cleanlab"] = np.array([row["suspect"] == "True" for row in table])
             quality = cleanlab_quality(content["features"][rows], given, seed)
             figures["cleanlab_alone_first"].append(wrong[np.argsort(quality, kind="stable")[:top]].mean())
+        for rule, suspect in suspects.items():
+            figures[f"{rule}_suspects"].append(int(suspect.sum()))
+            figures[f"{rule}_precision"].append(wrong[order[suspect]].mean())
+            figures[f"{rule}_recall"].append(wrong[order[suspect]].sum() / top)
         figures["random_first"].append(wrong[rng.permutation(len(rows))[:top]].mean())
     return {"images": arguments.rows, "planted": top, **{name: summary(values) for name, values in figures.items()}}
 
@@ -217,7 +221,7 @@ def cleanlab_quality(features: np.ndarray, given: np.ndarray, seed: int) -> np.n
 
     scaled = (features - features.mean(0)) / np.sqrt(features.var(0).mean())
     options = {"cv_n_folds": 5, "seed": seed, "find_label_issues_kwargs": {"n_jobs": 1}}
-    search = CleanLearning(LogisticRegression(max_iter=1000), **options)
+    search = CleanLearning(LogisticRegression(max_iter=300), **options)
     return search.find_label_issues(scaled, given)["label_quality"].to_numpy()
 
 

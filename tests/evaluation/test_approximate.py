@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from simclr.evaluation.approximate import SAMPLE, nearest_approximate
+from simclr.evaluation.distances import neighbourhood
 from simclr.evaluation.neighbours import nearest
 
 pytest.importorskip("faiss")
@@ -31,3 +32,16 @@ def test_few_embeddings_are_all_found():
     assert rows.shape == (5, 5)
     assert found == 1.0
     assert rows[:, 0].tolist() == list(range(5))
+
+
+def test_an_approximate_neighbourhood_leaves_the_image_itself_out_and_states_its_recall():
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(3000, 8, generator=generator)
+    bank[1] = bank[0]
+    found, true = neighbourhood(bank, 5, approximate=True), neighbourhood(bank, 5)
+    assert (found.rows != torch.arange(3000)[:, None].numpy()).all()
+    assert found.distances[0, 0] == true.distances[0, 0] == 0
+    hits = (true.rows[:, :, None] == found.rows[:, None, :]).any(2).mean()
+    assert found.recall >= 0.99
+    assert hits == pytest.approx(found.recall, abs=0.02)
+    assert true.recall == 1.0

@@ -1,7 +1,8 @@
 """Distances between embeddings: nearest neighbours, groups of near-duplicates, outliers and coverage.
 
 A distance is the Euclidean distance of unit rows, sqrt(2 - 2 cosine), from 0 to 2. All of it runs in blocks: no array
-grows with the square of the number of images.
+grows with the square of the number of images. The time of the exact search does; the approximate one proposes
+neighbours, whose distances are exact too.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from simclr.errors import DataError
+from simclr.evaluation.approximate import RECALL, nearest_approximate
 from simclr.evaluation.neighbours import nearest
 from simclr.losses import unit_rows
 
@@ -27,21 +29,37 @@ class Neighbourhood(NamedTuple):
 
     distances: Float64[np.ndarray, "n k"]
     rows: Int64[np.ndarray, "n k"]
+    recall: float = 1.0
+    """fraction of the true neighbours that were found, measured on a sample if the search was approximate"""
 
 
 def neighbourhood(
-    bank: Float[Tensor, "m d"], k: int, queries: Float[Tensor, "n d"] | None = None, exclude: Tensor | None = None
+    bank: Float[Tensor, "m d"],
+    k: int,
+    queries: Float[Tensor, "n d"] | None = None,
+    exclude: Tensor | None = None,
+    *,
+    approximate: bool = False,
 ) -> Neighbourhood:
     """Return the k nearest rows of the bank to each query; without queries, to each row of the bank, itself excluded.
 
-    Distances are computed from differences of the rows: the cosine of near-copies in float32 rounds to 1.
+    Distances are computed from differences of the rows: the cosine of near-copies in float32 rounds to 1. The
+    approximate search needs faiss, see `nearest_approximate`.
     """
+    recall = 1.0
     if queries is None:
         queries, exclude = bank, torch.arange(len(bank))
     k = min(k, len(bank) - (exclude is not None))
     if k < 1:
         raise DataError("embeddings", f"there are {len(bank)}, too few to have neighbours")
-    rows = nearest(bank, queries, k, exclude=exclude)[1].cpu()
+    if approximate:
+        own = int(exclude is not None)  # the excluded row is found too, and does not count for the recall
+        _, rows, recall = nearest_approximate(bank, queries, k + own, recall=(RECALL * k + own) / (k + own))
+        recall = (recall * (k + own) - own) / k
+        if own:
+            rows = rows.gather(1, (rows == exclude[:, None]).byte().argsort(dim=1, stable=True))[:, :k]
+    else:
+        rows = nearest(bank, queries, k, exclude=exclude)[1].cpu()
     distances = torch.empty(rows.shape, dtype=torch.float64)
     step = max(1, GATHERED // (k * bank.shape[1]))
     for start in range(0, len(rows), step):
@@ -50,7 +68,7 @@ def neighbourhood(
         own = unit_rows(queries[start : start + step].float())
         distances[start : start + step] = (others - own[:, None]).double().norm(dim=2)
     distances, order = distances.sort(dim=1, stable=True)
-    return Neighbourhood(distances.numpy(), rows.gather(1, order).numpy())
+    return Neighbourhood(distances.numpy(), rows.gather(1, order).numpy(), recall)
 
 
 def duplicate_threshold(nearest_distance: Float64[np.ndarray, " n"], fraction: float) -> float:

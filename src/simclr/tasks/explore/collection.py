@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from simclr.data.embeddings import Embeddings, is_embeddings, read_embeddings
 from simclr.data.remote import is_url
 from simclr.data.specs import why_unlabelled
 from simclr.errors import DataError, SettingError, UnreadableImage
+from simclr.evaluation.distances import Neighbourhood, neighbourhood
 from simclr.models.pretrained import load
 from simclr.report.gallery import Gallery, Section, write_gallery
 from simclr.report.thumbnails import Reader
@@ -25,6 +27,7 @@ from simclr.settings import check_settings
 from simclr.tasks.embed import embed_source, splits_of
 
 SHOWN = 60  # groups or images of a page
+COMPARED = 10**11  # pairs of embeddings up to which `auto` compares all of them: minutes on a few cores
 
 
 class Collection(NamedTuple):
@@ -122,6 +125,31 @@ class Exploration:
         print(printable(answer))
         print(f"wrote {table} and {page}")
         return {"out": table, "page": page}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourSearch(Exploration):
+    """Settings of an exploration that looks for nearest neighbours."""
+
+    backend: Literal["auto", "exact", "faiss"] = "auto"
+    """search for neighbours: exact, faiss (approximate, with exact similarities), or auto, as described above"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend == "faiss" and find_spec("faiss") is None:
+            remedy = "pip install 'simclr-toolkit[explore]'"
+            raise SettingError("backend", "exact, since faiss is not installed", "faiss", remedy)
+
+    def neighbourhood(self, bank: torch.Tensor, k: int, queries: torch.Tensor | None = None) -> Neighbourhood:
+        """Return the nearest neighbours by the search that the settings and the number of pairs ask for."""
+        many = len(bank) * len(bank if queries is None else queries) > COMPARED and find_spec("faiss") is not None
+        approximate = self.backend == "faiss" or (self.backend == "auto" and many)
+        return neighbourhood(bank, k, queries, approximate=approximate)
+
+
+def note(found: Neighbourhood) -> str:
+    """Return a sentence about an approximate search; nothing about an exact one."""
+    return "" if found.recall == 1.0 else f" Neighbours by faiss: recall {found.recall:.4f} on a sample."
 
 
 def is_displayable(source: Source) -> bool:

@@ -7,21 +7,22 @@ import numpy as np
 import torch
 
 from simclr.errors import DataError
-from simclr.evaluation.distances import duplicate_threshold, neighbourhood
+from simclr.evaluation.distances import duplicate_threshold
 from simclr.report.gallery import Section, Tile
 from simclr.settings import setting
-from simclr.tasks.explore.collection import SHOWN, Exploration
+from simclr.tasks.explore.collection import SHOWN, NeighbourSearch, note
 from simclr.tasks.explore.duplicates import digests
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaks(Exploration):
+class Leaks(NeighbourSearch):
     """Near-duplicates of test images among the training images.
 
     The rule is that of `simclr explore duplicates`, applied to the distance of each test image to the nearest training
     image: below a fraction of the median of these distances. The splits are those of the file of embeddings or of DATA.
     The table has one row for each such test image, nearest first: path and row of it, train_path and train_row,
-    distance, and kind (exact or near; empty if no images are given).
+    distance, and kind (exact or near; empty if no images are given). The search for neighbours is exact for up to 1e11
+    pairs of images; beyond, faiss is used if it is installed, with a recall of 0.99, which is measured and stated.
     """
 
     command: ClassVar[str] = "explore leaks"
@@ -40,7 +41,7 @@ class Leaks(Exploration):
             problem = f"has {len(train)} training and {len(test)} test images; both are needed"
             raise DataError(self.run, problem)
         bank, queries = (collection.features[torch.from_numpy(rows)] for rows in (train, test))
-        neighbours = neighbourhood(bank, 1, queries)
+        neighbours = self.neighbourhood(bank, 1, queries)
         distances = neighbours.distances[:, 0]
         limit = duplicate_threshold(distances, self.threshold)
         order = np.argsort(distances, kind="stable")[: (distances <= limit).sum()]
@@ -55,6 +56,7 @@ class Leaks(Exploration):
         answer = (
             f"{len(pairs):,} of {len(test):,} test images have a near-duplicate among the {len(train):,} training "
             f"images (distance of at most {limit:.3g}, {self.threshold:g} of the median distance to the nearest)."
+            f"{note(neighbours)}"
         )
         sections = [
             Section(

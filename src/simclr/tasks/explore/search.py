@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from simclr.report.gallery import Section, Tile
 from simclr.report.thumbnails import Reader
 from simclr.settings import setting
 from simclr.tasks.embed import embed_source, origin
-from simclr.tasks.explore.collection import SHOWN, Exploration
+from simclr.tasks.explore.collection import SHOWN, NeighbourSearch
 
 EXACT = 1_000_000  # embeddings up to which `auto` searches exactly
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Exploration):
+class Search(NeighbourSearch):
     """Search of a collection for the images most similar to an image, or to each image of a folder.
 
     The similarity is the cosine of the embeddings; the search is exact for up to a million embeddings. Beyond, if faiss
@@ -42,14 +42,6 @@ class Search(Exploration):
     """run folder of the encoder that embeds the query (default: RUN, if it is not a file of embeddings)"""
     k: int = setting(10, at_least=1)
     """number of neighbours"""
-    backend: Literal["auto", "exact", "faiss"] = "auto"
-    """search: exact, faiss (approximate, with exact cosines), or auto, as described above"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.backend == "faiss" and find_spec("faiss") is None:
-            remedy = "pip install 'simclr-toolkit[explore]'"
-            raise SettingError("backend", "exact, since faiss is not installed", "faiss", remedy)
 
     def __call__(self) -> dict[str, Any]:
         self.paths()
