@@ -2,10 +2,10 @@
 
     python benchmarks/explore_million.py FOLDER [--rows 1000000] [--parts duplicates outliers search brute]
 
-The embeddings are 128 values each, in 10,000 clusters of different sizes; 1,000 of them are copies of others with a little
-noise, 100 are outliers. Each part runs in a process of its own. `search` looks for the 10 nearest of 10,000 queries by
-the approximate search. `brute` is scikit-learn's brute force for 1,000 queries, from which the time for all rows
-follows by proportion. Prints one JSON object per part.
+The embeddings are 128 values each, in 10,000 clusters of different sizes; 1,000 of them are copies of others with a
+little noise, 100 are outliers. Each part runs in a process of its own. `search` looks for the 10 nearest of 10,000
+queries by the approximate search. `brute` is scikit-learn's brute force for 1,000 queries, from which the time for all
+rows follows by proportion. Prints one JSON object per part, after what the commands print.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -182,3 +183,63 @@ def test_8_bits_are_measured_beside_32_and_programs_are_encoders(tmp_path):
     cosine = np.sum(simclr.load(run / "h-int8.onnx").embed(images) * expected, axis=1)
     lengths = np.linalg.norm(simclr.load(run / "h-int8.onnx").embed(images), axis=1) * np.linalg.norm(expected, axis=1)
     assert (cosine / lengths).mean() > 0.98
+
+
+EVERY_FORMAT = """
+import sys
+sys.modules["simclr"] = None  # its import fails
+import numpy as np, timm, torch, torchvision
+from safetensors.torch import load_file
+folder = sys.argv[1]
+def weights(network, name):
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(load_file(f"{folder}/{name}"), strict=True)
+    return network.eval()
+def onnx(name):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(f"{folder}/{name}", providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+loaded = {
+    "pt2": lambda name: torch.export.load(f"{folder}/{name}").module(),
+    "huggingface": lambda name: timm.create_model(f"local-dir:{folder}/{name}", pretrained=True).eval(),
+    "timm": lambda name: weights(timm.create_model("resnet18"), name),
+    "torchvision": lambda name: weights(torchvision.models.resnet18(), name),
+    "onnx": onnx,
+    "onnx-int8": onnx,
+}
+images = torch.from_numpy(np.load(folder + "/images.npy"))
+with torch.inference_mode():
+    found = {to: loaded[to](name)(images).numpy() for to, name in (word.split("=") for word in sys.argv[2:])}
+np.savez(folder + "/features.npz", **found)
+"""
+
+
+def test_every_format_gives_the_features_of_photographs_without_this_package(tmp_path):
+    torch.manual_seed(0)
+    options = {"pad": "torchvision", "stem": "imagenet"}
+    encoder = create_encoder("simclr_resnet18", 32, options)
+    encoder(torch.rand(8, 3, 32, 32))  # so that batch statistics matter
+    card = Card(encoder={"name": "simclr_resnet18", "options": options}, features=512, image_size=32,
+                preprocess={"size": 32, "crop": 1.0})  # fmt: skip
+    save_encoder(tmp_path / "run", encoder.eval(), None, card)
+    source = open_source("sample", "test").select(np.arange(64), "test")
+    images = torch.stack([simclr.load(tmp_path / "run").preprocess(source.read(i)) for i in range(64)])
+    np.save(tmp_path / "images.npy", images.numpy())
+    names = {"pt2": "h.pt2", "huggingface": "huggingface", "timm": "timm.safetensors", "torchvision": "tv.safetensors"}
+    if find_spec("onnxruntime"):
+        names |= {"onnx": "h.onnx", "onnx-int8": "h8.onnx"}
+    np.savez(tmp_path / "photographs.npz", images=source.pixels, labels=source.labels)
+    for to, name in names.items():
+        data = str(tmp_path / "photographs.npz") if to == "onnx-int8" else None
+        Export(run=tmp_path / "run", to=to, out=tmp_path / name, data=data)()
+    words = [f"{to}={name}" for to, name in names.items()]
+    subprocess.run([sys.executable, "-c", EVERY_FORMAT, str(tmp_path), *words], check=True, capture_output=True)
+    with torch.inference_mode():
+        expected = encoder(images).numpy()
+    with np.load(tmp_path / "features.npz") as found:
+        for to in names.keys() - {"onnx-int8"}:
+            limit = (1e-4 if to == "onnx" else 1e-6) * np.abs(expected).max()
+            np.testing.assert_allclose(found[to], expected, rtol=0, atol=limit, err_msg=to)
+        if "onnx-int8" in names:
+            cosines = torch.cosine_similarity(torch.from_numpy(found["onnx-int8"]), torch.from_numpy(expected))
+            assert cosines.mean() > 0.98
