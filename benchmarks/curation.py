@@ -14,9 +14,8 @@ its group holds another version of it.
 labels: `--fraction` of the labels of random training images are replaced by other classes, each as likely. As many
 images as were planted are taken from the top of each ranking, so that precision and recall are one number.
 
-pick: images are picked with `auto`, each budget after the smaller ones with their labels filled in, and by `typical`
-alone; `simclr linear` learns from the labels of each pick and of as many random images, and is tested on all test
-images.
+pick: images are picked with `auto`, each budget after the smaller ones with their labels filled in; `simclr linear`
+learns from the labels of the picked and of as many random images, and is tested on all test images.
 """
 
 import argparse
@@ -235,43 +234,31 @@ def pick(arguments: argparse.Namespace) -> dict[str, Any]:
     train = content["split"] == "train"
     file = work / "train.npz"
     np.savez(file, classes=content["classes"], **{k: content[k][train] for k in ("features", "labels", "paths")})
-    accuracy: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    methods: dict[str, dict[int, str]] = defaultdict(dict)
+    rows: dict[str, Any] = {str(budget): {"method": [], "picked": [], "random": []} for budget in budgets}
     for seed in range(arguments.draws):
         earlier: list[Path] = []
         for before, budget in zip([0, *budgets], budgets, strict=False):
-            shared = {"run": file, "seed": seed, "overwrite": True}
-            tables = {name: work / f"{name}-{seed}-{budget}.csv" for name in ("auto", "typical", "random")}
-            picks = {
-                "auto": Pick(budget=budget - before, after=earlier or None, out=tables["auto"], **shared),
-                "typical": Pick(budget=budget, method="typical", out=tables["typical"], **shared),
-                "random": Pick(budget=budget, method="random", out=tables["random"], **shared),
-            }
-            for name, task in picks.items():
-                methods[name][budget] = task()["method"]
-                chosen = [tables[name]] if name != "auto" else [*earlier, tables[name]]
-                to = work / f"{name}-{seed}-{budget}"
-                accuracy[name][budget].append(linear_accuracy(arguments, content, chosen, to))
-            earlier.append(tables["auto"])
-    return {
-        str(budget): {
-            **{name: {"method": methods[name][budget], **summary(accuracy[name][budget])} for name in accuracy},
-            **{f"{name}_minus_random": summary(np.subtract(accuracy[name][budget], accuracy["random"][budget]))
-               for name in ("auto", "typical")},
-        }
-        for budget in budgets
-    }  # fmt: skip
+            names, shared = f"{seed}-{budget}.csv", {"run": file, "seed": seed, "overwrite": True}
+            picked = Pick(budget=budget - before, after=earlier or None, out=work / f"picked-{names}", **shared)()
+            random = Pick(budget=budget, method="random", out=work / f"random-{names}", **shared)()
+            earlier = [*earlier, picked["out"]]
+            row = rows[str(budget)]
+            row["method"].append(picked["method"])
+            row["picked"].append(linear_accuracy(arguments, content, earlier))
+            row["random"].append(linear_accuracy(arguments, content, [random["out"]]))
+    for row in rows.values():
+        row["difference"] = summary(np.subtract(row["picked"], row["random"]))
+        row |= {name: summary(row[name]) for name in ("picked", "random")}
+    return {"images": int(train.sum()), "test_images": int((~train).sum()), "budgets": rows}
 
 
-def linear_accuracy(
-    arguments: argparse.Namespace, content: dict[str, np.ndarray], tables: list[Path], to: Path
-) -> float:
+def linear_accuracy(arguments: argparse.Namespace, content: dict[str, np.ndarray], tables: list[Path]) -> float:
     """Return the test accuracy of `simclr linear` on the labels of the images of some tables."""
     chosen = []
     for table in tables:
         with open(table, newline="", encoding="utf-8") as file:
             chosen += [row["path"] for row in csv.DictReader(file)]
-    names = to.with_suffix(".txt")
+    names = tables[-1].with_suffix(".txt")
     names.write_text("\n".join(chosen) + "\n", encoding="utf-8")
     rows = {(split, path): i for i, (split, path) in enumerate(zip(content["split"], content["paths"], strict=True))}
 
@@ -280,7 +267,7 @@ def linear_accuracy(
         features, labels = (torch.from_numpy(content[name][own]) for name in ("features", "labels"))
         return [Features(features, labels, torch.arange(len(own)), {})]
 
-    settings = {"labelled": names, "baselines": False, "out": to.with_suffix(".json")}
+    settings = {"labelled": names, "baselines": False, "out": names.with_suffix(".json")}
     return Linear(run=arguments.run, data=arguments.data, **settings)(kept)["results"][0]["value"]
 
 
