@@ -1,21 +1,23 @@
 """Hardware, software versions and code version of this process."""
 
-import ast
 import contextlib
 import functools
 import hashlib
 import math
+import opcode
 import os
 import platform
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
+NOTHING = opcode.opmap["NOP"]  # which Python compiles the docstring of a field to
 
 
 def cores() -> int:
@@ -62,7 +64,7 @@ def is_restart() -> bool:
 @functools.cache
 def code_hash() -> str:
     """Return a hash of the package's Python code without docstrings and comments: equal for two results that the same
-    code computed."""
+    code computed on the same version of Python."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
@@ -71,13 +73,18 @@ def code_hash() -> str:
 
 
 def code_of(text: str) -> str:
-    """Return the syntax tree of Python source, without docstrings (those of fields included), as text."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-    return ast.dump(tree)
+    """Return what Python compiles a source to, without docstrings (those of fields included), assertions and line
+    numbers, as text."""
+    return _as_text(compile(text, "", "exec", dont_inherit=True, optimize=2))
 
 
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _as_text(value: Any) -> str:
+    if isinstance(value, CodeType):
+        pairs = zip(value.co_code[::2], value.co_code[1::2], strict=True)
+        steps = bytes(byte for pair in pairs if pair[0] != NOTHING for byte in pair)
+        parts = [steps, value.co_exceptiontable, value.co_flags, value.co_qualname, value.co_argcount]
+        parts += [value.co_kwonlyargcount, value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars]
+        return repr((*parts, *map(_as_text, value.co_consts)))
+    if isinstance(value, frozenset):  # whose order is another in each process
+        return repr(sorted(map(_as_text, value)))
+    return repr([_as_text(each) for each in value] if isinstance(value, tuple) else value)
