@@ -123,6 +123,16 @@ def test_sheets_hold_the_images_in_order():
     assert abs(int(second[12, 8 * 7 + 4, 0]) - (SHEET + 39) % 200) <= 6
 
 
+def test_a_page_of_ten_thousand_images_stays_below_15_mb():
+    """Noise takes more bytes than any picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    (uri,) = sheets(lambda row: noise[row % 64], range(SHEET), 32)
+    points = np.random.default_rng(0).normal(size=(1000, 2))
+    names = [f"some/folder/with/an/image-{k:06}.jpg" for k in range(1000)]
+    page = embedding_map(points, names, np.arange(1000) % 10, [f"class {k}" for k in range(10)])
+    assert len(uri) * POINTS / SHEET + len(page) * POINTS / 1000 < 14e6
+
+
 def test_many_classes_have_the_most_frequent_confusions():
     names = [f"class {k}" for k in range(LISTED + 20)]
     labels = np.repeat(np.arange(len(names)), 3)
