@@ -30,6 +30,15 @@ def test_a_baseline_within_the_interval_is_not_surpassed(tmp_path):
     surpassed, equal = text.split(";")
     assert "untrained encoder" in surpassed
     assert "raw pixels" in equal
+    assert numbers(text) == ["60.0", "400", "35.0", "59.0"]
+
+
+def test_a_baseline_above_the_interval_is_better(tmp_path):
+    knn = measured("knn", row("raw pixels", 0.7, layer="pixels"), row("untrained encoder", 0.25), row())
+    text = verdict(read_run(write_run(tmp_path / "run", knn=knn)))
+    more, less = text.split(";")
+    assert (numbers(more)[-1], numbers(less)) == ("35.0", ["10.0"])
+    assert "raw pixels" in less
 
 
 def test_baselines_on_the_same_images_are_compared_by_image(tmp_path):

@@ -116,11 +116,13 @@ def verdict(record: RunRecord) -> str:
     subject = SUBJECTS.get(a.measurement.command) or _trained(model)
     figure = f"{number(model['value'], a.unit)} of {model.get('n', 0):,} {where}"
     right = f"is right on {figure}" if model["metric"] == "top1" else f"has {figure} ({term(model['metric']).label})"
-    beaten = [
-        f"{_points(model['value'] - row['value'])} more than {_named(row)}" for row in a.others if _above(model, row)
-    ]
-    equal = [f"{_named(row)} ({number(row['value'], a.unit)})" for row in a.others if not _above(model, row)]
-    ends = [listed(beaten)] * bool(beaten) + [f"not significantly more than {listed(equal)}"] * bool(equal)
+    ends = []
+    for sign, word in ((1, "more than"), (-1, "less than")):
+        far = [row for row in a.others if _sign(model, row) == sign]
+        if texts := [f"{_points(sign * (model['value'] - row['value']))} {word} {_named(row)}" for row in far]:
+            ends.append(listed(texts))
+    near = [f"{_named(row)} ({number(row['value'], a.unit)})" for row in a.others if not _sign(model, row)]
+    ends += [f"no significant difference from {listed(near)}"] if near else []
     return f"{subject} {right}{': ' if ends else ''}{'; '.join(ends)}."
 
 
@@ -138,27 +140,30 @@ def bars(record: RunRecord, classes: int | None) -> list[dict[str, Any]]:
                     f"{plural(a.model.get('n', 0), 'image')} of {a.measurement.data}",
             "alt": described(a),
             "chance": None if chance is None else round(chance, 2),
-            "rows": [_bar(row, a.unit) for row in rows],
+            "rows": [_bar(row, a) for row in rows],
         })  # fmt: skip
     return groups
 
 
-def _bar(row: dict[str, Any], unit: str) -> dict[str, Any]:
+def _bar(row: dict[str, Any], a: Answer) -> dict[str, Any]:
     low, high = row.get("interval") or (row["value"], row["value"])
+    is_tuned = row is a.model and a.measurement.command == "finetune" and row["name"] != "from scratch"
     return {
-        "name": row["name"], "role": row["role"], "value": number(row["value"], unit),
-        "interval": interval(row.get("interval"), unit), "at": round(100 * row["value"], 2),
-        "low": round(100 * low, 2), "high": round(100 * high, 2),
+        "name": "fine-tuned network" if is_tuned else row["name"], "role": row["role"],
+        "value": number(row["value"], a.unit), "interval": interval(row.get("interval"), a.unit),
+        "at": round(100 * row["value"], 2), "low": round(100 * low, 2), "high": round(100 * high, 2),
     }  # fmt: skip
 
 
-def _above(model: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether the model is significantly better: by the images that both were tested on, if the file says which
-    were classified correctly, else by its own interval."""
+def _sign(model: dict[str, Any], other: dict[str, Any]) -> int:
+    """Return 1 if the model is significantly better, -1 if it is worse, else 0: by the images that both were tested on,
+    if the file says which were classified correctly, else by its own interval."""
     a, b = hits(model), hits(other)
     if a is not None and b is not None and model["answers"] == other["answers"]:
-        return bootstrap_interval(a - b)[0] > 0
-    return other["value"] < (model.get("interval") or (model["value"],))[0]
+        low, high = bootstrap_interval(a - b)
+    else:
+        low, high = (end - other["value"] for end in model.get("interval") or (model["value"],) * 2)
+    return int(low > 0) - int(high < 0)
 
 
 def _trained(model: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from simclr.views import Views
 from simclr.views.sheet import contact_sheet
 
 FIRST = ("finetune", "distill", "linear", "knn")  # commands, those whose classes are shown first
-ERRORS = 16
+ERRORS = 18
 VIEWED, SETS, WIDEST = 4, 3, 1_600  # images and sets of views of a sheet, and its width, pixels
 
 
