@@ -1,9 +1,9 @@
 """Two torchrun agents as two nodes, one of which is killed: python benchmarks/reliability/nodes.py --out FILE.json
 
-A pretraining of 40 steps runs on one node, and once more on two, of which the second, agent and process, is killed with
-SIGKILL after 10 steps. Measured: the seconds until the first node has ended, and what it says. Then the run is
-continued with two nodes and its weights are compared with those of a run that nothing interrupted, bit for bit, and
-with those of a single process. The network is in float64.
+A pretraining of 40 steps runs on one node and on two. Then it runs on two of which one, its agent and its process, is
+killed with SIGKILL after 10 steps: the second node, and in another run the first, which holds the store of the process
+group. Measured: the seconds until the other node has ended, and what it says. Then the run is continued with two nodes
+and its weights are compared with those of a run that nothing interrupted, bit for bit. The network is in float64.
 """
 
 import argparse
@@ -71,6 +71,23 @@ def kill_group(process: subprocess.Popen) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def killed(out: Path, data: Path, rank: int, whole: Path) -> dict:
+    """Kill a node of a run, and continue it; return what the other node did."""
+    nodes = start(out, data, 2)
+    while steps(out) < 10:
+        time.sleep(0.02)
+    kill_group(nodes[rank])
+    begin = time.perf_counter()
+    text, _ = nodes[1 - rank].communicate(timeout=300)
+    seconds = time.perf_counter() - begin
+    nodes[rank].communicate()
+    message = next((line.rpartition("/")[2] for line in text.splitlines() if "has ended" in line), text[-2000:])
+    report = {"seconds_until_the_other_node_ended": seconds, "exit_code": nodes[1 - rank].returncode,
+              "message": message, "steps_when_killed": steps(out)}  # fmt: skip
+    finish(start(out, data, 2))
+    return {**report, "difference_after_the_restart": difference(out, whole)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
@@ -83,19 +100,8 @@ def main() -> None:
         finish(start(root / "alone", data, 1))
         finish(start(root / "whole", data, 2))
         report["difference_of_1_and_2_nodes"] = difference(root / "alone", root / "whole")
-        nodes = start(root / "killed", data, 2)
-        while steps(root / "killed") < 10:
-            time.sleep(0.02)
-        kill_group(nodes[1])
-        begin = time.perf_counter()
-        text, _ = nodes[0].communicate(timeout=300)
-        report["seconds_until_the_other_node_ended"] = time.perf_counter() - begin
-        report["exit_code"] = nodes[0].returncode
-        report["message"] = next((line.rpartition("/")[2] for line in text.splitlines() if "has ended" in line), text)
-        nodes[1].communicate()
-        report["steps_when_killed"] = steps(root / "killed")
-        finish(start(root / "killed", data, 2))
-        report["difference_after_the_restart"] = difference(root / "killed", root / "whole")
+        for rank in (1, 0):
+            report[f"node_{rank}_killed"] = killed(root / f"killed-{rank}", data, rank, root / "whole")
     for name, value in report.items():
         print(f"{name}: {value}")
     if arguments.out:

@@ -42,6 +42,7 @@ PICK_STREAM = 1 << 24  # first centres of the clusters from which images to labe
 SHARD_STREAM = 1 << 25  # order of tar files with an index, and of the images in a block of them
 PACK_STREAM = 1 << 26  # order in which images are written to such files
 SWEEP_STREAM = 1 << 27  # random combinations of settings
+NORM_STREAM = 1 << 28  # order in which processes embed the images of a step, for batch norms of one process each
 
 ROUNDS = 8  # of `shuffled`
 

@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import io
 import json
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr.data import open_source, remote
+from simclr.data import open_source, remote, tar_index
 from simclr.data.remote import Cache, RemoteFile
 from simclr.data.shard_index import DESCRIPTION
 from simclr.data.tar_writer import TarWriter
 from simclr.errors import DataError, SettingError
 from simclr.tasks.pack import Pack
+from simclr.training.ahead import Ahead
 from simclr.training.batches import Loading, Streamed
 from simclr.training.order import BLOCK, ShardOrder
 from simclr.training.sampler import BatchSampler
@@ -123,9 +125,9 @@ def test_the_cache_is_bounded_and_reads_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("SIMCLR_CACHE_GB", f"{5.5 * size / 1e9:.9f}")
     for k in range(len(source.shards)):
         source.shards[k].local()
-        held = [path for path in (tmp_path / "cache").iterdir() if path.is_file() and not path.suffix]
-        assert sum(path.stat().st_size for path in held) <= 5.5 * size
-        assert source.shards[k].sha256 in {path.name for path in held} and len(held) == min(k + 1, 5)
+        copies = [path for path in (tmp_path / "cache").iterdir() if path.is_file() and not path.suffix]
+        assert sum(path.stat().st_size for path in copies) <= 5.5 * size
+        assert source.shards[k].sha256 in {path.name for path in copies} and len(copies) == min(k + 1, 5)
     assert content(source) == EXPECTED
     with pytest.raises(SettingError) as refused:
         batches(source)
@@ -166,7 +168,7 @@ def test_threads_that_need_one_file_copy_it_once(tmp_path, memory, monkeypatch):
     assert len(copies) == 1 and source.shards[0].local().read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "longer"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_remote_file_ends_the_training_and_is_named(tmp_path, memory, damage, workers):
     source = open_source(write_set(tmp_path / "stage", "memory://set"), "all")
@@ -175,11 +177,48 @@ def test_a_damaged_remote_file_ends_the_training_and_is_named(tmp_path, memory, 
     if damage == "missing":
         memory.rm_file(url)
     else:
-        memory.pipe_file(url, file[:-9] if damage == "truncated" else file[:700] + b"!" + file[701:])
+        contents = {"truncated": file[:-9], "changed": file[:700] + b"!" + file[701:], "longer": file + bytes(99)}
+        memory.pipe_file(url, contents[damage])
     with pytest.raises(DataError) as error:
         batches(source, range(10), workers=workers)
     assert error.value.path == url
     assert not list((tmp_path / "cache").glob("*.partial")) and not list((tmp_path / "cache").glob("*.reserved"))
+
+
+def test_no_more_is_copied_than_is_allowed(tmp_path, memory, monkeypatch):
+    url = write_set(tmp_path / "set", "memory://set")
+    memory.pipe_file("/long", bytes(1 << 20))
+    monkeypatch.setattr(type(memory), "blocksize", 1 << 10)
+    for most in (0, 5000):
+        with pytest.raises(DataError) as error:
+            remote.download("memory://long", tmp_path / "copy", most)
+        assert error.value.path == "memory://long" and (tmp_path / "copy").stat().st_size <= most + (1 << 10)
+    monkeypatch.setattr("simclr.data.indexed.MAX_DESCRIPTION_BYTES", 99)
+    with pytest.raises(DataError) as error:
+        open_source(url, "all")
+    assert error.value.path == f"{url}/{DESCRIPTION}"
+    monkeypatch.undo()
+    monkeypatch.setenv("SIMCLR_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("SIMCLR_CACHE_GB", "1e-6")
+    with pytest.raises(DataError) as error:
+        open_source(url, "all")
+    assert error.value.path == url
+
+
+def test_a_process_that_ends_does_not_wait_for_copies(tmp_path, monkeypatch):
+    source = open_source(write_set(tmp_path / "stage", "memory://set"), "all")
+    reached, blocked = threading.Event(), threading.Event()
+    monkeypatch.setattr(RemoteFile, "local", lambda self: reached.set() or blocked.wait(60))
+    before = set(threading.enumerate())
+    ahead = Ahead(source, BatchSampler(len(source), 12, 3, order=ShardOrder(source.starts)), range(5))
+    assert reached.wait(10)
+    threads = set(threading.enumerate()) - before
+    assert threads and all(thread.daemon for thread in threads)
+    ahead.end()
+    blocked.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "marker", "array", "description"])
@@ -322,12 +361,37 @@ def test_pack_writes_the_index_of_existing_tar_files(tmp_path, memory):
     (tmp_path / "beside").mkdir()
     for data, out in [(tmp_path, tmp_path), (tmp_path / "s-{0..2}.tar", tmp_path / "beside"), ("memory://far",) * 2,
                       ("memory://far/s-{0..2}.tar", tmp_path / "other")]:  # fmt: skip
-        found = Pack(data=str(data), out=out, index="only")()
-        assert found["images"] == 6 and found["shards"] == 3
+        result = Pack(data=str(data), out=out, index="only")()
+        assert result["images"] == 6 and result["shards"] == 3
         source = open_source(str(out), "all")
         assert content(source) == expected
         with pytest.raises(SettingError):
             Pack(data=str(data), out=out, index="only")()
+
+
+def test_errors_that_pass_while_tar_files_are_indexed_are_tried_again(tmp_path, monkeypatch):
+    url, opened = write_set(tmp_path / "set", "memory://set"), tar_index._open
+
+    class Flaky:
+        """Stream of which every third piece cannot be read at first."""
+
+        def __init__(self, stream):
+            self.stream, self.count = stream, 0
+
+        def read(self, size):
+            self.count += 1
+            if self.count % 3 == 0:
+                raise ConnectionError("reset by peer")
+            return self.stream.read(size)
+
+    @contextlib.contextmanager
+    def open_flaky(file):
+        with opened(file) as stream:
+            yield Flaky(stream)
+
+    monkeypatch.setattr(tar_index, "_open", open_flaky)
+    assert Pack(data=url, out=tmp_path / "here", index="only")()["images"] == N
+    assert int(open_source(tmp_path / "here", "all").read(40)[0, 0, 0]) == 40
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "link"])

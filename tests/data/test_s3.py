@@ -60,8 +60,8 @@ def test_a_damaged_object_ends_the_training_and_is_named(bucket, tmp_path, damag
 
 def test_the_index_of_objects_that_exist(bucket, tmp_path):
     write_set(tmp_path / "stage", "s3://bucket/set")
-    found = Pack(data="s3://bucket/set", out=tmp_path / "here", index="only")()
-    assert found["images"] == len(EXPECTED)
+    result = Pack(data="s3://bucket/set", out=tmp_path / "here", index="only")()
+    assert result["images"] == len(EXPECTED)
     source = open_source(tmp_path / "here", "all")
     names = [f"{k // 3:06d}/{k:02d}.png" for k in range(len(source))]
     assert [source.path(k) for k in range(len(source))] == names and source.labels is None

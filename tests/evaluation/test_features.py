@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from support.processes import in_processes
 
 from simclr.data import open_source
-from simclr.evaluation.features import eval_batches
+from simclr.errors import DataError
+from simclr.evaluation.features import eval_batches, extract_together
 from simclr.views.preprocess import Preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
@@ -38,3 +40,43 @@ def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
     bad = [i for i in range(37) if folder.path(i) in ("05.png", "11.png", "23.png")]
     batches = eval_batches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
     assert [index.tolist() for index, _ in batches] == [[3]]
+
+
+def encoder():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+def extract_share(rank, world, kind, n, root):
+    source = open_source(root, "all") if kind == "files" else open_source("sample", "test")
+    source = source.select(np.arange(n), "all")
+    (features,) = extract_together([encoder()], source, Preprocess(8), batch=4)
+    labels = torch.empty(0) if features.labels is None else features.labels
+    return features.features, features.indices, labels, sorted(features.bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "n", "world"), [("files", 30, 2), ("arrays", 13, 2), ("arrays", 3, 2)])
+def test_processes_that_divide_the_images_have_the_features_of_one(folder, kind, n, world):
+    """Three images are less than a batch: one of the processes has none."""
+    expected = extract_share(0, 1, kind, n, str(folder.root))
+    assert len(expected[0]) == n - (3 if kind == "files" else 0)
+    for share in in_processes(extract_share, kind, n, str(folder.root), world=world):
+        assert all(map(torch.equal, share[:3], expected[:3])) and share[3] == expected[3]
+
+
+def fail_on_one(rank, world):
+    source = open_source("sample", "test").select(np.arange(8), "all")
+    network = encoder()
+    if rank == 1:
+        network.register_forward_hook(lambda *_: (_ for _ in ()).throw(DataError("x.tar", "it is truncated")))
+    try:
+        extract_together([network], source, Preprocess(8), batch=4)
+    except DataError as error:
+        return error.path
+    return ""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_raised_by_all():
+    assert in_processes(fail_on_one) == ["x.tar", "x.tar"]

@@ -1,8 +1,10 @@
 """k-NN accuracy."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from support.processes import succeed
 
 from simclr.errors import SettingError
 from simclr.runs.machine import Device
@@ -23,3 +25,15 @@ def test_notebooks_show_the_figures_as_a_table(encoder, data, tmp_path):
     assert [row[0] for row in figures] == ["raw pixels", "untrained encoder", "pretrained encoder"]
     assert [row[4] for row in figures] == [f"{100 * row['value']:.1f} %" for row in content["results"]]
     assert len(header) == len(figures[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_processes_that_divide_the_images_write_the_result_of_one(encoder, data, tmp_path, command):
+    results = []
+    for world in (1, 2):
+        out = tmp_path / str(world) / "result.json"
+        succeed([command, encoder, data, "--out", out, "--machine.workers", "0"], processes=world)
+        results.append([(row["name"], row["hits"], row["value"]) for row in json.loads(out.read_text())["results"]])
+        assert sorted(path.name for path in out.parent.iterdir()) == ["result", "result.json"][command == "knn" :]
+    assert results[0] == results[1]

@@ -132,10 +132,12 @@ def test_a_folder_of_parts_holds_what_a_file_does(run, photographs, tmp_path, dt
     task = Embed(run=run, data=str(photographs), out=tmp_path / "e.npz", machine=MACHINE)
     task()
     parts = replace(task, out=tmp_path / "parts", dtype=dtype, part_size=7)
-    for rank in (2, 0):  # of three processes
+    for rank, missing in ((2, 5), (0, 2)):  # of three processes, which compute 2, 3 and 2 of 7 parts
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))
-        assert parts()["images"] == 46 and not (tmp_path / "parts" / "embeddings.json").exists()
+        result = parts()
+        assert result["missing"] == missing and not (tmp_path / "parts" / "embeddings.json").exists()
+        assert result["images"] + result["bad"] == (14 if rank else 18)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "labels.npy").write_bytes(b"of the user")
     for changed in (replace(parts, part_size=8), replace(parts, out=tmp_path / "other")):
@@ -146,8 +148,8 @@ def test_a_folder_of_parts_holds_what_a_file_does(run, photographs, tmp_path, dt
     computed = sorted((tmp_path / "parts" / ".embedding").glob("0*.json"))
     times = [file.stat().st_mtime_ns for file in computed]
     monkeypatch.delenv("WORLD_SIZE")
-    found = parts()  # begins where they ended
-    assert len(times) == 5 and (found["images"], found["bad"]) == (45, 1)
+    result = parts()  # begins where they ended
+    assert len(times) == 5 and (result["images"], result["bad"], result["missing"]) == (45, 1, 0)
     one, other = read_embeddings(tmp_path / "e.npz"), read_embeddings(tmp_path / "parts")
     assert other.features.dtype == dtype and not (tmp_path / "parts" / ".embedding").exists()
     np.testing.assert_allclose(other.features, one.features, rtol=1e-2 if dtype == "float16" else 1e-6, atol=1e-6)

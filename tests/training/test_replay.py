@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
 
 from simclr.training.fit import Parts, Schedule
@@ -46,3 +47,14 @@ def test_the_first_thing_that_is_not_finite_is_found(fault, where):
 def test_without_a_failure_there_is_none():
     fabric, parts, state = parts_of(None, at=6)
     assert replay(fabric, parts, Schedule(steps=9, lr=lambda step: 0.1, seed=0), state, 99) is None
+
+
+def test_infinite_gradients_that_float16_skips_are_no_failure():
+    fabric, parts, state = parts_of("gradient", at=6)
+    before = [p.clone() for p in parts.model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
+    state["precision"] = {**scaler.state_dict(), "scale": 256.0}
+    assert replay(fabric, parts, Schedule(steps=9, lr=lambda step: 0.1, seed=0), state, 3) is None
+    assert scaler.get_scale() == 128  # halved by the step that was skipped
+    assert all(p.isfinite().all() and (p != q).any() for p, q in zip(parts.model.parameters(), before, strict=True))

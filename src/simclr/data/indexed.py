@@ -17,8 +17,16 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from simclr.data.paths import Paths
-from simclr.data.remote import Cache, RemoteFile, filesystem, is_url, join_url, patiently
-from simclr.data.shard_index import DESCRIPTION, FILES, Shard, ShardIndex, open_index, read_description
+from simclr.data.remote import Cache, RemoteFile, download, is_url, join_url, patiently
+from simclr.data.shard_index import (
+    DESCRIPTION,
+    FILES,
+    MAX_DESCRIPTION_BYTES,
+    Shard,
+    ShardIndex,
+    open_index,
+    read_description,
+)
 from simclr.data.shards import Shards
 from simclr.data.source import Source
 from simclr.data.splits import TEST_FRACTION
@@ -53,8 +61,8 @@ class IndexedShards(Shards):
 
     def select(self, indices: Int[np.ndarray, " m"], split: str) -> Source:
         """Return the images at `indices`, in that order, as a source without an index."""
-        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shards)}
-        return Shards(**kept).select(indices, split)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shards)}
+        return Shards(**values).select(indices, split)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _MAPPED}
@@ -98,22 +106,22 @@ def open_indexed(where: str | os.PathLike, split: str) -> Source:
     )
 
 
-def _locate(base: str, shard: Shard) -> Path | RemoteFile:
-    """Return a tar file of an index; raise DataError for a local one that is missing or has another size."""
+def _locate(base: str, shard: Shard) -> str | RemoteFile:
+    """Return a tar file of an index; raise DataError for a local one that is missing or has another size. There may be
+    tens of thousands, so they are texts: a `Path` takes longer than the check."""
     place = join_url(base, shard.name)
     if not _is_allowed(base, place):
         raise DataError(base, f"its index names {shard.name}, which is neither beside it nor in an object store")
     if is_url(place):
         return RemoteFile(place, shard.bytes, shard.sha256)
-    path = Path(place)
     try:
-        size = path.stat().st_size
+        size = os.stat(place).st_size
     except OSError as error:
-        raise DataError(path, f"the index names it, but {(error.strerror or str(error)).lower()}") from None
+        raise DataError(place, f"the index names it, but {(error.strerror or str(error)).lower()}") from None
     if size != shard.bytes:
         problem = f"it has {size:,} bytes, the index says {shard.bytes:,}"
-        raise DataError(path, problem, "Copy it again, or write it with simclr pack")
-    return path
+        raise DataError(place, problem, "Copy it again, or write it with simclr pack")
+    return place
 
 
 def _is_allowed(base: str, place: str) -> bool:
@@ -127,17 +135,17 @@ def _is_allowed(base: str, place: str) -> bool:
 def _copy_index(url: str) -> Path:
     """Return a folder of this machine with the index at a URL, which is copied unless it is there."""
     location, cache = join_url(url, DESCRIPTION), Cache.here().folder / "index"
-    fs, path = filesystem(location)
-    content = patiently(location, lambda: fs.cat_file(path))
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         file = Path(scratch) / DESCRIPTION
-        file.write_bytes(content)
+        patiently(location, lambda: download(location, file, MAX_DESCRIPTION_BYTES))
         description = read_description(file)
-        folder = cache / description["fingerprint"]
+        folder, arrays = cache / description["fingerprint"], description["files"]
+        if (size := sum(arrays[name]["bytes"] for name in FILES & arrays.keys())) > Cache.here().most:
+            raise DataError(url, f"its index has {size:,} bytes, more than the cache", "Raise SIMCLR_CACHE_GB")
         copies = Cache(folder, float("inf"))
-        for name in FILES & description["files"].keys():
-            facts = description["files"][name]
+        for name in FILES & arrays.keys():
+            facts = arrays[name]
             copy = copies.get(RemoteFile(join_url(url, name), facts["bytes"], facts["sha256"]))
             with contextlib.suppress(FileExistsError):
                 (folder / name).symlink_to(copy.name)

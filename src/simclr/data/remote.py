@@ -72,6 +72,19 @@ def patiently(url: str, action: Callable[[], T]) -> T:
     raise AssertionError
 
 
+def download(url: str, file: Path, most: int) -> None:
+    """Copy the file at a URL to a path; raise DataError if it has more than `most` bytes, which are not copied."""
+    fs, path = filesystem(url)
+    from fsspec.callbacks import Callback
+
+    class Bound(Callback):
+        def call(self, *names: str, **values: Any) -> None:  # after the size, if the server states it, and each piece
+            if max(self.size or 0, self.value) > most:
+                raise DataError(url, f"it has more than {most:,} bytes, which is all that it may have")
+
+    fs.get_file(path, str(file), callback=Bound())
+
+
 def exists(url: str) -> bool:
     """Return whether there is a file at a URL."""
     fs, path = filesystem(url)
@@ -156,8 +169,7 @@ class Cache(NamedTuple):
             reserved.unlink(missing_ok=True)
 
     def _copy(self, file: RemoteFile, partial: Path) -> None:
-        fs, source = filesystem(file.url)
-        fs.get_file(source, str(partial))
+        download(file.url, partial, file.bytes)
         if (size := partial.stat().st_size) != file.bytes:
             raise OSError(f"it has {size:,} bytes, its index says {file.bytes:,}")
         if file_hash(partial) != file.sha256:
@@ -168,7 +180,7 @@ class Cache(NamedTuple):
         if file.bytes > self.most:
             raise DataError(file.url, f"it has {file.bytes:,} bytes, more than the cache", "Raise SIMCLR_CACHE_GB")
         with locked(self.folder / "all.lock"):
-            held, now = [], time.time()
+            copies, now = [], time.time()
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
@@ -177,9 +189,9 @@ class Cache(NamedTuple):
                     if path.suffix in (".partial", ".reserved") and now - status.st_mtime > ABANDONED:
                         path.unlink()
                     elif path.suffix in ("", ".reserved"):
-                        held.append((path.suffix, status.st_mtime, status.st_size, path))
-            total = sum(size for _, _, size, _ in held)
-            for suffix, _, size, path in sorted(held):
+                        copies.append((path.suffix, status.st_mtime, status.st_size, path))
+            total = sum(size for _, _, size, _ in copies)
+            for suffix, _, size, path in sorted(copies):
                 if suffix or total + file.bytes <= self.most:
                     break
                 path.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ Places = Int64[np.ndarray, "n 3"]
 class Shards(Source):
     """Images in tar files."""
 
-    shards: tuple[Path | RemoteFile, ...]
+    shards: tuple[str | Path | RemoteFile, ...]
     places: Places
 
     def stored(self, i: int | np.integer) -> bytes:
@@ -174,7 +174,7 @@ def named_tar_errors(file: str | Path) -> Iterator[None]:
         raise DataError(file, f"it is not a complete, uncompressed tar file ({error})") from None
 
 
-def _read(file: Path, start: int, length: int) -> bytes:
+def _read(file: str | Path, start: int, length: int) -> bytes:
     with open_regular(file) as stream:
         stream.seek(start)
         return stream.read(length)

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _add(writer: IndexWriter, file: str, base: str) -> None:
     names, spans, stems, classes = [], [], [], {}
     key = os.fsencode(file.rpartition("/")[2].rpartition(".")[0])
     with _open(file) as stream, named_tar_errors(file):
-        reader = _Hashed(stream)
+        reader = _Hashed(stream, file)
         with tarfile.open(fileobj=reader, mode="r|") as archive:
             for name, member in regular_members(file, archive, sys.maxsize):
                 stem, _, extension = name.rpartition(b".")
@@ -92,14 +93,15 @@ def _open(file: str) -> Any:
 
 
 class _Hashed:
-    """Stream that hashes what is read."""
+    """Stream that hashes what is read; a piece of a remote file is read again after an error that may pass."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self.bytes, self.sha256 = stream, 0, hashlib.sha256()
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name, self.bytes, self.sha256 = stream, name, 0, hashlib.sha256()
 
     def read(self, size: int = _PIECE) -> bytes:
         """Return the next bytes."""
-        content = self._stream.read(size)
+        read = partial(self._stream.read, size)
+        content = patiently(self._name, read) if is_url(self._name) else read()
         self.bytes += len(content)
         self.sha256.update(content)
         return content

@@ -3,17 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from simclr.data.loading import CHUNK, loader
 from simclr.data.source import Source
 from simclr.data.survey import scale_source
-from simclr.errors import DataError, UnreadableImage
+from simclr.errors import DataError, Error, UnreadableImage
 from simclr.views.preprocess import Preprocess
 
 
@@ -157,3 +158,37 @@ def extract_all(
     kept = torch.cat(indices).long()
     labels = None if source.labels is None else torch.from_numpy(source.labels)[kept]
     return [Features(torch.cat(features), labels, kept, batches.bad) for features in rows]
+
+
+def extract_together(
+    encoders: Sequence[nn.Module], source: Source, preprocess: Preprocess, *, batch: int = 256, **options: Any
+) -> list[Features]:
+    """Return what `extract_all` does on every process of the process group, each of which computes a range of the
+    images and must call this. Their batches are those of one process."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return extract_all(encoders, source, preprocess, batch=batch, **options)
+    rank, world, batches = dist.get_rank(), dist.get_world_size(), -(-len(source) // batch)
+    start, stop = (min(batches * k // world * batch, len(source)) for k in (rank, rank + 1))
+    own: list[tuple] | Error = []
+    try:
+        if start < stop:
+            part = source.part(start, stop)
+            features = extract_all(encoders, part, preprocess, batch=batch, allow_none=True, **options)
+            own = [(f.features.numpy(), f.indices.numpy() + start, f.bad) for f in features]
+    except Error as error:  # which all must meet
+        own = error
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, own)
+    if (error := next((other for other in everyone if isinstance(other, Error)), None)) is not None:
+        raise error
+    return [_joined(parts, source) for parts in zip(*filter(None, everyone), strict=True)]
+
+
+def _joined(parts: Sequence[tuple], source: Source) -> Features:
+    """Return the features of all images of a source from those of its parts, in order."""
+    kept = torch.from_numpy(np.concatenate([indices for _, indices, _ in parts]))
+    if not len(kept):
+        raise DataError(source.name, "no image can be read", "simclr scan lists the reasons")
+    features = torch.from_numpy(np.concatenate([features for features, indices, _ in parts if len(indices)]))
+    labels = None if source.labels is None else torch.from_numpy(source.labels)[kept]
+    return Features(features, labels, kept, {name: reason for *_, bad in parts for name, reason in bad.items()})

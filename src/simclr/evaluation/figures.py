@@ -18,6 +18,7 @@ from simclr.evaluation.intervals import bootstrap_interval, class_interval, resa
 from simclr.evaluation.metrics import METRICS, constant_prediction
 from simclr.runs.environment import code_hash, environment
 from simclr.runs.files import number_existing, write_atomically
+from simclr.runs.machine import is_first_process
 from simclr.runs.recipe import plain
 from simclr.runs.results import Result, provenance, result_of
 
@@ -77,10 +78,12 @@ def results_content(results: Sequence[Result], task: Any, run: Path | None) -> d
 
 def write_results(results: Sequence[Result], task: Any, path: Path, examples: Examples | None = None) -> dict[str, Any]:
     """Print the table of results, write them to `path` as JSON, with the test images `examples` beside it, and return
-    the content of the file. An older file keeps its content under a number."""
+    the content of the file. An older file keeps its content under a number. Of several processes the first writes."""
+    content = results_content(results, task, task.run)
+    if not is_first_process():
+        return ResultTable(content)
     data = ", ".join(task.data) if isinstance(task.data, list) else task.data
     print(f"{task.command} of {task.run} on {data}\n{format_table(results)}")
-    content = results_content(results, task, task.run)
     path.parent.mkdir(parents=True, exist_ok=True)
     number_existing(path)
     write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,7 @@ from torch import nn
 
 from simclr.data import Source
 from simclr.data.splits import sample_rows
-from simclr.evaluation.features import extract
+from simclr.evaluation.features import extract_together
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.neighbours import knn_votes
 from simclr.randomness import permutation
@@ -45,9 +45,10 @@ class KnnCheck:
         return cls(source.select(bank, source.split), source.select(queries, source.split), preprocess, workers)
 
     def __call__(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
+        """Return the accuracy; of several processes, each must call this."""
         training = encoder.training
-        bank, queries = (
-            extract(encoder, source, self.preprocess, device=device, workers=self.workers)
+        (bank,), (queries,) = (
+            extract_together([encoder], source, self.preprocess, device=device, workers=self.workers)
             for source in (self.bank, self.queries)
         )
         encoder.train(training)

@@ -15,7 +15,7 @@ from simclr.data.multilabel import is_multilabel, present_classes
 from simclr.data.specs import why_unlabelled
 from simclr.data.splits import drop_unseen_classes
 from simclr.errors import DataError
-from simclr.evaluation.features import Features, extract_all
+from simclr.evaluation.features import Features, extract_all, extract_together
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load, raw_pixels, untrained
 from simclr.runs.machine import Device
@@ -47,10 +47,12 @@ def by_preprocess(models: list[FeatureModel]) -> list[list[FeatureModel]]:
 
 
 def extract_features(models: Sequence[FeatureModel], source: Source, machine: Device) -> list[Features]:
-    """Return the features of every readable image of a source for models with the same preprocessing."""
+    """Return the features of every readable image of a source for models with the same preprocessing. Processes that
+    torchrun or SLURM started for a command that evaluates divide the images."""
+    extract = extract_together if machine.join() else extract_all
     networks = [model.network.to(machine.kind) for model in models]
     preprocess, workers = models[0].preprocess, machine.worker_processes
-    return extract_all(networks, source, preprocess, device=machine.kind, workers=workers)
+    return extract(networks, source, preprocess, device=machine.kind, workers=workers)
 
 
 Extract = Callable[[Sequence[FeatureModel], Source, Device], list[Features]]

@@ -10,6 +10,7 @@ import torch
 
 from simclr.errors import RunError
 from simclr.runs.files import sync_folder
+from simclr.runs.storage import UNSUPPORTED, is_bucket
 
 NAMES = ("partial.pt", "last.pt", "previous.pt")  # in the order in which they are written
 _HASH, _RUN = "sha256", "run"
@@ -27,35 +28,43 @@ class Checkpoints:
     """The folder of a run's checkpoints.
 
     At every moment a complete one is on disk. `last.pt` becomes `previous.pt` only if this process has written or read
-    it, so a damaged file never takes the place of a good one.
+    it, so a damaged file never takes the place of a good one. On storage that cannot rename at once, such as a mounted
+    bucket, the two are written in turns and each is read back; the newest is the whole one of the highest step.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._last_is_good = False
+        self._newest = ""  # name of the newest whole one that this process has written or read
+        self._renames: bool | None = None
 
     def write(self, state: dict[str, Any], run: dict[str, Any]) -> None:
         """Replace the last checkpoint; `run` identifies the run it belongs to."""
         self.folder.mkdir(exist_ok=True)
         partial, last, previous = (self.folder / name for name in NAMES)
         content = {**state, _RUN: run}
-        try:
-            with open(partial, "wb") as file:
-                writer = _Writer(file)
-                torch.save({**content, _HASH: content_hash(content)}, writer)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not writer.failed:  # such as torch's, that a decoding process died
-                raise
+        content[_HASH] = content_hash(content)
+        if self._renames is None:
+            self._renames = not is_bucket(self.folder)
+        if self._renames:
+            _save(content, partial)
+            try:
+                if self._newest == last.name and last.exists():
+                    os.replace(last, previous)
+                    self._newest = previous.name
+                os.replace(partial, last)
+                self._newest = last.name
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                self._renames = False
+        if not self._renames:
+            target = previous if self._newest == last.name else last
+            _save(content, target)
+            if not _is_whole(target, content[_HASH]):
+                raise OSError(f"{target} was not stored as it was written. Older checkpoints are kept")
+            self._newest = target.name
             partial.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.folder).free / 1e6
-            raise OSError(f"{partial} cannot be written ({free:,.1f} MB free). Older checkpoints are kept") from error
-        if self._last_is_good and last.exists():
-            os.replace(last, previous)
-        os.replace(partial, last)
         sync_folder(self.folder)
-        self._last_is_good = True
 
     def read(self, run: dict[str, Any]) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, on the CPU; None if there is none.
@@ -85,7 +94,7 @@ class Checkpoints:
         if different := [key for key, value in saved.items() if key in run and run[key] != value]:
             problem = f"belongs to another run, with other {', '.join(different)}"
             raise RunError(self.folder / name, problem, "Start over with --fresh", tuple(different))
-        self._last_is_good = name == "last.pt"
+        self._newest = name
         return Checkpoint(name, state, damaged)
 
 
@@ -104,6 +113,30 @@ class _Writer:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; after an error nothing is left of it."""
+    try:
+        with open(path, "wb") as file:
+            writer = _Writer(file)
+            torch.save(content, writer)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not writer.failed:  # such as torch's, that a decoding process died
+            raise
+        path.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(f"{path} cannot be written ({free:,.1f} MB free). Older checkpoints are kept") from error
+
+
+def _is_whole(path: Path, expected: str) -> bool:
+    """Return whether the content of a checkpoint has a hash."""
+    try:
+        return content_hash(_read(path, required=True)) == expected
+    except Exception:  # torch reads pickles: half a file can raise nearly anything
+        return False
 
 
 def _read(path: Path, required: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from simclr.errors import SettingError
+from simclr.runs.storage import move
 
 BAD = "bad_files.csv"
 FAILURE, OUTPUT = OF_CELL = "failure.txt", "output.txt"  # of a cell of a study or a sweep: its traceback, if it failed,
@@ -61,7 +62,7 @@ def number_existing(path: Path) -> None:
     number = 1
     while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
-    require_file_path(path).rename(older)
+    move(require_file_path(path), older)
 
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
@@ -104,7 +105,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        move(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

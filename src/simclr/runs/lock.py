@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 from simclr.errors import RunError
+from simclr.runs.storage import UNSUPPORTED
 
 NAME = ".lock"
 HEARTBEAT, STALE = 10.0, 60.0  # seconds between signs of life of a lease, and after which it has lapsed
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_WITHOUT_LOCKS = {*UNSUPPORTED, errno.ENOLCK, errno.EINVAL}
+SETTLE = 0.5  # seconds after which a lease that another process took at the same time is seen
 _held: set[Path] = set()
 
 
@@ -22,12 +24,14 @@ class RunLock:
     """Exclusive right to write a folder.
 
     The lock is a record lock of the kernel, which ends with the process however it ends and which worker processes do
-    not inherit. On file systems without locks it is a lease: a file with host, process and a time that is renewed.
+    not inherit. On storage without locks, such as a mounted bucket, it is a lease: a file with host, process and a time
+    that is renewed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._file: int | None = None
+        self._is_held = False
         self._ended = threading.Event()
 
     def acquire(self) -> None:
@@ -35,44 +39,67 @@ class RunLock:
         key = self.path.resolve()
         if key in _held:  # record locks do not keep a process from itself
             raise self._refusal({"host": socket.gethostname(), "process": os.getpid()})
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _read(self.path)
-            if error.errno not in _UNSUPPORTED:
-                os.close(file)
-                raise self._refusal(holder) from None
-            if self._is_alive(holder):
-                os.close(file)
-                raise self._refusal(holder) from None
-            threading.Thread(target=self._renew, daemon=True).start()
-        self._file = file
+        if not self._lock():
+            self._lease()
         _held.add(key)
+        self._is_held = True
         self._write()
 
     def release(self) -> None:
         """Give the lock up; the file is left empty, since deleting it would race with another process."""
-        if self._file is None:
+        if not self._is_held:
             return
         self._ended.set()
         with contextlib.suppress(OSError):
             os.truncate(self.path, 0)
-        os.close(self._file)
-        self._file = None
+        self._close()
+        self._is_held = False
         _held.discard(self.path.resolve())
 
     def __del__(self) -> None:  # a run that nobody holds any more is not being written
         self.release()
 
-    def _write(self) -> None:
-        content = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-        data = json.dumps(content).encode()
-        os.pwrite(self._file, data, 0)
-        os.ftruncate(self._file, len(data))
+    def _lock(self) -> bool:
+        """Take the kernel's lock; return False where it has none. Raises RunError that names the holder."""
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            was_open = self._file is not None
+            self._close()
+            if error.errno in _WITHOUT_LOCKS:
+                return False
+            if was_open:
+                raise self._refusal(_read(self.path)) from None
+            raise
 
-    def _renew(self) -> None:
-        while not self._ended.wait(HEARTBEAT):
+    def _lease(self) -> None:
+        """Take a lease unless its holder is alive, and see that no other process has taken it at the same time."""
+        if self._is_alive(holder := _read(self.path)):
+            raise self._refusal(holder)
+        self._write()
+        time.sleep(SETTLE)
+        if (holder := _read(self.path)).get("process") != os.getpid() or holder.get("host") != socket.gethostname():
+            raise self._refusal(holder)
+        self._ended = threading.Event()
+        threading.Thread(target=self._renew, args=(self._ended,), daemon=True).start()
+
+    def _write(self) -> None:
+        data = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}).encode()
+        if self._file is None:  # others see a file in a mounted bucket once it is closed
+            self.path.write_bytes(data)
+        else:
+            os.pwrite(self._file, data, 0)
+            os.ftruncate(self._file, len(data))
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _renew(self, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
                 self._write()
 

@@ -1,12 +1,14 @@
 """Log of a run: metrics.jsonl, one JSON object per line."""
 
 import contextlib
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from simclr.runs.files import write_atomically
+from simclr.runs.storage import UNSUPPORTED
 
 
 class Follower(Protocol):
@@ -28,8 +30,16 @@ class Log:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            if error.errno not in {*UNSUPPORTED, errno.EINVAL}:
+                raise
+            write_atomically(
+                self.path, self.path.read_text("utf-8", errors="replace") + text
+            )  # nothing can be appended
         self._send([line])
 
     def lines(self) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.strategies import DDPStrategy
@@ -66,6 +68,15 @@ class Device:
         if SLURMEnvironment.detect():
             return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
         return 0, 1
+
+    def join(self) -> bool:
+        """Return whether the processes that torchrun or SLURM started work together on a command that evaluates; the
+        first call forms their group. False in a command that trains, which has formed one before."""
+        if not _form_group():
+            return False
+        if self.kind == "cuda":
+            torch.cuda.set_device(self.local_device)
+        return True
 
     @property
     def worker_processes(self) -> int:
@@ -168,6 +179,24 @@ class Machine(Device):
                 warnings.filterwarnings("ignore", category=FutureWarning)
                 fabric.launch()
         return fabric
+
+
+@cache
+def _form_group() -> bool:
+    """Form the process group of a command that evaluates; return False if there is one or there are no processes."""
+    if dist.is_initialized() or (world := _started() or 1) == 1:
+        return False
+    rank, address = Device().place[0], "env://"
+    if not os.environ.get("WORLD_SIZE"):
+        node = SLURMEnvironment()
+        address = f"tcp://{node.main_address}:{node.main_port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    return True
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first process of its group, or has none."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _can_start_again() -> bool:

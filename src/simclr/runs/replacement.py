@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from simclr.errors import RunError
 from simclr.runs.files import sync_folder
+from simclr.runs.storage import UNSUPPORTED, is_bucket
 
 WHOLE, MOVING = ".replaced", ".replaced.partial"
 
@@ -29,16 +31,28 @@ def recover(folder: Path, own: tuple[str, ...], has_progress: Callable[[], bool]
 
 
 def replace(folder: Path, own: tuple[str, ...], has_progress: Callable[[], bool]) -> None:
-    """Move the run in a folder out of the way; a run without progress is deleted."""
+    """Move the run in a folder out of the way; a run without progress is deleted. Raises RunError on storage that
+    cannot rename, where a kill would leave two halves."""
     whole, moving = folder / WHOLE, folder / MOVING
     if not has_progress():
         return delete(folder, own)
+    refusal = RunError(
+        folder, "--fresh keeps the old run by renaming, which its storage cannot do", "Use another --out"
+    )
+    if is_bucket(folder):
+        raise refusal
     shutil.rmtree(whole, ignore_errors=True)
     moving.mkdir(exist_ok=True)
-    for name in own:
-        if (folder / name).exists():
-            os.replace(folder / name, moving / name)
-    os.replace(moving, whole)
+    try:
+        for name in own:
+            if (folder / name).exists():
+                os.replace(folder / name, moving / name)
+        os.replace(moving, whole)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _move_back(folder)
+        raise refusal from error
     sync_folder(folder)
 
 

@@ -14,7 +14,6 @@ result.npz         classes and predictions of the test images of a run with labe
 import contextlib
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from simclr.runs.lock import RunLock
 from simclr.runs.log import Follower, Log
 from simclr.runs.reading import file_hash, read_yaml
 from simclr.runs.recipe import changed_settings, default_settings, flatten, plain
+from simclr.runs.storage import move
 
 OWN = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", "card.json", "report.html", "pictures",
        "bad_files.csv", "metrics.jsonl", "result.json", "result.npz", "checkpoints", "data.json", "environment.json",
@@ -215,7 +215,7 @@ class Run:
         """Rename a file that cannot be read: it is evidence, and no reason to stop."""
         if self.writes:
             print(f"{printable(path)} is damaged; kept as {path.name}.damaged", file=sys.stderr)
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            move(path, path.with_name(f"{path.name}.damaged"))
 
     # metrics
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from simclr.data import Source
 from simclr.errors import SettingError
@@ -20,6 +21,7 @@ from simclr.optim import total_steps
 from simclr.settings import setting
 from simclr.tasks.imagery import Imagery
 from simclr.training.memory import ImageAverages, Momentum
+from simclr.training.norms import Shuffle, Statistics
 from simclr.views import Views, count_key_views, growing_policies, view_policies
 from simclr.views.operations import require_channels
 
@@ -66,6 +68,10 @@ class Contrast(Imagery):
     comparison of losses (App. B.10)"""
     loss_scale: float = setting(1.0, above=0)
     """factor of the loss, which is the mean over 2N anchors (official code: 2)"""
+    batch_norm: Statistics = "sync"
+    """statistics of batch norms in several processes: sync takes them over all; local over the images of each process;
+    shuffle too, of images that the processes exchange, so that two views of an image seldom share statistics (He et al.
+    2020). With the last two, results depend on the number of processes"""
     ema: float = setting(0.0, at_least=0, below=1)
     """decay of a moving average of the weights of encoder and head, which is then what is evaluated and saved as the
     encoder (0.999 as a rule); 0 for none"""
@@ -130,6 +136,16 @@ class Contrast(Imagery):
         """The number of views that anchors are compared with, the first ones."""
         return count_key_views(self.view_policies, self.key_views)
 
+    @property
+    def has_local_norms(self) -> bool:
+        """Whether batch norms have the statistics of one process each, if there are several."""
+        return self.batch_norm != "sync"
+
+    def check_processes(self, world: int) -> None:
+        """Raise SettingError for settings that are meaningless with `world` processes."""
+        if self.batch_norm == "shuffle" and world == 1:
+            raise SettingError("batch_norm", "sync or local in one process, which has nothing to exchange", "shuffle")
+
     def check_queue(self, images: int) -> None:
         """Raise SettingError for a queue that holds more images than there are outside of a batch."""
         if self.queue > max(0, images - self.batch):
@@ -149,12 +165,25 @@ class Contrast(Imagery):
             memory["averages"] = ImageAverages(images)
         return memory
 
+    def connect(self, network: nn.Module, model: nn.ModuleDict, optimizer: Optimizer) -> Shuffle:
+        """Let the averaged weights follow the network; return the exchange of images before both."""
+        networks = [network]
+        if self.ema:
+            model["momentum"].attach(optimizer, network)
+            networks.append(model["momentum"].network)
+        return Shuffle(self.seed, networks if self.batch_norm == "shuffle" else [])
+
     def chance(self, images: int) -> float | None:
         """Return the loss of embeddings that are all alike in a batch of `images`, nats; None for losses other than
         NT-Xent, and where the level changes from step to step, as with a queue that fills, or says little, as at
         temperatures near 1."""
         is_fixed = not self.queue and self.temperature_min is None
         return self.objective.chance(images, self.key_count) if is_fixed else None
+
+    def describe_processes(self, world: int) -> str:
+        """Return how a batch is divided among several processes as text."""
+        norms = {"sync": "over all processes", "local": "of each process", "shuffle": "of each process, shuffled"}
+        return f" ({world} x {self.batch // world}, batch norm {norms[self.batch_norm]})" if world > 1 else ""
 
     def describe_contrast(self) -> str:
         """Return number of negatives and chance level as text."""

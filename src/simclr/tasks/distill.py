@@ -15,7 +15,7 @@ from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation.examples import Examples, examples_of, save_examples
-from simclr.evaluation.features import extract
+from simclr.evaluation.features import extract_together
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import describe, evaluated_images, open_labelled
@@ -231,11 +231,13 @@ class Distill(Training):
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
             "split": f"fitted on {images:,} images, last step measured on the test part",
         }  # fmt: skip
-        features, results = {}, []
-        for name, network in (("teacher", teacher), ("student", student)):
-            features[name] = extract(
-                network, test, given.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
-            )
+        networks = {"teacher": teacher, "student": student}
+        outputs = extract_together(
+            list(networks.values()), test, given.preprocess, device=self.machine.kind,
+            workers=self.machine.worker_processes,
+        )  # fmt: skip
+        features, results = dict(zip(networks, outputs, strict=True)), []
+        for name in networks:
             role = "teacher" if name == "teacher" else "model"
             results.append(figure(features[name].features, features[name].labels, name=name, role=role, **fields))
         choice = features["teacher"].features.argmax(1)

@@ -157,7 +157,8 @@ class Doctor:
         norms = sum(isinstance(module, _BatchNorm) for module in parts.model.modules())
         moving = bool(task.micro_batch) and task.bn == "frozen-stats"
         fewest = min(count for count, _ in by_size(task.view_policies))
-        yield checks.check_batch_norms(fewest * world * (task.micro_batch or sampler.local), norms, moving)
+        together = 1 if task.has_local_norms else world
+        yield checks.check_batch_norms(fewest * together * (task.micro_batch or sampler.local), norms, moving)
         batch, after = islice(parts.batches(range(2)), 2)
         yield from self._check_views(subset, batch, after)
         try:

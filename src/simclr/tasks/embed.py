@@ -99,7 +99,8 @@ class Embed:
         return {"images": count, "features": width, "bad": len(embeddings.bad), "out": path}
 
     def _in_parts(self, folder: Path) -> dict[str, Any]:
-        """Compute the parts of this process; the last one of all processes completes the folder."""
+        """Compute the parts of this process; the last one of all processes completes the folder. The counts are those
+        of the folder if this process has completed it, else its own; `missing` parts are still to compute."""
         rank, world = self.machine.place
         if self.overwrite and world > 1:
             raise SettingError("overwrite", "false for a folder that several processes write", True)
@@ -115,16 +116,20 @@ class Embed:
         parts = Parts(require_folder_path(folder), open_source(self.data, self.part), width, self.dtype, self.part_size)
         about = origin(self.run, self.data, self.part, self.layer)
         parts.begin(about, self.overwrite)
-        missing = parts.missing(rank, world)
-        with Progress(len(missing), shown=rank == 0) as progress:
-            for part in missing:
+        own, count, unreadable = parts.missing(rank, world), 0, {}
+        with Progress(len(own), shown=rank == 0) as progress:
+            for part in own:
                 images = parts.images(part)
-                found = extract(network, images, preprocess, device=device, workers=workers, allow_none=True)
-                parts.write(part, found.features.numpy(), found.indices.numpy(), found.bad)
+                features = extract(network, images, preprocess, device=device, workers=workers, allow_none=True)
+                parts.write(part, features.features.numpy(), features.indices.numpy(), features.bad)
+                count, unreadable = count + len(features.indices), unreadable | features.bad
                 progress.advance()
         bad = parts.complete(about, lambda: is_test(self.data, self.part))
-        print(f"wrote {len(missing):,} parts; others are missing" if bad is None else f"wrote {folder}")
-        return {"images": len(parts.source) - len(bad or ()), "features": width, "bad": len(bad or ()), "out": folder}
+        if bad is not None:
+            count, unreadable = len(parts.source) - len(bad), bad
+        missing = len(parts.missing())  # of other processes
+        print(f"wrote {folder}" if bad is not None else f"wrote {len(own):,} parts; {missing:,} are missing")
+        return {"images": count, "features": width, "bad": len(unreadable), "missing": missing, "out": folder}
 
 
 def embed_source(run: Path, data: str, part: str, layer: str, machine: Device) -> Features:

@@ -16,7 +16,7 @@ from simclr.data.multilabel import class_names
 from simclr.data.splits import holdout_mask
 from simclr.errors import SettingError
 from simclr.evaluation.examples import examples_of, save_examples
-from simclr.evaluation.features import extract_all
+from simclr.evaluation.features import extract_together
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.linear import LinearFit
 from simclr.evaluation.metrics import METRICS, accuracy
@@ -139,7 +139,7 @@ class FineTune(LabelSubset, Training):
         model, preprocess = parts.model, start.preprocess
         networks = [model] if probe is None else [model, self.features_of(load(self.run)).to(fabric.device)]
         workers = self.machine.worker_processes
-        features, *frozen = extract_all(networks, measured, preprocess, device=fabric.device, workers=workers)
+        features, *frozen = extract_together(networks, measured, preprocess, device=fabric.device, workers=workers)
         targets = torch.from_numpy(multilabel.targets(measured))[features.indices]
         linear = probe(frozen[0].features) if probe else None
         scores = features.features if choice is None or choice.trained else linear  # the same up to rounding

@@ -29,7 +29,7 @@ from simclr.evaluation.sgd_probe import sgd_probes
 from simclr.models.layers import layer_names
 from simclr.models.pretrained import load
 from simclr.models.weights import require_classifier_folder, save_classifier, save_encoder
-from simclr.runs.machine import Device
+from simclr.runs.machine import Device, is_first_process
 from simclr.runs.results import named_run, result_path, run_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.labelled import LabelSubset
@@ -107,7 +107,7 @@ class Linear(LabelSubset):
                     fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width, **labels}}
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
-                    if model.role == "model" and layer == self.saved_layer:
+                    if model.role == "model" and layer == self.saved_layer and is_first_process():
                         self.save(folder, classifier, train.classes)
                         shown = examples_of(self.data, test, features, scores.double().softmax(1))
                         examples = with_features(shown, features.features, self.seed)

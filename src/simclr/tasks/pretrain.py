@@ -34,6 +34,7 @@ from simclr.training.batches import Batch, Phases
 from simclr.training.fit import Parts, Schedule, fit
 from simclr.training.gathering import gather
 from simclr.training.gradcache import MicroBatches, Norms, cached_backward
+from simclr.training.norms import average_buffers
 from simclr.training.sampler import BatchSampler
 from simclr.training.session import open_run, prepare, wrap
 from simclr.views import by_size, describe_sizes
@@ -140,6 +141,7 @@ class Pretrain(StartsFromWeights, Contrast):
         source, held_out = self.sources()
         schedule = self.schedule(len(source))
         fabric = self.machine.launch()
+        self.check_processes(fabric.world_size)
         data = describe_data(source, self.labels(source), source.classes or ()) | self.start_identity
         run = open_run(fabric, self.folder, self, data, self.fresh)
         if (result := finished_result(fabric, run, schedule.steps)) is not None:
@@ -152,10 +154,11 @@ class Pretrain(StartsFromWeights, Contrast):
         if self.start is not None:
             fabric.print(self.start.describe(head))
         knn_check = health_check = None
-        if self.knn_every and fabric.is_global_zero:
+        if self.knn_every:
             workers, policy = self.machine.worker_processes, self.view_policies[0]
             knn_check = KnnCheck.of(source, self.preprocess(source, self.size_in_use), workers)
-            health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
+            if fabric.is_global_zero:
+                health_check = HealthCheck.of(held_out, policy, self.temperature, workers=workers)
 
         def evaluate() -> dict[str, float]:
             metrics = knn_check(encoder, fabric.device) if knn_check else {}
@@ -225,12 +228,11 @@ class Pretrain(StartsFromWeights, Contrast):
         if self.start is not None:
             self.start.fill(encoder, head)
         modules = {"encoder": encoder, "head": head, **self.create_memory(encoder, head, source)}
-        model = prepare(self.machine, fabric, nn.ModuleDict(modules))
+        model = prepare(self.machine, fabric, nn.ModuleDict(modules), local_norms=self.has_local_norms)
         groups = parameter_groups(model, self.weight_decay, decay_biases=self.decay_biases)
         optimizer = self.create_optimizer(groups, self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
-        if self.ema:
-            model["momentum"].attach(optimizer, network)
+        shuffle = self.connect(network, model, optimizer)
         network, optimizer = wrap(self.machine, fabric, network, optimizer)
         batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
         batches = Phases(batches, phases) if self.first_size else batches
@@ -240,7 +242,7 @@ class Pretrain(StartsFromWeights, Contrast):
         all_groups = None if source.groups is None else torch.from_numpy(source.groups)
 
         def backward(batch: Batch) -> tuple[Tensor, Outputs]:
-            rows = torch.from_numpy(batch.indices)
+            rows, shuffle.step = torch.from_numpy(batch.indices), batch.step
             groups = None if all_groups is None else gather(all_groups[rows].to(fabric.device))
             labels = None if all_labels is None else all_labels[rows].to(fabric.device)
             whole = MicroBatches(len(rows), name=(self.seed, batch.step, fabric.global_rank))
@@ -255,13 +257,15 @@ class Pretrain(StartsFromWeights, Contrast):
                 return self.loss_scale * objective(z, labels, keys, averages)
 
             loss, outputs = simclr_step(fabric, network, views, scaled_loss, labels, micro, self.key_count, keys)
+            if self.has_local_norms:
+                average_buffers(network)
             if keys is not None:
                 model["momentum"].push(keys, self.batch, batch.step)
             if averages is not None:
                 model["averages"].write(rows.to(fabric.device), averages)
             return loss / self.loss_scale, outputs._replace(temperature=objective.temperature)
 
-        depends = self.micro_batch and self.bn == "micro"  # on how many images the statistics are taken over
+        depends = self.has_local_norms or (self.micro_batch and self.bn == "micro")
         return Parts(model, optimizer, batches, backward, fabric.world_size if depends else None)
 
     def describe(self, outputs: Outputs) -> dict[str, float]:
@@ -271,14 +275,13 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def announcement(self, source: Source, steps: int, world: int, encoder: nn.Module, device: str) -> str:
         """Return a summary of the run as text."""
-        local = f" ({world} x {self.batch // world}, batch norm over all processes)" if world > 1 else ""
         left_out = source.split == "train" and not source.has_own_split
         return (
             f"{len(source):,} images of {source.name}{', without a fifth left out as test split' * left_out}"
             f" -> {self.folder}\n"
             f"{self.encoder}, {encoder.num_features} features, {describe_sizes(self.view_policies)}, on {device}\n"
             f"{self.describe_imagery(source)}"
-            f"{self.describe_schedule(steps, self.batch)}{local}; {self.describe_contrast()}; "
+            f"{self.describe_schedule(steps, self.batch)}{self.describe_processes(world)}; {self.describe_contrast()}; "
             f"precision {self.machine.precision_in_use}"
         )
 

@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,44 +18,54 @@ STREAMS = 4  # files that a process copies at a time
 
 
 class Ahead:
-    """Thread that copies the tar files of a block to this machine while the block before it is read.
+    """Threads that copy the tar files of a block to this machine while the block before it is read.
 
     The processes of a machine each begin with other files, and one that asks for a file that another is copying waits
-    for it. What cannot be copied is left to the process that reads it, which raises.
+    for it. What cannot be copied is left to the process that reads it, which raises. A process that ends does not wait
+    for the threads.
     """
 
     def __init__(self, source: IndexedShards, sampler: BatchSampler, steps: range) -> None:
-        self._files, self._sampler, self._steps = source.shards, sampler, steps
+        self._files, self._shards = source.shards, _in_order(sampler, steps)
         self._step, self._ended = steps.start, False
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, daemon=True).start()
+        for _ in range(STREAMS):
+            threading.Thread(target=self._work, daemon=True).start()
 
     def reach(self, step: int) -> None:
         """Record that the batch of a step is requested."""
         with self._changed:
             self._step = step
-            self._changed.notify()
+            self._changed.notify_all()
 
     def end(self) -> None:
-        """End the thread, with the files it is copying."""
+        """End the threads, each after the file it is copying."""
         with self._changed:
             self._ended = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _work(self) -> None:
-        before = self._steps.start
-        with ThreadPoolExecutor(STREAMS) as pool:
-            for first, shards in blocks(self._sampler, self._steps):
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended or self._step >= before)
-                shift = self._sampler.rank * len(shards) // self._sampler.world
-                list(pool.map(self._copy, np.roll(shards, -shift).tolist()))
-                before = first
-
-    def _copy(self, shard: int) -> None:
-        with contextlib.suppress(DataError):
-            if not self._ended:
+        while (shard := self._next()) is not None:
+            with contextlib.suppress(DataError):
                 self._files[shard].local()
+
+    def _next(self) -> int | None:
+        """Return the next tar file to copy, once it is its time; None at the end."""
+        with self._changed:
+            step, shard = next(self._shards, (0, None))
+            self._changed.wait_for(lambda: self._ended or self._step >= step)
+            return None if self._ended else shard
+
+
+def _in_order(sampler: BatchSampler, steps: range) -> Iterator[tuple[int, int]]:
+    """Yield the tar files that a process copies, each with the step from which on it may: the first of the block before
+    its own."""
+    before = steps.start
+    for first, shards in blocks(sampler, steps):
+        shift = sampler.rank * len(shards) // sampler.world
+        for shard in np.roll(shards, -shift).tolist():
+            yield before, shard
+        before = first
 
 
 def blocks(sampler: BatchSampler, steps: range) -> Iterator[tuple[int, Int64[np.ndarray, " k"]]]:

@@ -70,10 +70,10 @@ class Peers:
                 now = self._count(rank)
                 silence[rank] = 0.0 if now != counts[rank] or now >= _LEFT else silence[rank] + BEAT
                 counts[rank] = now
-            if lost := self._found() or [rank for rank in watched if silence[rank] >= SILENCE]:
+            if lost := self._read_lost() or [rank for rank in watched if silence[rank] >= SILENCE]:
                 return self._end(lost[0])
 
-    def _found(self) -> list[int]:
+    def _read_lost(self) -> list[int]:
         """Return the process that the first one has found to be dead."""
         try:
             return [number - 1] if (number := self._store.add("lost", 0)) else []

@@ -37,8 +37,9 @@ def replay(fabric: Fabric, parts: Parts, schedule: Schedule, state: dict[str, An
         parts.optimizer.load_state_dict(state["optimizer"])
         fabric.strategy.precision.load_state_dict(state["precision"])
     steps = range(start, min(start + most, schedule.steps))
+    is_scaled = bool(fabric.strategy.precision.state_dict())  # float16, where a step of infinite gradients is skipped
     for batch, step in zip(parts.batches(steps), steps, strict=True):
-        with _noted(parts.model) as notes:
+        with _noted(parts.model, gradients=not is_scaled) as notes:
             loss, _ = train_step(fabric, parts, schedule, step, batch)
         if not loss.isfinite():
             notes.append("the loss")
@@ -49,8 +50,8 @@ def replay(fabric: Fabric, parts: Parts, schedule: Schedule, state: dict[str, An
 
 
 @contextmanager
-def _noted(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that receives the outputs of modules and the gradients that are not finite, as they arise."""
+def _noted(model: nn.Module, gradients: bool) -> Iterator[list[str]]:
+    """Yield a list that receives the outputs of modules and the `gradients` that are not finite, as they arise."""
     notes: list[str] = []
 
     def note(text: str, _: Any, *values: Any) -> None:
@@ -63,7 +64,7 @@ def _noted(model: nn.Module) -> Iterator[list[str]]:
                 handle = module.register_forward_hook(partial(note, f"the output of {name}"))
                 stack.callback(handle.remove)
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and gradients:
                 hook = lambda p, text=f"the gradient of {name}": note(text, p, p.grad)
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
         yield notes

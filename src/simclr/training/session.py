@@ -53,10 +53,13 @@ def is_finished(run: Run, fabric: Fabric, steps: int | None = None) -> bool:
     return done
 
 
-def prepare(machine: Machine, fabric: Fabric, model: nn.Module) -> nn.Module:
+def prepare(machine: Machine, fabric: Fabric, model: nn.Module, *, local_norms: bool = False) -> nn.Module:
     """Return `model` on its device, not yet wrapped for training. Its batch norms have the statistics of all processes
-    and, in float32 on a CPU, the same arithmetic for any number of processes."""
-    if fabric.world_size > 1 or (fabric.device.type == "cpu" and machine.precision in ("auto", "32")):
+    and, in float32 on a CPU, the same arithmetic for any number of processes; `local_norms` have those of each."""
+    several = fabric.world_size > 1
+    if not (several and local_norms) and (
+        several or (fabric.device.type == "cpu" and machine.precision in ("auto", "32"))
+    ):
         model = norm.replace_norms(model)
     if machine.recompute:
         model = recompute_blocks(model)
