@@ -3,14 +3,18 @@
 import builtins
 import errno
 import fcntl
+import gc
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs.test_checkpoint import RUN, same, state
+from support.interrupted import interrupt
 
 from simclr.errors import RunError
 from simclr.runs import lock, replacement, storage
@@ -18,17 +22,20 @@ from simclr.runs.checkpoint import Checkpoints
 from simclr.runs.files import write_atomically
 from simclr.runs.lock import RunLock
 from simclr.runs.log import Log
+from simclr.runs.machine import Machine
+from simclr.runs.run import Run
 from simclr.runs.storage import is_bucket, move
+from simclr.tasks.pretrain import Pretrain
+from simclr.views import Views
 
 ERRORS = [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP]
 
 
-@pytest.fixture(params=ERRORS)
-def bucket(request, monkeypatch):
-    """Storage that refuses to rename, to open a file for appending or for changes in place, and to lock."""
+def refuse_what_buckets_do(monkeypatch, code):
+    """Refuse to rename, to open a file for appending or for changes in place, and to lock."""
 
     def refuse(*arguments, **options):
-        raise OSError(request.param, os.strerror(request.param))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "replace", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
@@ -38,6 +45,35 @@ def bucket(request, monkeypatch):
     monkeypatch.setattr(os, "open", lambda path, flags, *a, **k: (
         refuse if flags & os.O_RDWR and not flags & os.O_TRUNC else opened_by_os)(path, flags, *a, **k))  # fmt: skip
     monkeypatch.setattr(lock, "SETTLE", 0.0)
+
+
+@pytest.fixture(params=ERRORS)
+def bucket(request, monkeypatch):
+    """Storage like a mounted bucket, with one of the errors that such mounts answer with."""
+    refuse_what_buckets_do(monkeypatch, request.param)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_that_on_a_disk_and_resumes(tmp_path, monkeypatch):
+    np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).integers(0, 256, (32, 9, 9, 3), np.uint8))
+    task = Pretrain(
+        data=str(tmp_path / "images.npz"), out=tmp_path / "disk", encoder="simclr_convnet", batch=8, epochs=2,
+        encoder_options={"widths": [8, 16], "features": 0}, views=Views(size=8), save_every=3, log_every=1, knn_every=0,
+        machine=Machine(accelerator="cpu", workers=0),
+    )  # fmt: skip
+    task()
+    refuse_what_buckets_do(monkeypatch, errno.EPERM)
+    task = replace(task, out=tmp_path / "bucket")
+    interrupt(task, monkeypatch)
+    gc.collect()  # the lease of the run that was interrupted
+    result = task()
+    weights = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("disk", "bucket")]
+    assert weights[0] == weights[1] and result["steps"] == 8
+    assert len(Run(tmp_path / "bucket").metrics()) == len(Run(tmp_path / "disk").metrics())
+    assert not [path for path in (tmp_path / "bucket").rglob("*") if "partial" in path.name]
+    with pytest.raises(RunError):
+        replace(task, fresh=True)()
+    assert task()["steps"] == 8
 
 
 def test_files_are_copied_and_compared_where_they_cannot_be_renamed(tmp_path, bucket, monkeypatch):
