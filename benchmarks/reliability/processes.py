@@ -44,7 +44,7 @@ IMAGES, PER_SHARD, BATCH, STEPS = 3_000, 60, 16, 1_000
 CASES: dict[str, dict[str, Any]] = {
     "nt_xent": {},
     "micro_batch, frozen statistics": {"micro_batch": 2, "bn": "frozen-stats"},
-    "queue": {"ema": 0.9, "queue": 32},
+    "queue": {"ema": 0.9, "queue": 16},
     "4 views of 2 sizes": {"policies": ({"count": 2}, {"count": 2, "size": 12})},
     "dcl": {"loss": "dcl"},
     "supcon": {"loss": "supcon"},
@@ -145,16 +145,17 @@ def task(data: Path, out: Path, settings: dict[str, Any]) -> Pretrain:
     machine = Machine(accelerator="cpu", workers=0, precision="64", storage="resident")
     return Pretrain(
         data=str(data), out=out, machine=machine, encoder="simclr_convnet", encoder_options={"widths": [8, 16]},
-        views=Views(size=16), batch=16, epochs=5, warmup_epochs=1, head_features=16, temperature=0.3, lr=1.0, seed=3,
+        views=Views(size=16), batch=8, epochs=3.2, warmup_epochs=1, head_features=16, temperature=0.3, lr=1.0, seed=3,
         save_every=10, knn_every=0, **settings,
     )  # fmt: skip
 
 
-def train(rank: int, world: int, data: Path, out: Path, settings: dict[str, Any]) -> None:
-    """Run it, or continue it."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    task(data, out, settings)()
+def train(rank: int, world: int, data: Path, outs: list[Path]) -> None:
+    """Run the training of each case, or continue it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    for out, settings in zip(outs, CASES.values(), strict=True):
+        task(data, out, settings)()
 
 
 def set_back(whole: Path, out: Path) -> None:
@@ -175,21 +176,21 @@ def difference(one: Path, other: Path) -> dict[str, float]:
 def compare_weights(root: Path) -> dict[str, Any]:
     """Return the differences from one process after 20 steps."""
     rng, data, rows = np.random.default_rng(0), root / "images.npz", []
-    labels = rng.integers(0, 4, 100)
-    np.savez(data, images=rng.integers(0, 256, (100, 20, 20, 3), np.uint8), labels=labels)
-    for number, (case, settings) in enumerate(CASES.items()):
-        runs = {world: root / f"{number}-{world}" for world in WORLDS}
-        for world, out in runs.items():
-            in_processes(world, train, data, out, settings)
-        for world in WORLDS[1:]:
-            rows.append({"case": case, "processes": world, **difference(runs[1], runs[world])})
-        for world in (1, 4):
-            set_back(runs[2], out := root / f"{number}-2-{world}")
-            in_processes(world, train, data, out, settings)
-            rows.append({"case": case, "processes": f"2, from step 10 on {world}", **difference(runs[1], out)})
-        for row in rows[-4:]:
-            print(row, flush=True)
-    steps = json.loads((runs[1] / "result.json").read_text())["steps"]
+    np.savez(data, images=rng.integers(0, 256, (60, 20, 20, 3), np.uint8), labels=rng.integers(0, 4, 60))
+    folders = lambda name: [root / f"{name}-{number}" for number in range(len(CASES))]
+    for world in WORLDS:
+        in_processes(world, train, data, folders(world))
+    for world in (1, 4):
+        for whole, out in zip(folders(2), folders(f"2-{world}"), strict=True):
+            set_back(whole, out)
+        in_processes(world, train, data, folders(f"2-{world}"))
+    names = {"2": "2", "4": "4", "2-1": "2, from step 10 on 1", "2-4": "2, from step 10 on 4"}
+    for number, case in enumerate(CASES):
+        for name, processes in names.items():
+            gap = difference(folders(1)[number], folders(name)[number])
+            rows.append({"case": case, "processes": processes, **gap})
+            print(rows[-1], flush=True)
+    steps = json.loads((folders(1)[0] / "result.json").read_text())["steps"]
     return {"steps": steps, "largest_difference": max(row["largest_difference"] for row in rows), "rows": rows}
 
 

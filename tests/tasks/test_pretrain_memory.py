@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.evaluated import write_arrays
-from support.processes import succeed
+from support.processes import run_program, succeed
 
 from simclr.data import open_source
 from simclr.errors import SettingError
@@ -237,3 +237,12 @@ def test_a_queue_longer_than_the_images_is_refused_and_leaves_nothing(data, tmp_
         small(data, out=tmp_path / "run", queue=40, ema=0.9)()
     assert error.value.field == "queue"
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_exchange_images_resume_with_their_number(data, tmp_path):
+    words = [*command(data, tmp_path / "run"), "--batch_norm", "shuffle"]
+    succeed(words, processes=2)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert state["circumstances"]["machine.devices"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert run_program(words)[0].poll() == 2  # refused: one process has nothing to exchange
