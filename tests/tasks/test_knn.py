@@ -35,5 +35,5 @@ def test_processes_that_divide_the_images_write_the_result_of_one(encoder, data,
         out = tmp_path / str(world) / "result.json"
         succeed([command, encoder, data, "--out", out, "--machine.workers", "0"], processes=world)
         results.append([(row["name"], row["hits"], row["value"]) for row in json.loads(out.read_text())["results"]])
-        assert sorted(path.name for path in out.parent.iterdir()) == ["result", "result.json"][command == "knn" :]
+        assert not [path for path in out.parent.iterdir() if path.stem == "result.1"]  # one process writes
     assert results[0] == results[1]
