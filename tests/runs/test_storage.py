@@ -68,12 +68,12 @@ def test_a_run_in_a_bucket_is_that_on_a_disk_and_resumes(tmp_path, monkeypatch):
     gc.collect()  # the lease of the run that was interrupted
     result = task()
     weights = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("disk", "bucket")]
-    assert weights[0] == weights[1] and result["steps"] == 8
+    assert weights[0] == weights[1] and result["steps"] == 9
     assert len(Run(tmp_path / "bucket").metrics()) == len(Run(tmp_path / "disk").metrics())
     assert not [path for path in (tmp_path / "bucket").rglob("*") if "partial" in path.name]
     with pytest.raises(RunError):
         replace(task, fresh=True)()
-    assert task()["steps"] == 8
+    assert task()["steps"] == 9
 
 
 def test_files_are_copied_and_compared_where_they_cannot_be_renamed(tmp_path, bucket, monkeypatch):
