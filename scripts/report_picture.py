@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT = 1280, 1840
+WIDTH, HEIGHT = 1280, 1700
 
 
 def main(page: str, out: str) -> None:
@@ -21,7 +21,7 @@ def main(page: str, out: str) -> None:
         view.goto(Path(page).resolve().as_uri())
         pixels = view.screenshot()
         browser.close()
-    Image.open(io.BytesIO(pixels)).save(out, "WEBP", quality=72, method=6)
+    Image.open(io.BytesIO(pixels)).save(out, "WEBP", quality=45, method=6)
 
 
 if __name__ == "__main__":
