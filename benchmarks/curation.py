@@ -175,7 +175,8 @@ def judged(rows: Table, planted: dict[str, tuple[str, str]]) -> dict[str, float]
         copies = [path for path, (_, own) in planted.items() if own == kind]
         reported = [path for path in copies if path in right]
         figures[f"recall_{kind}"] = sum(right[path] for path in reported) / len(copies)
-        figures[f"precision_{kind}"] = float(np.mean([right[path] for path in reported])) if reported else float("nan")
+        if reported:
+            figures[f"precision_{kind}"] = float(np.mean([right[path] for path in reported]))
     return {**figures, "precision": float(np.mean(list(right.values()))), "reported": len(right)}
 
 
