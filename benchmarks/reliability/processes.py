@@ -1,6 +1,6 @@
 """The same batches and the same weights for 1, 2 and 4 processes: python benchmarks/reliability/processes.py
 
-batches  1,000 steps of 16 images from tar files with an index, in a folder and in a bucket of moto's server with an
+batches  1,000 steps of 4 images from tar files with an index, in a folder and in a bucket of moto's server with an
          empty cache, with 0 and 2 worker processes for each process: the numbers of the images and a hash of the
          pixels of their views, in the order of the ranks, are compared step by step with one process that reads the
          folder.
@@ -40,7 +40,7 @@ from simclr.training.sampler import BatchSampler
 from simclr.views import Views
 
 WORLDS = (1, 2, 4)
-IMAGES, PER_SHARD, BATCH, STEPS = 3_000, 60, 16, 1_000
+IMAGES, PER_SHARD, BATCH, STEPS = 900, 30, 4, 1_000
 CASES: dict[str, dict[str, Any]] = {
     "nt_xent": {},
     "micro_batch, frozen statistics": {"micro_batch": 2, "bn": "frozen-stats"},
