@@ -17,7 +17,7 @@ from simclr.models.pretrained import load_classifier
 from simclr.tasks import distill
 from simclr.tasks.distill import labels_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 MACHINE = Machine(accelerator="cpu", workers=0)
 

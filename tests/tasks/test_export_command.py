@@ -21,7 +21,7 @@ from simclr.models.layers import read_layer
 from simclr.models.pretrained import load_classifier
 from simclr.tasks.export import Export
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 
 @pytest.fixture

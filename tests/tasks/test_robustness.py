@@ -10,7 +10,7 @@ from simclr.runs.machine import Device, Machine
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.robustness import Robustness
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 HERE = Device(workers=0)
 

@@ -27,7 +27,7 @@ from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain
 from simclr.views import Views
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 MACHINE = Machine(accelerator="cpu", workers=0)
 OWN = "support.own_network:network"

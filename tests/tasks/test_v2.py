@@ -26,7 +26,7 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.v2 import SimCLRv2
 from simclr.views import Views
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 STAGES = ["pretrain", "finetune", "self-distilled", "student-1", "student-1-labels", "scratch"]
 STUDENT = {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
@@ -254,7 +254,7 @@ def test_images_without_labels_are_refused(tmp_path, trained):
 def test_the_command_takes_recipes_and_has_a_head_of_three_layers(data):
     task = parse(SimCLRv2, "v2", ("data",), ["sample", "--config", "sample-v2", "--labels", "1%", "--epochs", "3"])
     assert (task.base.data, task.labels, task.base.epochs, task.folder) == ("sample", "1%", 3, Path("runs/v2-sample"))
-    assert task.students[0]["encoder_options"]["width"] == 0.25
+    assert task.students[0]["encoder_options"]["features"] == 512
     task = parse(SimCLRv2, "v2", ("data",), [data, "--students", "{encoder: simclr_resnet10}", "--distill.epochs", "3"])
     assert (task.base.head_layers, task.students, task.distill) == (3, ({"encoder": "simclr_resnet10"},), {"epochs": 3})
     assert parse(SimCLRv2, "v2", ("data",), [data, "--head_layers", "2"]).base.head_layers == 2
@@ -276,7 +276,7 @@ def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "millions"),
     [
-        ("sample-v2", [1.2, 0.3]),
+        ("sample-v2", [0.23, 0.058]),
         ("cifar10-v2", [94, 24, 11]),
         ("imagenet-v2-r50", [24, 11]),
         ("imagenet-v2-r152-3x-sk", [795, 24]),
