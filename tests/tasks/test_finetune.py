@@ -205,7 +205,7 @@ def test_the_test_split_is_read_once_at_the_end(encoder, tmp_path, monkeypatch):
         return read(self, i)
 
     monkeypatch.setattr(Files, "read", counting)
-    monkeypatch.setattr(FineTune, "is_compared", lambda task, source: True)
+    monkeypatch.setattr(FineTune, "is_compared", lambda task, source: task.measure == "test")
     task(encoder, folder, tmp_path / "run", batch=8)()
     of_test = [k for k, path in enumerate(reads) if path.startswith("test/")]
     assert len(of_test) == 15 == len({reads[k] for k in of_test})
