@@ -125,16 +125,20 @@ def duplicates(arguments: argparse.Namespace) -> dict[str, Any]:
     """Plant copies among the images of a folder and look for them."""
     folder, work, threshold = Path(arguments.data), arguments.work, arguments.threshold
     content = embeddings(arguments.run, str(folder), work / "all.npz")
-    before = found_in(work / "before.npz", content["features"], content["paths"].tolist(), threshold)
+    paths = [str(folder.resolve() / name) for name in content["paths"]]
+    before = found_in(work / "before", content["features"], paths, threshold)
     surplus = {row["path"] for row in before if row["keep"] == "False"}
-    rows = np.array([i for i, name in enumerate(content["paths"]) if name not in surplus])
-    names = content["paths"][rows].tolist()
+    rows = np.array([i for i, name in enumerate(paths) if name not in surplus])
+    names = [paths[i] for i in rows]
     figures: dict[str, list[float]] = defaultdict(list)
     for seed in range(arguments.draws):
-        planted = plant(folder, names, work / f"draw-{seed}", arguments.planted, seed)
-        copies = embeddings(arguments.run, str(work / f"draw-{seed}"), work / f"copies-{seed}.npz")
+        to = (work / f"draw-{seed}").resolve()
+        planted = plant(names, to, arguments.planted, seed)
+        copies = embeddings(arguments.run, str(to), work / f"copies-{seed}.npz")
         features = np.concatenate([content["features"][rows], copies["features"]])
-        found = found_in(work / f"with-{seed}.npz", features, names + copies["paths"].tolist(), threshold)
+        found = found_in(
+            work / f"with-{seed}", features, names + [str(to / name) for name in copies["paths"]], threshold
+        )
         for name, value in judged(found, planted).items():
             figures[name].append(value)
     return {
@@ -144,22 +148,24 @@ def duplicates(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def found_in(file: Path, features: np.ndarray, paths: list[str], threshold: float) -> Table:
-    """Return the table of near-duplicates among embeddings."""
-    np.savez(file, features=features, paths=np.array(paths))
-    return rows_of(Duplicates(run=file, threshold=threshold, overwrite=True))
+    """Return the table of near-duplicates among embeddings of images at these paths."""
+    np.savez(file.with_suffix(".npz"), features=features, paths=np.array(paths))
+    file.with_suffix(".txt").write_text("\n".join(paths) + "\n", encoding="utf-8")
+    images = str(file.with_suffix(".txt"))
+    return rows_of(Duplicates(run=file.with_suffix(".npz"), data=images, threshold=threshold, overwrite=True))
 
 
-def plant(folder: Path, names: list[str], to: Path, count: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Write changed copies of images of a folder; return the original and the kind of each by its path."""
+def plant(names: list[str], to: Path, count: int, seed: int) -> dict[str, tuple[str, str]]:
+    """Write changed copies of images; return the original and the kind of each by its path."""
     rng, planted = np.random.default_rng(seed), {}
     chosen = iter(rng.permutation(len(names)).tolist())
     for kind, change in KINDS.items():
         (to / kind).mkdir(parents=True, exist_ok=True)
         for k in range(count):
             original = names[next(chosen)]
-            with Image.open(folder / original) as image:
+            with Image.open(original) as image:
                 change(image.convert("RGB"), rng).save(to / kind / f"{k}.png")
-            planted[f"{kind}/{k}.png"] = (original, kind)
+            planted[str(to / kind / f"{k}.png")] = (original, kind)
     return planted
 
 

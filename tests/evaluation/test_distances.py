@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from simclr.evaluation.distances import (
+    ALIKE,
+    copies,
     duplicate_groups,
     duplicate_threshold,
     neighbourhood,
@@ -66,3 +68,18 @@ def test_an_outlier_is_beyond_the_median_by_robust_deviations():
     outlying, threshold = robust_outliers(scores, 3.0)
     assert threshold == 5.5 + 3 * 1.4826 * 2.5
     assert outlying.tolist() == [False] * 9 + [True]
+
+
+def test_copies_are_those_of_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(40, 4, 4, 3, generator=rng)
+    second = 0.99 * first + 0.15 * torch.randn(40, 4, 4, 3, generator=rng)  # cosines about 0.98
+    second[20:] = second[20:].flip(2)
+    unit = [x / x.flatten(1).norm(dim=1)[:, None, None, None] for x in (first, second)]
+    cosines = [torch.einsum("nhwc,mhwc->nm", unit[1].double(), x.double()) for x in (unit[0], unit[0].flip(2))]
+    expected = (torch.maximum(*cosines) >= ALIKE).nonzero().tolist()
+    assert 20 < len(expected) < 60
+    assert sorted(copies(unit[0], unit[1]).tolist()) == expected
+    everything = torch.cat([*unit, torch.zeros(2, 4, 4, 3)])
+    found = {tuple(sorted(pair)) for pair in copies(everything).tolist()}
+    assert found == {(i, 40 + j) for j, i in expected}

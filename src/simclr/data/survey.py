@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from simclr.data.decoding import file_form
 from simclr.data.loading import first_errors, try_read
+from simclr.data.miniature import miniature
 from simclr.data.source import Arrays, Objects, Source
 from simclr.data.splits import sample_rows
 from simclr.data.stored import Scaling
@@ -33,6 +34,8 @@ class Appearance(NamedTuple):
     """standard deviation of the channel that varies most, in [0, 1]; None unless asked for"""
     form: str | None
     """format of the file, such as "JPEG RGB 8 bit"; None unless asked for"""
+    miniature: Float32[np.ndarray, "side side c"] | None
+    """see `simclr.data.miniature`; None unless asked for"""
 
     @property
     def side(self) -> int:
@@ -41,7 +44,13 @@ class Appearance(NamedTuple):
 
 
 def survey(
-    source: Source, rows: Iterable[int], *, threads: int = -1, deviation: bool = False, form: bool = False
+    source: Source,
+    rows: Iterable[int],
+    *,
+    threads: int = -1,
+    deviation: bool = False,
+    form: bool = False,
+    small: bool = False,
 ) -> tuple[list[Appearance], list[UnreadableImage]]:
     """Return statistics of the readable images among `rows`, and the errors of the others, both in order."""
 
@@ -56,7 +65,9 @@ def survey(
         digest.update(np.ascontiguousarray(image))
         full = 255 if image.dtype == np.uint8 else 1
         varies = float(image.std((0, 1)).max()) / full if deviation else None
-        return Appearance(row, source.path(row), image.shape[0], image.shape[1], digest.digest(), varies, described)
+        shown = miniature(image) if small else None
+        size = image.shape[0], image.shape[1]
+        return Appearance(row, source.path(row), *size, digest.digest(), varies, described, shown)
 
     with ThreadPoolExecutor(cores() if threads < 0 else threads) as pool:
         results = list(pool.map(look, map(int, rows)))

@@ -1,10 +1,11 @@
-"""Distances between embeddings: nearest neighbours, groups of near-duplicates, outliers and coverage.
+"""Distances between embeddings: nearest neighbours, groups of near-duplicates, outliers and coverage; copies of images.
 
 A distance is the Euclidean distance of unit rows, sqrt(2 - 2 cosine), from 0 to 2. All of it runs in blocks: no array
 grows with the square of the number of images. The time of the exact search does; the approximate one proposes
 neighbours, whose distances are exact too.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from simclr.losses import unit_rows
 
 GATHERED = 1 << 24  # numbers of neighbouring rows that are held at a time
 IDENTICAL = 1e-5  # distance below which two embeddings are those of one image: float32 rounding, other batches
+ALIKE = 0.98  # cosine of the miniatures of two images from which they are copies (results/curation)
+COPIES, BLOCK = 10, 1 << 14  # neighbours of each image among which copies are looked for; pairs compared at a time
 CONSISTENT = 1.4826  # of the median absolute deviation of a normal distribution to its standard deviation
 
 
@@ -31,6 +34,9 @@ class Neighbourhood(NamedTuple):
     rows: Int64[np.ndarray, "n k"]
     recall: float = 1.0
     """fraction of the true neighbours that were found, measured on a sample if the search was approximate"""
+
+
+Search = Callable[..., Neighbourhood]
 
 
 def neighbourhood(
@@ -78,12 +84,51 @@ def duplicate_threshold(nearest_distance: Float64[np.ndarray, " n"], fraction: f
     return max(fraction * float(np.median(distinct)) if len(distinct) else 0.0, IDENTICAL)
 
 
-def duplicate_groups(neighbours: Neighbourhood, threshold: float) -> Int64[np.ndarray, " n"]:
+def distance_of_pairs(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float64[np.ndarray, " n"]:
+    """Return the distance of each row of `a` from that of `b`."""
+    return (unit_rows(a.float()) - unit_rows(b.float())).double().norm(dim=1).numpy()
+
+
+def copies(
+    bank: Float[Tensor, "m h w c"], queries: Float[Tensor, "n h w c"] | None = None, search: Search = neighbourhood
+) -> Int64[np.ndarray, "p 2"]:
+    """Return the pairs of a query and a row of the bank whose miniatures, one of them mirrored or not, have a cosine of
+    at least `ALIKE`, among the ten nearest of each query; without queries, the pairs of rows of the bank.
+
+    The nearest are those of the even part of each miniature and the absolute values of the odd part, which do not
+    change when it is mirrored: their distance is at most that of the miniatures.
+    """
+    own = bank if queries is None else queries
+    if len(bank) < 2 - (queries is not None) or not len(own):
+        return np.empty((0, 2), np.int64)
+    found = search(_even_and_odd(bank), COPIES, None if queries is None else _even_and_odd(queries))
+    first, column = np.nonzero(found.distances <= np.sqrt(2 - 2 * ALIKE) + IDENTICAL)
+    pairs = np.stack([first, found.rows[first, column]], 1)
+    alike = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), BLOCK):
+        a, b = (
+            x[torch.from_numpy(i)].float() for x, i in zip((own, bank), pairs[start : start + BLOCK].T, strict=True)
+        )
+        cosine = torch.maximum((a * b).sum((1, 2, 3)), (a * b.flip(2)).sum((1, 2, 3)))
+        alike[start : start + BLOCK] = (cosine >= ALIKE).numpy()
+    return pairs[alike]
+
+
+def _even_and_odd(miniatures: Float[Tensor, "n h w c"]) -> Float[Tensor, "n d"]:
+    mirrored = miniatures.flip(2)
+    return torch.cat([(miniatures + mirrored).flatten(1), (miniatures - mirrored).abs().flatten(1)], 1)
+
+
+def duplicate_groups(
+    neighbours: Neighbourhood, threshold: float, others: Int64[np.ndarray, "p 2"] | None = None
+) -> Int64[np.ndarray, " n"]:
     """Return the group of each image, -1 for none: images belong to one group if a chain of neighbours within the
-    threshold connects them. Groups are numbered by their first image."""
+    threshold, or of other pairs, connects them. Groups are numbered by their first image."""
     n = len(neighbours.rows)
     first, column = np.nonzero(neighbours.distances <= threshold)
     second = neighbours.rows[first, column]
+    if others is not None:
+        first, second = np.append(first, others[:, 0]), np.append(second, others[:, 1])
     pairs = (first.astype(np.int32), second.astype(np.int32))  # the only type that scipy took before 1.13
     graph = coo_array((np.ones(len(first), bool), pairs), shape=(n, n))
     component = connected_components(graph, directed=False)[1]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from support.evaluated import write_encoder, write_folder
 
 import simclr
 from simclr.cli import main
+from simclr.data import open_source
 from simclr.data.embeddings import read_embeddings
 from simclr.errors import DataError, SettingError
 from simclr.runs.machine import Device
@@ -69,7 +70,7 @@ def test_copies_and_near_copies_of_files_are_found_by_pixels_and_by_embedding(ru
     found = task()
     rows = table(found["out"])
     kinds = {Path(path).name: kind for path, kind in zip(rows["path"], rows["kind"], strict=True)}
-    assert kinds == {first.name: "exact", "copy.png": "exact", second.name: "near", "near.png": "near"}
+    assert kinds == {first.name: "exact", "copy.png": "exact", second.name: "copy", "near.png": "copy"}
     assert sorted(rows["keep"]) == ["False", "False", "True", "True"]
     assert found["groups"] == found["duplicates"] == 2
     check_page(found["page"], images=True)
@@ -87,6 +88,40 @@ def test_test_images_among_the_training_images_are_leaks(run, photographs):
     assert [Path(path).name for path in rows["path"]] == [leaked.name]
     assert [Path(path).name for path in rows["train_path"]] == ["leaked.png"]
     assert rows["kind"] == ["exact"]
+
+
+def shown(photograph: Image.Image, folder: Path, name: str, split: str = "train") -> None:
+    (folder / split / "a").mkdir(parents=True, exist_ok=True)
+    photograph.save(folder / split / "a" / name, quality=40)
+
+
+def test_changed_copies_are_found_by_their_pixels_where_embeddings_say_nothing(tmp_path):
+    """Photographs, with resized, compressed and mirrored copies, and embeddings that are random."""
+    source, folder = open_source("sample", "train"), tmp_path / "photographs"
+    images = [Image.fromarray(source.read(i)).resize((64, 64), Image.Resampling.BICUBIC) for i in range(12)]
+    for i, image in enumerate(images):
+        shown(image, folder, f"{i}.png")
+    shown(images[0].resize((40, 40), Image.Resampling.BICUBIC), folder, "resized.png")
+    shown(images[1], folder, "compressed.jpg")
+    shown(ImageOps.mirror(images[2]), folder, "mirrored.png", "test")
+    shown(images[3].rotate(90), folder, "rotated.png", "test")
+    data = open_source(str(folder), "all")
+    names = [data.path(i) for i in range(len(data))]
+    features = np.random.default_rng(0).standard_normal((len(data), 64)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", features=features, paths=np.array(names))
+    where = {"run": tmp_path / "e.npz", "data": str(folder), "overwrite": True}
+    rows = table(simclr.Duplicates(**where)()["out"])
+    groups = [{Path(p).name for p, g in zip(rows["path"], rows["group"], strict=True) if g == n} for n in "012"]
+    assert sorted(map(sorted, groups)) == [["0.png", "resized.png"], ["1.png", "compressed.jpg"],
+                                           ["2.png", "mirrored.png"]]  # fmt: skip
+    assert set(rows["kind"]) == {"copy"}
+    assert simclr.Duplicates(**where, pictures=False)()["groups"] == 0
+    rows = table(simclr.Leaks(**where)()["out"])
+    assert [(Path(rows["path"][0]).name, Path(rows["train_path"][0]).name)] == [("mirrored.png", "2.png")]
+    pair = [names.index(rows[column][0]) for column in ("path", "train_path")]
+    unit = features[pair] / np.linalg.norm(features[pair], axis=1, keepdims=True)
+    assert float(rows["distance"][0]) == pytest.approx(np.linalg.norm(unit[0] - unit[1]), rel=1e-5)
+    assert rows["kind"] == ["copy"]
 
 
 def test_a_planted_outlier_and_a_planted_label_error_come_first(vectors):
