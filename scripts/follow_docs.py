@@ -35,8 +35,9 @@ LIMIT = 900  # seconds of a command
 SCALED = """
 import sys
 from simclr.cli import main
-recipes, words = {recipes!r}, sys.argv[1:]
-sys.exit(main(words + ["--config", recipes[words[0]]] * (words[0] in recipes and "--help" not in words)))
+words = sys.argv[1:]
+recipe = None if "--help" in words else {recipes!r}.get(words[0])
+sys.exit(main(words + (["--config", recipe] if recipe else [])))
 """
 INPUTS = """
 from pathlib import Path

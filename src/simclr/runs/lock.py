@@ -16,6 +16,7 @@ from simclr.runs.storage import UNSUPPORTED
 NAME = ".lock"
 HEARTBEAT, STALE = 10.0, 60.0  # seconds between signs of life of a lease, and after which it has lapsed
 _WITHOUT_LOCKS = {*UNSUPPORTED, errno.ENOLCK, errno.EINVAL}
+LENGTH = 400  # bytes, more than a host name takes
 SETTLE = 0.5  # seconds after which a lease that another process took at the same time is seen
 _held: set[Path] = set()
 
@@ -86,12 +87,22 @@ class RunLock:
         threading.Thread(target=self._renew, args=(self._ended,), daemon=True).start()
 
     def _write(self) -> None:
-        data = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}).encode()
-        if self._file is None:  # others see a file in a mounted bucket once it is closed
-            self.path.write_bytes(data)
-        else:
+        """Write who holds the lock, in place and at the same length, so that no reader meets a part of it."""
+        holder = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+        data = json.dumps(holder).ljust(LENGTH).encode()
+        if self._file is not None:
             os.pwrite(self._file, data, 0)
-            os.ftruncate(self._file, len(data))
+            return
+        try:
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(file, data, 0)
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            self.path.write_bytes(data)  # in a mounted bucket, where others see a file once it is closed
 
     def _close(self) -> None:
         if self._file is not None:
