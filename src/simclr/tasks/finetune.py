@@ -136,9 +136,8 @@ class FineTune(LabelSubset, Training):
         )
         last = fit(run, fabric, parts, schedule, describe=training_accuracy)
 
-        model, preprocess = parts.model, start.preprocess
+        model, preprocess, workers = parts.model, start.preprocess, self.machine.worker_processes
         networks = [model] if probe is None else [model, self.features_of(load(self.run)).to(fabric.device)]
-        workers = self.machine.worker_processes
         features, *frozen = extract_together(networks, measured, preprocess, device=fabric.device, workers=workers)
         targets = torch.from_numpy(multilabel.targets(measured))[features.indices]
         linear = probe(frozen[0].features) if probe else None
@@ -156,10 +155,10 @@ class FineTune(LabelSubset, Training):
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, source), model.classifier)
             if targets.ndim == 1 and self.measure == "test":
-                tested = features._replace(labels=targets)
-                save_examples(
-                    examples_of(self.data, measured, tested, scores.double().softmax(1)), run.path / "result.json"
+                examples = examples_of(
+                    self.data, measured, features._replace(labels=targets), scores.double().softmax(1)
                 )
+                save_examples(examples, run.path / "result.json")
 
         return close_run(fabric, run, content, save)
 
