@@ -190,14 +190,14 @@ def again(task: Any) -> str:
 
 def steps_of(task: Any) -> int:
     """Run a command and return the number of training steps that it took."""
-    step, count = simclr.training.fit._train_step, 0
+    step, count = simclr.training.fit.train_step, 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         return step(*arguments)
 
-    simclr.training.fit._train_step = counted
+    simclr.training.fit.train_step = counted
     task()
     return count
 

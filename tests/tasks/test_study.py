@@ -23,6 +23,7 @@ from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES
 from simclr.tasks.study import Study
+from simclr.tasks.sweep import Sweep
 from simclr.views import Views
 
 pytestmark = pytest.mark.slow
@@ -293,6 +294,19 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, fiel
     assert error.value.field == field
     assert not (tmp_path / "s").exists()
     assert trained == []
+
+
+@pytest.mark.parametrize(("task", "words"), [(Study, ["loss", "--seeds", "2"]), (Sweep, ["lr=1,2", "--seeds", "2"])])
+def test_without_a_recipe_the_base_is_what_suggest_says(tmp_path, task, words):
+    """The settings of the study or the sweep itself turn the suggestions off as little as its data do."""
+    data = str(write_arrays(tmp_path / "few.npz", train=60, test=30))
+    suggested = parse(Pretrain, "pretrain", ("data",), [data])
+    positional = ("name", "data") if task is Study else ("data", "over...")
+    words = [words[0], data, *words[1:]] if task is Study else [data, *words]
+    base = parse(task, task.command, positional, words).base
+    assert (base.encoder, base.batch, base.views) == (suggested.encoder, suggested.batch, suggested.views)
+    own = parse(task, task.command, positional, [*words, "--batch", "32"]).base
+    assert (own.batch, own.encoder) == (32, Pretrain(data="").encoder)
 
 
 def test_images_without_labels_are_refused(tmp_path, trained):

@@ -59,8 +59,12 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
     part = flat_part(task)
-    trained = getattr(built, part.name) if part and not hasattr(built, "suggested") else built
-    if hasattr(trained, "suggested") and (settings := trained.suggested({name for name, _ in given})):
+    trained, names = built, {name for name, _ in given}
+    if part and not hasattr(built, "suggested"):  # the settings of a study or a sweep itself are none of the method
+        trained = getattr(built, part.name)
+        trained = dataclasses.replace(trained, data=getattr(built, "data", trained.data))
+        names -= hidden(task, part) - {field.name for field in dataclasses.fields(trained)}
+    if hasattr(trained, "suggested") and (settings := trained.suggested(names)):
         built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
         settings = plain(built)
