@@ -1,11 +1,13 @@
-"""Settings: durations."""
+"""Settings: durations, and paths given as text."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from simclr.errors import SettingError
-from simclr.settings import seconds_of
+from simclr.settings import check_settings, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,21 @@ def test_other_texts_are_refused(text):
     with pytest.raises(SettingError) as error:
         seconds_of("budget", text)
     assert error.value.field == "budget"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    where: Path
+    maybe: Path | None = None
+    name: str = "a"
+
+
+def test_text_for_a_path_becomes_one():
+    files = Files.__new__(Files)
+    for name, value in {"where": "a/b", "maybe": None, "name": "a/b"}.items():
+        object.__setattr__(files, name, value)
+    check_settings(files)
+    assert (files.where, files.maybe, files.name) == (Path("a/b"), None, "a/b")
+    object.__setattr__(files, "maybe", "c")
+    check_settings(files)
+    assert files.maybe == Path("c")

@@ -9,6 +9,7 @@ import numbers
 import operator
 import re
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from simclr.errors import SettingError
@@ -30,10 +31,13 @@ def flat(*without: str) -> Any:
 
 def check_settings(task: Any, prefix: str = "") -> None:
     """Check every field of a dataclass against its bounds, and text against its Literal type; raise SettingError for
-    the first that is outside of them. Values of None are not checked."""
+    the first that is outside of them. Values of None are not checked. Text for a path becomes one."""
     for field in dataclasses.fields(task):
         value, name = getattr(task, field.name), prefix + field.name
         if value is None:
+            continue
+        if isinstance(value, str) and field.type in (Path, Path | None):
+            object.__setattr__(task, field.name, Path(value))
             continue
         options = choices(field.type)
         for item in value if isinstance(value, tuple | list) else (value,):

@@ -51,8 +51,8 @@ class Leaks(NeighbourSearch):
         looks = appearances(collection) if self.pictures else Appearances({}, None)
         alike = {}
         if looks.miniatures is not None:
-            small = [looks.miniatures[torch.from_numpy(rows)] for rows in (train, test)]
-            alike = dict(copies(*small, self.neighbourhood)[::-1].tolist())  # the nearest of each
+            of_train, of_test = (looks.miniatures[torch.from_numpy(rows)] for rows in (train, test))
+            alike = dict(copies(of_train, of_test, self.neighbourhood)[::-1].tolist())  # the nearest of each
             nearest[[*alike]] = [*alike.values()]
             distances = distance_of_pairs(bank[torch.from_numpy(nearest)], queries)
         leaks = np.array([i for i in np.argsort(distances, kind="stable") if near[i] or i in alike], np.int64)
