@@ -106,16 +106,9 @@ def record(rank: int, world: int, where: str, workers: int, cache: Path, steps: 
 
 def compare_batches(root: Path, steps: int) -> dict[str, Any]:
     """Return how many steps differ from those of one process without workers that reads the folder."""
-    from moto.server import ThreadedMotoServer
+    import s3_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
-                   "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    import s3fs
-
-    s3fs.S3FileSystem().mkdir("bucket")
+    server = s3_server.start()
     places = {"folder": write(root / "set"), "bucket": write(root / "stage", "s3://bucket/set")}
     rows, expected = [], None
     for place, where in places.items():

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from moto.server import ThreadedMotoServer
+import s3_server
 from PIL import Image
 
 from simclr.data import open_source
@@ -65,14 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
-                   "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    import s3fs
-
-    s3fs.S3FileSystem().mkdir("bucket")
+    server = s3_server.start()
     rates: dict[str, list[float]] = {"local": [], "cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

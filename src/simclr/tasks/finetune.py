@@ -155,10 +155,8 @@ class FineTune(LabelSubset, Training):
             head = model.head if len(model.head.layers) else None
             save_encoder(run.path, model.encoder, head, self.card(start.card, head, source), model.classifier)
             if targets.ndim == 1 and self.measure == "test":
-                examples = examples_of(
-                    self.data, measured, features._replace(labels=targets), scores.double().softmax(1)
-                )
-                save_examples(examples, run.path / "result.json")
+                tested, probabilities = features._replace(labels=targets), scores.double().softmax(1)
+                save_examples(examples_of(self.data, measured, tested, probabilities), run.path / "result.json")
 
         return close_run(fabric, run, content, save)
 
