@@ -4,11 +4,13 @@
 
 The embeddings are 128 values each, in 10,000 clusters of different sizes; 1,000 of them are copies of others with a
 little noise, 100 are outliers. Each part runs in a process of its own. `search` looks for the 10 nearest of 10,000
-queries by the approximate search. `brute` is scikit-learn's brute force for 1,000 queries, from which the time for all
-rows follows by proportion. Prints one JSON object per part, after what the commands print.
+queries by the approximate search; its recall is counted against the exact search on 1,000 of them. `brute` is
+scikit-learn's brute force for 1,000 queries, from which the time for all rows follows by proportion. Prints one JSON
+object per part, after what the commands print.
 """
 
 import argparse
+import csv
 import json
 import resource
 import subprocess
@@ -19,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-WIDTH, CLUSTERS, COPIES, OUTLIERS, QUERIES, BRUTE = 128, 10_000, 1000, 100, 10_000, 1000
+WIDTH, CLUSTERS, COPIES, OUTLIERS, QUERIES, K, BRUTE = 128, 10_000, 1000, 100, 10_000, 10, 1000
 
 
 def main() -> None:
@@ -60,7 +63,10 @@ def duplicates(file: Path) -> dict[str, Any]:
     from simclr import Duplicates
 
     found = Duplicates(run=file, overwrite=True)()
-    return {"groups": found["groups"], "planted": COPIES}
+    group = {int(row["row"]): row["group"] for row in rows_of(found["out"])}
+    copy = len(np.load(file, mmap_mode="r")) - COPIES - OUTLIERS  # of row 0
+    hits = sum(i in group and group[i] == group.get(copy + i) for i in range(COPIES))
+    return {"groups": found["groups"], "planted": COPIES, "planted_in_the_group_of_their_original": hits}
 
 
 def outliers(file: Path) -> dict[str, Any]:
@@ -68,21 +74,40 @@ def outliers(file: Path) -> dict[str, Any]:
     from simclr import Outliers
 
     found = Outliers(run=file, overwrite=True)()
-    with open(found["out"], encoding="utf-8") as table:
-        first = [int(line.split(",")[1]) for _, line in zip(range(OUTLIERS + 1), table, strict=False) if line[0] == "r"]
-    rows = np.load(file, mmap_mode="r").shape[0]
+    first = [int(row["row"]) for row in rows_of(found["out"])[:OUTLIERS]]
+    rows = len(np.load(file, mmap_mode="r"))
     return {"planted": OUTLIERS, "planted_among_the_first": sum(row >= rows - OUTLIERS for row in first)}
 
 
 def search(file: Path) -> dict[str, Any]:
-    """Look for the neighbours of some rows by the approximate search."""
+    """Look for the neighbours of some rows by the approximate search, then for those of a tenth of them exactly."""
     from simclr import Search
+    from simclr.evaluation.neighbours import nearest
 
     x = np.load(file, mmap_mode="r")
-    queries = file.with_name("queries.npy")
-    np.save(queries, x[:: len(x) // QUERIES][:QUERIES])
-    Search(run=file, query=str(queries), backend="faiss", out=file.with_name("search.csv"), overwrite=True)()
-    return {"queries": QUERIES, "k": 10}
+    queries, rows, began = file.with_name("queries.npy"), np.arange(0, len(x), len(x) // QUERIES)[:QUERIES], time.time()
+    np.save(queries, x[rows])
+    search = Search(run=file, query=str(queries), k=K, backend="faiss", out=file.with_suffix(".csv"), overwrite=True)
+    found = np.array([int(row["row"]) for row in rows_of(search()["out"])]).reshape(len(rows), K)
+    seconds, checked = (
+        time.time() - began,
+        np.arange(3, len(rows), 10),
+    )  # hardly any of the queries that it was tuned on
+    true = nearest(torch.from_numpy(np.array(x)), torch.from_numpy(x[rows[checked]]), K)[1].numpy()
+    recall = float((true[:, :, None] == found[checked][:, None, :]).any(2).mean())
+    return {
+        "queries": len(rows),
+        "k": K,
+        "search_seconds": round(seconds, 1),
+        "recall": recall,
+        "checked": len(checked),
+    }
+
+
+def rows_of(table: str) -> list[dict[str, str]]:
+    """Return the rows of the table that an exploration writes."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def brute(file: Path) -> dict[str, Any]:

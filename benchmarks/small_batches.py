@@ -2,11 +2,12 @@
 
     python benchmarks/small_batches.py cifar10:FOLDER [--images 5000] [--epochs 30] [--seeds 3] [--out FOLDER]
 
-A tiny encoder (ResNet-10, width 0.25, 16 px) learns from a subset of the training images without their labels; k-NN and
-a linear classifier then learn from that subset with labels and are measured on other training images, as many for each
-class. The test images are not read. Every run sees the same number of images; the learning rate follows the square root
-of the batch size, and is the same for all losses. `--temperatures` adds rows; the schedule goes from 1 to 0.1 and back,
-five times. Runs are kept in `--runs` and not repeated. Writes results.json and README.md, mean ± standard deviation.
+A small encoder (`simclr_convnet`, views of 16 px) learns from a subset of the training images without their labels;
+k-NN and a linear classifier then learn from that subset with labels and are measured on other training images, as many
+for each class. The test images are not read. Every run sees the same number of images; the learning rate follows the
+square root of the batch size, and is the same for all losses. `--temperatures` adds rows; the schedule goes from 1 to
+0.1 and back, five times. Runs are kept in `--runs` and not repeated. Writes results.json and README.md, mean ± standard
+deviation.
 """
 
 import argparse
@@ -98,9 +99,9 @@ def measure(arguments: argparse.Namespace, data: Path, loss: str, settings: dict
     device = Device(accelerator="cpu", workers=0)
     start = time.perf_counter()
     result = Pretrain(
-        data=str(data), out=out, encoder="simclr_resnet10", encoder_options={"width": 0.25, "stem": "small"},
-        views=Views(size=16, strength=0.5, blur=0.0, crop_area=(0.2, 1.0)), head_features=64, lr=arguments.lr,
-        scaling="sqrt", weight_decay=1e-4, epochs=arguments.epochs, knn_every=0, save_every=100_000,
+        data=str(data), out=out, encoder="simclr_convnet", image_size=32, head_hidden=128, head_features=64,
+        views=Views(size=16, strength=0.5, blur=0.0, crop_area=(0.2, 1.0)), lr=arguments.lr, scaling="sqrt",
+        weight_decay=1e-4, epochs=arguments.epochs, knn_every=0, save_every=100_000,
         gamma=arguments.gamma, machine=Machine(accelerator="cpu", workers=0), **settings,
     )()  # fmt: skip
     seconds = result.get("seconds", time.perf_counter() - start)
