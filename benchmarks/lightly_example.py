@@ -1,7 +1,7 @@
 """Lightly's SimCLR example on CIFAR-10, for comparison in the same time on the same cores.
 
     python benchmarks/lightly_example.py DATA --out FOLDER --seconds 904 [--workers 2] [--seed 0]
-    simclr convert FOLDER/weights.pt --out FOLDER/run
+    simclr convert FOLDER/weights.pt --out FOLDER/run --image_size 32
     simclr linear FOLDER/run DATA
 
 What lightly's examples/pytorch/simclr.py states: the transform of SimCLR at 32 px, torchvision's ResNet-18 without its
