@@ -140,9 +140,7 @@ class Convert:
             counts = Counter(key.rpartition(".")[0].partition(".")[0] or key for key in converted.ignored)
             listed = ", ".join(f"{part} ({count})" for part, count in counts.items()) or "none"
             print(f"left out {len(converted.ignored)} tensors of heads, classifiers and copies: {listed}")
-        assumed = (
-            "" if self.image_size else ", which follows from the network (--image_size if it was trained on others)"
-        )
+        assumed = "" if self.image_size else " (as the network suggests; --image_size for others)"
         print(f"images: {converted.card.image_size} px{assumed}; {converted.card.input}")
         for name, difference in differences.items():
             print(f"{name}: maximum difference {difference:.2g} of the maximum value")
