@@ -5,7 +5,7 @@
 `--labels`: percentages of each class, or numbers of images of each class. Each draw selects other labels. The three use
 the same labels and the same test images, which are read once a run, after every choice. From scratch: the same network,
 crops, batch and number of steps as fine-tuning; its learning rate is one of four, chosen as fine-tuning chooses, on two
-halves of the labelled images. Finished runs in FOLDER are not repeated. Prints a table in Markdown (top-1 in %, mean ±
+halves of the labelled images, of the first draw for all draws of an amount. Finished runs in FOLDER are not repeated. Prints a table in Markdown (top-1 in %, mean ±
 standard deviation over the draws, and Student's 95 % interval of fine-tuning minus linear, draw by draw) and writes
 FOLDER/summary.json.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from simclr.cli.parsing import parse
 from simclr.data import Source
@@ -46,6 +47,7 @@ def main() -> None:
     print("| labels | n | fine-tuned | linear | from scratch | fine-tuned - linear |\n|---|---|---|---|---|---|")
     for labels in arguments.labels:
         draws: dict[str, list[float]] = {"finetune": [], "linear": [], "scratch": []}
+        lr = None
         for seed in range(arguments.draws):
             folder = arguments.out / f"{labels.replace('%', '-percent')}-{seed}"
             tuned = fine_tuning(arguments.run, arguments.data, folder, selection(train, labels, seed, folder), seed)
@@ -53,7 +55,9 @@ def main() -> None:
             draws["finetune"].append(result["top1"])
             draws["linear"].append(result["linear_top1"])
             if arguments.scratch == "true":
-                draws["scratch"].append(from_scratch(tuned, folder)["top1"])
+                scratch = from_scratch(tuned, folder)
+                lr = lr or rate_of(scratch)
+                draws["scratch"].append(replace(scratch, lr=lr)()["top1"])
         draws["margin"] = [a - b for a, b in zip(draws["finetune"], draws["linear"], strict=True)]
         rows[labels] = {name: summary(values) for name, values in draws.items() if values}
         cells = [text(rows[labels].get(name)) for name in ("finetune", "linear", "scratch", "margin")]
@@ -80,21 +84,24 @@ def fine_tuning(run: Path, data: str, folder: Path, words: list[str], seed: int)
     return parse(FineTune, "finetune", ("run", "data"), words)
 
 
-def from_scratch(tuned: FineTune, folder: Path) -> dict[str, Any]:
-    """Return the result of training from scratch, with the learning rate that is best on halves of the labels."""
-    out = folder.with_name(f"{folder.name}-scratch")
-    task = replace(tuned, adapt=False, from_probe=False, from_scratch=True, out=out)
-    if (out / "result.json").is_file():
-        return json.loads((out / "result.json").read_text())
+def from_scratch(tuned: FineTune, folder: Path) -> FineTune:
+    """Return the training of the same network from random weights."""
+    return replace(tuned, adapt=False, from_probe=False, from_scratch=True,
+                   out=folder.with_name(f"{folder.name}-scratch"))  # fmt: skip
+
+
+def rate_of(task: FineTune) -> float:
+    """Return the learning rate of a finished run, or else the one that is best on halves of the labels."""
+    if (finished := task.out / "recipe.yaml").is_file():
+        return yaml.safe_load(finished.read_text(encoding="utf-8"))["lr"]
     source, _, _ = task.images()
     fabric, half = task.machine.launch(), holdout_mask(source, 0.5, task.seed)
     parts = [source.select(np.flatnonzero(rows), source.split) for rows in (half, ~half)]
     means = {}
     for lr in RATES:
-        candidate = replace(task, lr=lr)
-        hits = [held_out_hits(candidate, fabric, *pair, MOST_STEPS) for pair in (parts, parts[::-1])]
+        hits = [held_out_hits(replace(task, lr=lr), fabric, *pair, MOST_STEPS) for pair in (parts, parts[::-1])]
         means[lr] = torch.cat(hits).mean().item()
-    return replace(task, lr=max(means, key=means.__getitem__))()
+    return max(means, key=means.__getitem__)
 
 
 def summary(values: list[float]) -> dict[str, Any]:
