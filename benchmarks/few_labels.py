@@ -5,9 +5,9 @@
 `--labels`: percentages of each class, or numbers of images of each class. Each draw selects other labels. The three use
 the same labels and the same test images, which are read once a run, after every choice. From scratch: the same network,
 crops, batch and number of steps as fine-tuning; its learning rate is one of four, chosen as fine-tuning chooses, on two
-halves of the labelled images, of the first draw for all draws of an amount. Finished runs in FOLDER are not repeated. Prints a table in Markdown (top-1 in %, mean ±
-standard deviation over the draws, and Student's 95 % interval of fine-tuning minus linear, draw by draw) and writes
-FOLDER/summary.json.
+halves of the labelled images, of the first draw for all draws of an amount. Finished runs in FOLDER are not repeated.
+Prints a table in Markdown (top-1 in %, mean ± standard deviation over the draws, and Student's 95 % interval of
+fine-tuning minus linear, draw by draw) and writes FOLDER/summary.json.
 """
 
 import argparse
