@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker
 
 import numpy as np
 import pytest
+from support import checked
+
+checked.install()  # before the package is loaded
 
 SHARED = Path(os.environ.get("SIMCLR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -24,8 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 FORKS = multiprocessing.get_context("forkserver")
-LOADED = ("cli.parsing", "views.cpu_backend", "report.page", "tasks.pretrain", "tasks.finetune", "tasks.transfer")
-FORKS.set_forkserver_preload([f"simclr.{name}" for name in LOADED])
+FORKS.set_forkserver_preload(["support.loaded"])
 
 
 class Program:

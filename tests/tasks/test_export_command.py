@@ -24,23 +24,25 @@ from simclr.tasks.export import Export
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
 
-@pytest.fixture
-def run(tmp_path):
-    options = {"pad": "torch", "stem": "imagenet"}
-    encoder = create_encoder("simclr_resnet50", 64, options)
-    encoder(torch.rand(2, 3, 64, 64))
-    card = Card(encoder={"name": "simclr_resnet50", "options": options}, features=2048, image_size=64,
-                preprocess={"size": 64, "crop": 0.875})  # fmt: skip
-    save_encoder(tmp_path / "run", encoder, None, card)
-    return tmp_path / "run", encoder.eval()
+def save_resnet(folder, **normalisation):
+    """Save and return an encoder that torchvision and timm have too, whose batch statistics matter."""
+    torch.manual_seed(0)
+    options = {"pad": "torchvision", "stem": "imagenet", **normalisation}
+    encoder = create_encoder("simclr_resnet18", 32, options)
+    encoder(torch.rand(8, 3, 32, 32))
+    card = Card(encoder={"name": "simclr_resnet18", "options": options}, features=512, image_size=32,
+                preprocess={"size": 32, "crop": 1.0})  # fmt: skip
+    save_encoder(folder, encoder.eval(), None, card)
+    return encoder
 
 
-def test_the_file_loads_strictly_and_gives_the_same_features(run):
-    folder, encoder = run
+def test_the_file_loads_strictly_and_gives_the_same_features(tmp_path):
+    folder = tmp_path / "run"
+    encoder = save_resnet(folder)
     found = Export(run=folder, to="timm")()
     other = timm.create_model(found["name"], num_classes=0)
     other.load_state_dict(load_file(found["out"]), strict=True)
-    x = torch.rand(2, 3, 64, 64)
+    x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(other.eval()(x), encoder(x), rtol=1e-5, atol=1e-6)
     with pytest.raises(SettingError) as refused:
@@ -60,36 +62,95 @@ def test_a_timm_model_keeps_its_names(tmp_path):
 
 ELSEWHERE = """
 import sys
-import numpy as np
-import torch
-for path in sys.argv[2:]:
-    program = torch.export.load(path).module()
-    with torch.no_grad():
-        np.save(path + ".npy", program(torch.from_numpy(np.load(sys.argv[1]))).numpy())
-assert not any(name.partition(".")[0] in ("simclr", "timm") for name in sys.modules)
+sys.modules["simclr"] = None  # its import fails
+import numpy as np, torch, torchvision
+from safetensors.torch import load_file
+def weights(network, path):
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(load_file(path), strict=True)
+    return network.eval()
+def hub(path):
+    network = timm.create_model("local-dir:" + path, pretrained=True).eval()
+    config = network.pretrained_cfg
+    mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
+    return lambda x: network((x - mean) / std)
+def onnx(path):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+load = {
+    "pt2": lambda path: torch.export.load(path).module(),
+    "onnx": onnx, "onnx-int8": onnx,
+    "torchvision": lambda path: weights(torchvision.models.resnet18(), path),
+    "timm": lambda path: weights(timm.create_model("resnet18"), path),
+    "huggingface": hub,
+}
+folder, *formats = sys.argv[1:]
+photographs, found = np.load(folder + "/photographs.npz"), {}
+with torch.inference_mode():
+    for k, to in enumerate(formats):
+        if to in ("timm", "huggingface"):
+            import timm
+        x = photographs["small" if to in ("pt2", "onnx", "onnx-int8") else "large"]
+        found[str(k)] = load[to](f"{folder}/{k}")(torch.from_numpy(x)).numpy()
+        assert to in ("timm", "huggingface") or "timm" not in sys.modules
+np.savez(folder + "/features.npz", **found)
 """
+LAYERS = ("h", "head.1", "z", "block_group3", "scores")
 
 
-def test_a_program_gives_every_layer_without_this_package(tmp_path):
-    run, data = write_encoder(tmp_path / "run"), write_arrays(tmp_path / "squares.npz")
-    tuned = tmp_path / "tuned"
-    FineTune(run=run, data=str(data), out=tuned, steps=2, batch=8, machine=Machine(workers=0))()
-    layers = {"h": run, "head.1": run, "z": run, "block_group3": run, "scores": tuned}
-    for layer, folder in layers.items():
-        Export(run=folder, layer=layer, out=tmp_path / f"{layer}.pt2")()
-    x = torch.rand(5, 3, 16, 16)
-    np.save(tmp_path / "x.npy", x.numpy())
-    paths = [str(tmp_path / name) for name in ("x.npy", *(f"{layer}.pt2" for layer in layers))]
-    subprocess.run([sys.executable, "-c", ELSEWHERE, *paths], check=True, capture_output=True)
-    for layer, folder in layers.items():
-        encoder = simclr.load(folder)
-        network = load_classifier(folder) if layer == "scores" else read_layer(encoder.network, encoder.head, layer)
-        with torch.no_grad():
-            expected = network(x).numpy()
-        np.testing.assert_allclose(np.load(tmp_path / f"{layer}.pt2.npy"), expected, rtol=1e-4, atol=1e-5)
+@pytest.fixture(scope="module")
+def elsewhere(no_probe, tmp_path_factory):
+    """For files of every format, (format, layer, run): features of photographs by a program without this package, those
+    of the encoder, and the path."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    run, tuned, plain, scaled = (folder / name for name in ("run", "tuned", "plain", "scaled"))
+    source = open_source("sample", "test").select(np.arange(64), "test")
+    np.savez(folder / "data.npz", images=source.pixels, labels=source.labels)
+    write_encoder(run)
+    FineTune(run=run, data=str(folder / "data.npz"), out=tuned, steps=2, batch=8, machine=Machine(workers=0))()
+    save_resnet(plain), save_resnet(scaled, mean=[0.5] * 3, std=[0.25] * 3)
+    photographs = {
+        name: torch.stack([simclr.load(path).preprocess(source.read(i)) for i in range(64)])
+        for name, path in (("small", run), ("large", plain))
+    }
+    np.savez(folder / "photographs.npz", **{name: images.numpy() for name, images in photographs.items()})
+    files = [("pt2", layer, tuned if layer == "scores" else run) for layer in LAYERS]
+    files += [("onnx", "h", run), ("onnx-int8", "h", run)] if find_spec("onnxruntime") else []
+    files += [*((to, "h", plain) for to in ("torchvision", "timm", "huggingface")), ("huggingface", "h", scaled)]
+    for k, (to, layer, path) in enumerate(files):
+        data = str(folder / "data.npz") if to == "onnx-int8" else None
+        Export(run=path, to=to, layer=layer, out=folder / str(k), data=data)()
+    words = [sys.executable, "-c", ELSEWHERE, str(folder), *(to for to, _, _ in files)]
+    subprocess.run(words, check=True, capture_output=True)
+    compared = {}
+    with np.load(folder / "features.npz") as found, torch.inference_mode():
+        for k, (to, layer, path) in enumerate(files):
+            encoder = simclr.load(path)
+            network = load_classifier(path) if layer == "scores" else read_layer(encoder.network, encoder.head, layer)
+            expected = network.eval()(photographs["large" if path in (plain, scaled) else "small"]).numpy()
+            compared[to, layer, path.name] = found[str(k)], expected, folder / str(k)
+    return compared
+
+
+def test_a_program_gives_every_layer_without_this_package(elsewhere):
+    for layer in LAYERS:
+        found, expected, path = elsewhere["pt2", layer, "tuned" if layer == "scores" else "run"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         kept = {"card.json": ""}
-        torch.export.load(tmp_path / f"{layer}.pt2", extra_files=kept)
-        assert Card.from_json(kept["card.json"]) == encoder.card
+        torch.export.load(path, extra_files=kept)
+        assert Card.from_json(kept["card.json"]) == Card.read(path.with_name("tuned" if layer == "scores" else "run"))
+
+
+def test_every_format_gives_the_features_of_photographs_without_this_package(elsewhere):
+    compared = {(to, run): pair for (to, layer, run), (*pair, _) in elsewhere.items() if layer == "h"}
+    assert {to for to, _ in compared} >= {"pt2", "torchvision", "timm", "huggingface"}
+    for (to, run), (found, expected) in compared.items():
+        if to == "onnx-int8":
+            assert torch.cosine_similarity(*map(torch.from_numpy, (found, expected))).mean() > 0.98
+            continue
+        limit = (1e-4 if to == "onnx" else 1e-6) * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=limit, err_msg=f"{to} of {run}")
 
 
 def test_onnx_gives_the_same_features_and_holds_the_card(tmp_path):
@@ -112,45 +173,22 @@ def test_a_run_without_a_classifier_has_no_scores(tmp_path):
     assert refused.value.path == str(tmp_path / "run")
 
 
-HUGGING_FACE = """
-import sys
-import numpy as np, timm, torch
-network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
-config = network.pretrained_cfg
-mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
-with torch.inference_mode():
-    images = torch.from_numpy(np.load(sys.argv[1]))
-    np.save(sys.argv[2] + "/features.npy", network((images - mean) / std).numpy())
-assert "simclr" not in sys.modules
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("simclr_resnet18", {"pad": "torchvision", "stem": "imagenet", "mean": [0.5] * 3, "std": [0.25] * 3}),
-     ("vit_tiny_patch16_224", {"depth": 1})],
-)  # fmt: skip
-def test_timm_loads_a_folder_for_the_hub_without_this_package(tmp_path, name, options):
-    torch.manual_seed(0)
-    encoder = create_encoder(name, 64, options).eval()
-    card = Card(encoder={"name": name, "options": options}, features=encoder.num_features, image_size=64,
-                preprocess={"size": 64, "crop": 0.875})  # fmt: skip
-    save_encoder(tmp_path / "run", encoder, None, card)
+@pytest.mark.parametrize("network", ["resnet", "vit"])
+def test_timm_loads_a_folder_for_the_hub(tmp_path, network):
+    """What it gives without this package: see above."""
+    if network == "resnet":
+        save_resnet(tmp_path / "run", mean=[0.5] * 3, std=[0.25] * 3)
+    else:
+        name, options = "vit_tiny_patch16_224", {"depth": 1}
+        encoder = create_encoder(name, 64, options).eval()
+        card = Card(encoder={"name": name, "options": options}, features=encoder.num_features, image_size=64,
+                    preprocess={"size": 64, "crop": 0.875})  # fmt: skip
+        save_encoder(tmp_path / "run", encoder, None, card)
     written = Export(run=tmp_path / "run", to="huggingface")()
     assert written["difference"] < 1e-6  # of the network as timm loads it
     with pytest.raises(SettingError) as refused:
         Export(run=tmp_path / "run", to="huggingface")()
     assert refused.value.field == "out"
-    if name.startswith("vit"):
-        return
-    source = open_source("sample", "test")
-    images = torch.stack([simclr.load(tmp_path / "run").preprocess(source.read(i)) for i in range(3)])
-    np.save(tmp_path / "images.npy", images.numpy())
-    paths = [str(tmp_path / "images.npy"), str(tmp_path / "run" / "huggingface")]
-    subprocess.run([sys.executable, "-c", HUGGING_FACE, *paths], check=True, capture_output=True)
-    with torch.no_grad():
-        expected = encoder(images).numpy()
-    np.testing.assert_allclose(np.load(paths[1] + "/features.npy"), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_folder_for_the_hub_says_how_far_its_features_differ(tmp_path):
@@ -183,63 +221,3 @@ def test_8_bits_are_measured_beside_32_and_programs_are_encoders(tmp_path):
     cosine = np.sum(simclr.load(run / "h-int8.onnx").embed(images) * expected, axis=1)
     lengths = np.linalg.norm(simclr.load(run / "h-int8.onnx").embed(images), axis=1) * np.linalg.norm(expected, axis=1)
     assert (cosine / lengths).mean() > 0.98
-
-
-EVERY_FORMAT = """
-import sys
-sys.modules["simclr"] = None  # its import fails
-import numpy as np, timm, torch, torchvision
-from safetensors.torch import load_file
-folder = sys.argv[1]
-def weights(network, name):
-    network.fc = torch.nn.Identity()
-    network.load_state_dict(load_file(f"{folder}/{name}"), strict=True)
-    return network.eval()
-def onnx(name):
-    import onnxruntime
-    session = onnxruntime.InferenceSession(f"{folder}/{name}", providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
-loaded = {
-    "pt2": lambda name: torch.export.load(f"{folder}/{name}").module(),
-    "huggingface": lambda name: timm.create_model(f"local-dir:{folder}/{name}", pretrained=True).eval(),
-    "timm": lambda name: weights(timm.create_model("resnet18"), name),
-    "torchvision": lambda name: weights(torchvision.models.resnet18(), name),
-    "onnx": onnx,
-    "onnx-int8": onnx,
-}
-images = torch.from_numpy(np.load(folder + "/images.npy"))
-with torch.inference_mode():
-    found = {to: loaded[to](name)(images).numpy() for to, name in (word.split("=") for word in sys.argv[2:])}
-np.savez(folder + "/features.npz", **found)
-"""
-
-
-def test_every_format_gives_the_features_of_photographs_without_this_package(tmp_path):
-    torch.manual_seed(0)
-    options = {"pad": "torchvision", "stem": "imagenet"}
-    encoder = create_encoder("simclr_resnet18", 32, options)
-    encoder(torch.rand(8, 3, 32, 32))  # so that batch statistics matter
-    card = Card(encoder={"name": "simclr_resnet18", "options": options}, features=512, image_size=32,
-                preprocess={"size": 32, "crop": 1.0})  # fmt: skip
-    save_encoder(tmp_path / "run", encoder.eval(), None, card)
-    source = open_source("sample", "test").select(np.arange(64), "test")
-    images = torch.stack([simclr.load(tmp_path / "run").preprocess(source.read(i)) for i in range(64)])
-    np.save(tmp_path / "images.npy", images.numpy())
-    names = {"pt2": "h.pt2", "huggingface": "huggingface", "timm": "timm.safetensors", "torchvision": "tv.safetensors"}
-    if find_spec("onnxruntime"):
-        names |= {"onnx": "h.onnx", "onnx-int8": "h8.onnx"}
-    np.savez(tmp_path / "photographs.npz", images=source.pixels, labels=source.labels)
-    for to, name in names.items():
-        data = str(tmp_path / "photographs.npz") if to == "onnx-int8" else None
-        Export(run=tmp_path / "run", to=to, out=tmp_path / name, data=data)()
-    words = [f"{to}={name}" for to, name in names.items()]
-    subprocess.run([sys.executable, "-c", EVERY_FORMAT, str(tmp_path), *words], check=True, capture_output=True)
-    with torch.inference_mode():
-        expected = encoder(images).numpy()
-    with np.load(tmp_path / "features.npz") as found:
-        for to in names.keys() - {"onnx-int8"}:
-            limit = (1e-4 if to == "onnx" else 1e-6) * np.abs(expected).max()
-            np.testing.assert_allclose(found[to], expected, rtol=0, atol=limit, err_msg=to)
-        if "onnx-int8" in names:
-            cosines = torch.cosine_similarity(torch.from_numpy(found["onnx-int8"]), torch.from_numpy(expected))
-            assert cosines.mean() > 0.98
