@@ -62,6 +62,10 @@ def test_workers_decode_the_same_views():
     source, views = open_source("sample", "test").select(np.arange(24), "test"), Views(size=16)
     alone, together = (HealthCheck.of(source, views, 0.2, workers=workers) for workers in (0, 1))
     assert torch.equal(alone.views, together.views)
+    for k, view in ((0, 0), (13, 1)):
+        image = source.read(k)
+        one = views.apply(image[None], views.draw(np.array([k]), 0, view, 0, image.shape[:2]))
+        assert torch.equal(alone.views[view, k], one[0])
 
 
 def test_a_source_without_readable_images_is_refused(tmp_path):

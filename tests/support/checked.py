@@ -42,13 +42,14 @@ def checked(target: Any) -> Any:
 
 
 def _resolve(hint: Any, function: Callable) -> Any:
-    """Return what an annotation stands for; Any for a name that is defined for type checkers only."""
+    """Return what an annotation stands for; Any for what cannot be found, such as a name for type
+    checkers only."""
     if not isinstance(hint, str):
         return hint
     try:
         holder = type("", (), {"__annotations__": {"x": hint}})
         return get_type_hints(holder, function.__globals__, include_extras=True)["x"]
-    except NameError:
+    except Exception:  # of any class: a text can be any expression
         return Any
 
 

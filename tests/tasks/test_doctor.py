@@ -30,7 +30,8 @@ def short(monkeypatch):
 
 def doctor(data="sample", seconds=120.0, **settings):
     """The recipe `sample`; a check that a busy machine does not finish in time is a warning, so it has much time."""
-    base = parse(Pretrain, "pretrain", ("data",), ["sample", "--config", "sample", "--machine.accelerator", "cpu"])
+    words = ["sample", "--config", "sample", "--machine.accelerator", "cpu", "--machine.workers", "0"]
+    base = parse(Pretrain, "pretrain", ("data",), words)
     return Doctor(pretrain=replace(base, data=data, **settings), sample=64, seconds=seconds)
 
 
@@ -193,7 +194,8 @@ def test_a_run_is_checked_by_its_log(tmp_path, capsys):
 
 
 def test_a_run_that_diverged_is_replayed_to_the_step(tmp_path, capsys):
-    settings = ["--config", "sample", "--machine.accelerator", "cpu", "--lr=1e30", "--save_every=3", "--log_every=1"]
+    settings = ["--config", "sample", "--machine.accelerator", "cpu", "--lr=1e30", "--save_every=3", "--log_every=1",
+                "--knn_every=0"]  # fmt: skip
     task = parse(Pretrain, "pretrain", ("data",), ["sample", *settings, f"--out={tmp_path / 'run'}"])
     with pytest.raises(DivergedError):
         task()

@@ -110,9 +110,9 @@ def elsewhere(no_probe, tmp_path_factory):
     write_encoder(run)
     FineTune(run=run, data=str(folder / "data.npz"), out=tuned, steps=2, batch=8, machine=Machine(workers=0))()
     save_resnet(plain), save_resnet(scaled, mean=[0.5] * 3, std=[0.25] * 3)
+    sizes = {"small": simclr.load(run), "large": simclr.load(plain)}
     photographs = {
-        name: torch.stack([simclr.load(path).preprocess(source.read(i)) for i in range(64)])
-        for name, path in (("small", run), ("large", plain))
+        name: torch.stack([encoder.preprocess(source.read(i)) for i in range(64)]) for name, encoder in sizes.items()
     }
     np.savez(folder / "photographs.npz", **{name: images.numpy() for name, images in photographs.items()})
     files = [("pt2", layer, tuned if layer == "scores" else run) for layer in LAYERS]

@@ -139,7 +139,7 @@ def small(**settings):
     defaults = dict(
         encoder="simclr_resnet10", encoder_options={"width": 0.125}, views=Views(size=16, blur=0.0, strength=0.5),
         head_features=16, batch=64, epochs=1.0, warmup_epochs=0.0, temperature=0.2, lr=1.0,
-        machine=Machine(accelerator="cpu"),
+        machine=Machine(accelerator="cpu", workers=0),
     )  # fmt: skip
     return Pretrain(**{**defaults, **settings})
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.data import Source
-from simclr.data.loading import loader
+from simclr.data.loading import CHUNK, loader, try_read
 from simclr.data.splits import sample_rows
-from simclr.errors import DataError, UnreadableImage
+from simclr.errors import DataError
 from simclr.evaluation.metrics import alignment, embedding_std, rankme, uniformity
 from simclr.losses import contrast_statistics, unit_rows
 from simclr.views import Views
@@ -56,18 +56,19 @@ class HealthCheck:
         """Return the check on two views of up to `most` images of a source, chosen by a hash of their names and decoded
         by `workers` processes; unreadable images are left out."""
         rows = np.sort(sample_rows(source, most)).tolist()
+        chunks = [rows[k : k + CHUNK] for k in range(0, len(rows), CHUNK)]
         decoder = loader(
             _Pairs(source, views, seed),
-            rows,
-            workers=workers,
+            chunks,
+            workers=min(workers, len(chunks)),
             prefetch=2 * workers,
-            held=len(rows),
-            item_bytes=8 * source.channels * views.size**2,
+            held=len(chunks),
+            item_bytes=CHUNK * 8 * source.channels * views.size**2,
         )
         pairs = [pair for pair in decoder if pair is not None]
-        if len(pairs) < 2:
-            raise DataError(source.name, f"has {len(pairs)} readable images, of which health needs at least two")
-        return cls(torch.stack(pairs, dim=1), temperature)
+        if (count := sum(pair.shape[1] for pair in pairs)) < 2:
+            raise DataError(source.name, f"has {count} readable images, of which health needs at least two")
+        return cls(torch.cat(pairs, dim=1), temperature)
 
     @torch.no_grad()
     def __call__(self, encoder: nn.Module, head: nn.Module, device: torch.device | str) -> dict[str, float]:
@@ -93,17 +94,16 @@ class HealthCheck:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Data set of the two views of each image, None for an unreadable one."""
+    """Data set of the two views of the readable images among some rows, None if there are none."""
 
     source: Source
     views: Views
     seed: int
 
-    def __getitem__(self, i: int) -> Float[Tensor, "2 c s s"] | None:
-        try:
-            image = self.source.read(i)
-        except UnreadableImage:
+    def __getitem__(self, rows: list[int]) -> Float[Tensor, "2 n c s s"] | None:
+        images = {i: image for i in rows if isinstance(image := try_read(self.source, i), np.ndarray)}
+        if not images:
             return None
-        draws = (self.views.draw(np.array([i]), 0, view, self.seed, image.shape[:2]) for view in (0, 1))
-        views = [self.views.apply(image[None], parameters, layout="channels last") for parameters in draws]
-        return torch.cat(views)
+        sizes = np.array([image.shape[:2] for image in images.values()])
+        drawn = self.views.draw_all(np.array(list(images)), 0, 2, self.seed, sizes)
+        return torch.stack([self.views.apply(list(images.values()), parameters) for parameters in drawn])

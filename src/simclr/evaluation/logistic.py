@@ -22,6 +22,8 @@ ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
 PATIENCE = 8  # number of penalties (two decades) without a better held-out score or loss after which a sweep ends
 Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]
 Metric = Callable[[Tensor, Tensor], float]
+Pair = tuple[Tensor, Tensor, Tensor]
+"""A step of L-BFGS, the change of the gradient over it, and the sum of their products"""
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,16 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
     search looks for a strong-Wolfe point, which the scaled coordinates make unnecessary.
     """
     value, gradient = objective(point)
-    steps: list[Tensor] = []
-    changes: list[Tensor] = []
+    pairs: list[Pair] = []
     for iteration in range(limit):
         if gradient.abs().max() <= tolerance:
             return point, iteration
-        direction = -_two_loops(gradient, steps, changes)
+        direction = -_two_loops(gradient, pairs)
         slope = (direction * gradient).sum()
         if slope >= 0:
-            steps, changes, direction = [], [], -gradient
+            pairs, direction = [], -gradient
             slope = -(gradient * gradient).sum()
-        rate = 1.0 if steps else min(1.0, 1.0 / gradient.norm().item())
+        rate = 1.0 if pairs else min(1.0, 1.0 / gradient.norm().item())
         for _ in range(20):
             candidate = point + rate * direction
             new_value, new_gradient = objective(candidate)
@@ -158,22 +159,23 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
         else:
             return point, iteration  # float precision is exhausted: no step of any size reduces the value
         step, change = candidate - point, new_gradient - gradient
-        if (step * change).sum() > 1e-10 * change.square().sum():
-            steps, changes = [*steps[1 - memory :], step], [*changes[1 - memory :], change]
+        if (product := (step * change).sum()) > 1e-10 * change.square().sum():
+            pairs = [*pairs[1 - memory :], (step, change, product)]
         point, value, gradient = candidate, new_value, new_gradient
     return point, limit
 
 
-def _two_loops(gradient: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
+def _two_loops(gradient: Tensor, pairs: list[Pair]) -> Tensor:
     """Return the inverse-Hessian product of L-BFGS."""
     q, factors = gradient.clone(), []
-    for s, y in zip(reversed(steps), reversed(changes), strict=True):
-        factors.append((s * q).sum() / (s * y).sum())
-        q -= factors[-1] * y
-    if steps:
-        q *= (steps[-1] * changes[-1]).sum() / changes[-1].square().sum()
-    for s, y, factor in zip(steps, changes, reversed(factors), strict=True):
-        q += (factor - (y * q).sum() / (s * y).sum()) * s
+    for step, change, product in reversed(pairs):
+        factors.append((step * q).sum() / product)
+        q -= factors[-1] * change
+    if pairs:
+        _, change, product = pairs[-1]
+        q *= product / change.square().sum()
+    for (step, change, product), factor in zip(pairs, reversed(factors), strict=True):
+        q += (factor - (change * q).sum() / product) * step
     return q
 
 
