@@ -53,15 +53,17 @@ def _refined(
     index: Any, bank: Float[Tensor, "m d"], queries: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Return the k best of the candidates that an index finds, by their exact cosines."""
-    cosines, rows = [], []
-    for block in queries.split(max(1, BLOCK // (CANDIDATES * k))):
+    cosine = torch.empty(len(queries), k)
+    row = torch.empty(len(queries), k, dtype=torch.long)  # whole from the start: small pieces would break up the heap
+    step = max(1, BLOCK // (CANDIDATES * k))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        block = queries[part].float()
         candidates = torch.from_numpy(index.search(_unit(block), min(CANDIDATES * k, len(bank)))[1])
         vectors = unit_rows(bank[candidates.clamp(min=0).flatten()].float()).unflatten(0, candidates.shape)
-        exact = torch.einsum("nd,ncd->nc", unit_rows(block.float()), vectors)
-        values, order = exact.masked_fill(candidates < 0, -torch.inf).topk(k, dim=1)
-        cosines.append(values)
-        rows.append(candidates.gather(1, order))
-    cosine, row = torch.cat(cosines), torch.cat(rows)
+        exact = torch.einsum("nd,ncd->nc", unit_rows(block), vectors)
+        cosine[part], order = exact.masked_fill(candidates < 0, -torch.inf).topk(k, dim=1)
+        row[part] = candidates.gather(1, order)
     if (short := (row < 0).any(1)).any():  # fewer than k in the lists that were searched
         cosine[short], row[short] = nearest(bank, queries[short], k)
     return cosine, row

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from support.evaluated import write_encoder, write_folder
 
@@ -15,7 +16,10 @@ from simclr.cli import main
 from simclr.data import open_source
 from simclr.data.embeddings import read_embeddings
 from simclr.errors import DataError, SettingError
+from simclr.evaluation import distances
+from simclr.evaluation.neighbours import nearest
 from simclr.runs.machine import Device
+from simclr.tasks.explore import collection
 
 MACHINE = Device(accelerator="cpu", workers=0)
 
@@ -122,6 +126,20 @@ def test_changed_copies_are_found_by_their_pixels_where_embeddings_say_nothing(t
     unit = features[pair] / np.linalg.norm(features[pair], axis=1, keepdims=True)
     assert float(rows["distance"][0]) == pytest.approx(np.linalg.norm(unit[0] - unit[1]), rel=1e-5)
     assert rows["kind"] == ["copy"]
+
+
+def test_a_neighbour_that_an_approximate_search_missed_makes_no_outlier(vectors, monkeypatch):
+    def missing(bank, queries, k, recall):
+        cosines, rows = nearest(bank, queries, k)
+        rows[3] = (torch.arange(k) + 60) % len(bank)  # of the other class
+        return cosines, rows, 0.99
+
+    monkeypatch.setattr(distances, "nearest_approximate", missing)
+    monkeypatch.setattr(collection, "find_spec", lambda name: name)
+    exact = table(simclr.Outliers(run=vectors, backend="exact")()["out"])
+    found = table(simclr.Outliers(run=vectors, backend="faiss", overwrite=True)()["out"])
+    assert found["path"] == exact["path"]
+    assert [float(x) for x in found["score"]] == pytest.approx([float(x) for x in exact["score"]], abs=1e-6)
 
 
 def test_a_planted_outlier_and_a_planted_label_error_come_first(vectors):

@@ -142,9 +142,13 @@ class NeighbourSearch(Exploration):
 
     def neighbourhood(self, bank: torch.Tensor, k: int, queries: torch.Tensor | None = None) -> Neighbourhood:
         """Return the nearest neighbours by the search that the settings and the number of pairs ask for."""
-        many = len(bank) * len(bank if queries is None else queries) > COMPARED and find_spec("faiss") is not None
-        approximate = self.backend == "faiss" or (self.backend == "auto" and many)
+        approximate = self.is_approximate(len(bank), len(bank if queries is None else queries))
         return neighbourhood(bank, k, queries, approximate=approximate)
+
+    def is_approximate(self, bank: int, queries: int) -> bool:
+        """Return whether the search for neighbours of so many queries among so many images is approximate."""
+        many = bank * queries > COMPARED and find_spec("faiss") is not None
+        return self.backend == "faiss" or (self.backend == "auto" and many)
 
 
 def note(found: Neighbourhood) -> str:
