@@ -1,14 +1,15 @@
 """Follow README and documentation word for word, and report every command and Python statement.
 
-    python scripts/follow_docs.py --work FOLDER [PAGE ...] [--fresh_environment]
+    python scripts/follow_docs.py --work FOLDER [PAGE ...] [--fresh_environment] [--out FOLDER]
 
 Pages are README.md and docs/*.md by default. `--fresh_environment` makes a virtual environment in FOLDER and installs
-this package with its extras there; otherwise the current one is used. Each page starts in a folder of its own with
-`photos` (640 images of the bundled sample), `labelled-photos` (300 with classes and splits), `query.jpg`, and, unless
-the page itself makes them, `photos.yaml`, a short run `runs/photos`, and `photos.npz`. Long commands are scaled by the
-environment alone: `simclr` is found in FOLDER/bin, which adds `--config` with the recipe that follow_docs.yaml has for
-the command (one epoch of a small network). follow_docs.yaml also lists what is not run, each with the reason. The exit
-code is 1 if anything failed.
+this package with its extras there; otherwise the current one is used. Commands are the lines of blocks without a
+language, and those in the first column of a table. Each page starts in a folder of its own with what
+follow_docs_inputs.py writes and what the commands under `prepare` in follow_docs.yaml make of it, less what the page
+makes itself. Long commands are shortened by the environment alone: FOLDER/settings, in front of PYTHONPATH, adds
+`--config` to the words of `simclr`, with the settings that follow_docs.yaml has for the command (one epoch of a small
+network). s3:// is a server on this machine. follow_docs.yaml also lists what is not run, each with the reason. `--out`
+writes steps.json there, in which other pages keep an earlier outcome. The exit code is 1 if anything failed.
 """
 
 import argparse
@@ -17,44 +18,33 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
 PLAN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-EXTRAS = "explore,onnx,sklearn"
-LIMIT = 900  # seconds of a command
+PIECE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<block>.*?)^```|^\| `(?P<cell>simclr [^`]+)` \|", re.DOTALL | re.M)
+PACKAGES = [f"{ROOT}[bands,explore,onnx,remote,sklearn]", "pandas", "tensorboard", "s3fs", "moto[server]"]
+LIMIT = 1800  # seconds of a command
+SERVES = 20  # seconds after which a server that still runs counts as passed
 
-SCALED = """
-import sys
-from simclr.cli import main
-words = sys.argv[1:]
-recipe = None if "--help" in words else {recipes!r}.get(words[0])
-sys.exit(main(words + (["--config", recipe] if recipe else [])))
-"""
-INPUTS = """
-from pathlib import Path
-from PIL import Image
-from simclr.data import open_source
-def write(split, count, path):
-    source = open_source("sample", split)
-    for i in range(count):
-        file = Path(path.format(split=split, label=source.classes[source.labels[i]], i=i))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(source.read(i)).save(file)
-write("train", 640, "photos/{i}.png")
-write("train", 200, "labelled-photos/train/{label}/{i}.png")
-write("test", 100, "labelled-photos/test/{label}/{i}.png")
-write("test", 1, "query.jpg")
-write("test", 2, "{i}.jpg")
-Path("0.jpg").rename("a.jpg"), Path("1.jpg").rename("b.jpg")
+SETTINGS = """
+import os, re, sys
+names = [os.path.basename(word) for word in sys.orig_argv]
+if "simclr" in names and "--help" not in names and not os.environ.get("SIMCLR_SHORTENED"):
+    os.environ["SIMCLR_SHORTENED"] = "1"  # not again in processes that it starts
+    line = " ".join(sys.orig_argv[names.index("simclr") + 1 :])
+    recipes = [path for pattern, path in {recipes!r}.items() if re.match(pattern, line)]
+    sys.argv += ["--config", recipes[0]] if recipes else []
 """
 STATEMENTS = """
 import json, os, sys, time, traceback
@@ -69,6 +59,12 @@ for code in json.load(open(sys.argv[1])):
         error = traceback.format_exc().strip().splitlines()[-1]
     found.append((code, error, time.time() - start))
 json.dump(found, open(sys.argv[2], "w"))
+"""
+VERSIONS = """
+import json, platform
+from importlib.metadata import distributions
+found = {each.metadata["Name"]: each.version for each in distributions()}
+print(json.dumps({"python": platform.python_version(), "system": platform.platform(), "packages": found}))
 """
 
 
@@ -89,70 +85,123 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--fresh_environment", action="store_true")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
     python = fresh_environment(work) if arguments.fresh_environment else Path(sys.executable)
-    environment = scaled_environment(work, python)
-    inputs = work / "inputs"
-    if not inputs.exists():
-        inputs.mkdir()
-        subprocess.run([python, "-c", INPUTS], cwd=inputs, env=environment, check=True)
-        for command in PLAN["prepare"]:
-            subprocess.run(command, shell=True, cwd=inputs, env=environment, check=True)
+    environment = page_environment(work, python, arguments.fresh_environment)
     pages = arguments.pages or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    steps = [step for page in pages if page.stem != "commands" for step in follow(page, work, python, environment)]
-    for step in steps:
-        print(f"{step.state:8}{step.seconds:6.1f} s  {step.page:22}{step.text}{step.note and '  # ' + step.note}")
-    counts = {state: sum(step.state == state for step in steps) for state in ("passed", "failed", "not run")}
-    print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    (work / "steps.json").write_text(json.dumps([step._asdict() for step in steps], indent=1) + "\n", encoding="utf-8")
+    steps: list[Step] = []
+    with object_store(python, environment):
+        prepare(work, python, environment)
+        for page in pages:
+            if page.stem != "commands":
+                steps += follow(page, work, python, environment, steps)
+                if arguments.out:
+                    record(page.name, steps, arguments.out / "steps.json", python, environment)
+    counts = count(steps)
+    print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return counts["failed"] > 0
 
 
 def fresh_environment(work: Path) -> Path:
     """Install this package in a virtual environment; return its Python."""
-    venv.create(work / "venv", with_pip=True)
     python = work / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{ROOT}[{EXTRAS}]", "pandas"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet"]
+    if python.exists():
+        subprocess.run([*install, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+    else:
+        venv.create(work / "venv", with_pip=True)
+        subprocess.run([*install, *PACKAGES], check=True)
     return python
 
 
-def scaled_environment(work: Path, python: Path) -> dict[str, str]:
-    """Write the `simclr` that adds recipes; return environment variables in which it is found first."""
-    (work / "bin").mkdir(parents=True, exist_ok=True)
-    recipes = {}
-    for command, settings in PLAN["scale"].items():
-        recipes[command] = str(work / f"{command}.yaml")
-        Path(recipes[command]).write_text(yaml.safe_dump(settings), encoding="utf-8")
-    program = work / "bin" / "simclr"
-    program.write_text(f"#!{python}\n{SCALED.format(recipes=recipes)}", encoding="utf-8")
-    program.chmod(0o755)
-    return {**os.environ, "PATH": f"{work / 'bin'}:{python.parent}:{os.environ['PATH']}"}
+def page_environment(work: Path, python: Path, fresh: bool) -> dict[str, str]:
+    """Write the settings that shorten commands; return environment variables in which they are found first."""
+    folder, recipes = work / "settings", {}
+    folder.mkdir(exist_ok=True)
+    for number, (pattern, settings) in enumerate(PLAN["scale"].items()):
+        recipes[pattern] = str(folder / f"{number}.yaml")
+        Path(recipes[pattern]).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(SETTINGS.format(recipes=recipes), encoding="utf-8")
+    paths = [str(folder), *([] if fresh else filter(None, [os.environ.get("PYTHONPATH")]))]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "SIMCLR_CACHE": str(work / "cache")}  # fmt: skip
+    programs = f"{python.parent}:{os.environ['PATH']}"
+    return {**os.environ, **store, "PATH": programs, "PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def follow(page: Path, work: Path, python: Path, environment: dict[str, str]) -> list[Step]:
+@contextmanager
+def object_store(python: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Run an S3 server with an empty bucket."""
+    port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2]
+    words = [python, "-m", "moto.server", "--port", port]
+    server = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def prepare(work: Path, python: Path, environment: dict[str, str]) -> None:
+    """Write the files that each page starts with, once, and fill the bucket."""
+    inputs = work / "inputs"
+    if not inputs.exists():
+        half = work / "inputs-unfinished"
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        subprocess.run(
+            [python, Path(__file__).with_name("follow_docs_inputs.py")], cwd=half, env=environment, check=True
+        )
+        for command in PLAN["prepare"]:
+            subprocess.run(command, shell=True, cwd=half, env=environment, check=True)
+        half.rename(inputs)
+    for command in PLAN["bucket"]:
+        subprocess.run(command, shell=True, cwd=inputs, env=environment, check=True)
+
+
+def follow(page: Path, work: Path, python: Path, environment: dict[str, str], before: list[Step]) -> list[Step]:
     """Run what stands on a page, commands first."""
-    folder, text = work / page.stem, page.read_text(encoding="utf-8")
+    folder, text = work / "pages" / page.stem, page.read_text(encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(work / "inputs", folder)
-    for made, path in PLAN["made"].items():
-        if re.search(made, text):
-            made_before = folder / path
-            shutil.rmtree(made_before, ignore_errors=True) if made_before.is_dir() else made_before.unlink()
-    steps, code = [], [PLAN["prelude"]]
-    for language, block in BLOCK.findall(text):
-        if language.startswith("python"):
-            code += [ast.get_source_segment(block, node) for node in ast.parse(block).body]
-        elif not language:
-            lines = [line.split(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
-            steps += [run(page, line, folder, environment) for line in lines if re.match(PLAN["commands"], line)]
+    shutil.copytree(work / "inputs", folder, symlinks=True)
+    lines, code = commands_and_statements(text)
+    for path, made in PLAN["made"].items():
+        if any(re.match(made, line) for line in lines):
+            subprocess.run(["rm", "-rf", path], cwd=folder, check=True)
+    steps = []
+    for line in lines:
+        again = [step for step in before if step.text == line and re.search(PLAN["once"], line)]
+        steps.append(again[0]._replace(page=page.name) if again else run(page, line, folder, environment))
+        show(steps[-1])
     left = {text: reason for text in code if (reason := why_not(text))}
-    (folder / "code.json").write_text(json.dumps([text for text in code if text not in left]), encoding="utf-8")
+    statements = [PLAN["prelude"], *(text for text in code if text not in left)]
+    (folder / "code.json").write_text(json.dumps(statements), encoding="utf-8")
     words = [python, "-c", STATEMENTS, "code.json", "found.json"]
     subprocess.run(words, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     for text, error, seconds in json.loads((folder / "found.json").read_text(encoding="utf-8"))[1:]:
-        steps.append(Step(page.name, first_line(text), "failed" if error else "passed", seconds, error))
-    return steps + [Step(page.name, first_line(text), "not run", note=reason) for text, reason in left.items()]
+        steps.append(Step(page.name, first_line(text), "failed" if error else "passed", round(seconds, 1), error))
+        show(steps[-1])
+    return steps + [Step(page.name, first_line(text), "not run", 0.0, reason) for text, reason in left.items()]
+
+
+def commands_and_statements(text: str) -> tuple[list[str], list[str]]:
+    """Return what a page has to run, in its order."""
+    lines, code = [], []
+    for piece in PIECE.finditer(text):
+        if piece["cell"]:
+            lines.append(piece["cell"].removesuffix(" ..."))
+        elif piece["language"].startswith("python"):
+            code += [str(ast.get_source_segment(piece["block"], node)) for node in ast.parse(piece["block"]).body]
+        elif not piece["language"]:
+            joined = [line.split(" #")[0].strip() for line in piece["block"].replace("\\\n", " ").splitlines()]
+            lines += [" ".join(line.split()) for line in joined if re.match(PLAN["commands"], line)]
+    return lines, code
 
 
 def run(page: Path, line: str, folder: Path, environment: dict[str, str]) -> Step:
@@ -160,15 +209,20 @@ def run(page: Path, line: str, folder: Path, environment: dict[str, str]) -> Ste
     if reason := why_not(line):
         return Step(page.name, line, "not run", note=reason)
     start, note = time.time(), ""
-    try:
-        done = subprocess.run(
-            line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT
-        )
-        if done.returncode:
-            note = f"exit code {done.returncode}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}"
-    except subprocess.TimeoutExpired:
-        note = f"longer than {LIMIT} s"
-    return Step(page.name, line, "failed" if note else "passed", time.time() - start, note)
+    serves = re.search(PLAN["serves"], line)
+    words = ["timeout", *(["--kill-after", "5", str(SERVES)] if serves else [str(LIMIT)]), "sh", "-c", line]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode != (124 if serves else 0):
+        (folder / "failed.txt").open("a").write(f"{line}\n{done.stdout}{done.stderr}\n")
+        note = f"exit code {done.returncode}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}"
+    return Step(page.name, line, "failed" if note else "passed", round(time.time() - start, 1), note)
+
+
+def show(step: Step) -> None:
+    """Print a line of the table."""
+    print(
+        f"{step.state:8}{step.seconds:6.1f} s  {step.page:18}{step.text}{step.note and '  # ' + step.note}", flush=True
+    )
 
 
 def why_not(text: str) -> str | None:
@@ -176,9 +230,27 @@ def why_not(text: str) -> str | None:
     return next((reason for pattern, reason in PLAN["not_run"].items() if re.search(pattern, text)), None)
 
 
-def first_line(code: str) -> Any:
+def first_line(code: str) -> str:
     """Return the first line of a statement, shortened."""
     return code.splitlines()[0][:100]
+
+
+def count(steps: list[Step]) -> dict[str, int]:
+    """Return the number of steps in each state."""
+    return {state: sum(step.state == state for step in steps) for state in ("passed", "failed", "not run")}
+
+
+def record(page: str, steps: list[Step], file: Path, python: Path, environment: dict[str, str]) -> None:
+    """Put the outcome of a page into a file."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"pages": {}}
+    code = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    versions = subprocess.run([python, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True)
+    own = [step for step in steps if step.page == page]
+    outcome = {"date": time.strftime("%Y-%m-%d"), "code": code.stdout.strip(), "counts": count(own)}
+    content["pages"][page] = {**outcome, "steps": [step._asdict() for step in own]}
+    content = {**json.loads(versions.stdout), "pages": content["pages"]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

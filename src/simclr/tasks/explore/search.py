@@ -70,8 +70,9 @@ class Search(NeighbourSearch):
         for q, name in enumerate(names[:SHOWN]):
             matches = zip(rows[q].tolist(), cosines[q].tolist(), strict=True)
             tiles = [Tile(i, f"{collection.paths[i]}\n{cosine:.3f}") for i, cosine in matches]
-            sections.append(Section(name, [Tile(n + q, name), *tiles] if read_query else tiles))
-        answer = f"The {k} nearest of {n:,} images to each of {len(names):,} ({how})."
+            sections.append(Section(name, [Tile(n + q, f"{name}\nquery"), *tiles] if read_query else tiles))
+        what = names[0] if len(names) == 1 else f"each of {len(names):,} images"
+        answer = f"The {k} nearest of {n:,} images to {what} ({how})."
         return {"queries": len(names), **self.write(columns, sections, answer, read if collection.read else None)}
 
     def search(self, bank: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray, str]:
