@@ -55,7 +55,7 @@ for i in range(128):
 torch.manual_seed(0)
 torch.save(torchvision.models.resnet50().state_dict(), "resnet50.pth")
 save_file(timm.create_model("resnet50", num_classes=0).state_dict(), "model.safetensors")
-save_file(timm.create_model("vit_small_patch16_224", num_classes=0).state_dict(), "FILE")
+save_file(timm.create_model("vit_small_patch16_224", num_classes=0).state_dict(), "vit.safetensors")
 Path("nets.py").write_text(
     "from torch import nn\n\n\n"
     "def small(width):\n"

@@ -199,7 +199,8 @@ def _health(record: RunRecord) -> str:
         parts.append(f"the last loss is {loss:.3f} nats")
     if not parts:
         return "No measurement yet."
-    return f"No measurement on test images yet. At the end of the log, {', '.join(parts)}."
+    how = " (simclr linear, simclr knn)" if record.kind == "pretrain" else ""
+    return f"No measurement on test images yet{how}. At the end of the log, {', '.join(parts)}."
 
 
 def options_text(options: dict[str, Any]) -> str:

@@ -25,6 +25,8 @@ class Tile(NamedTuple):
     row: int
     """number of the image, which `Gallery.read` takes"""
     caption: str
+    title: str = ""
+    """what the page is about, in bold above the caption"""
 
 
 @dataclass(frozen=True)

@@ -158,4 +158,4 @@ def errors(columns: dict[str, Any], order: Int64[np.ndarray, " m"]) -> Section:
 def tile(columns: dict[str, Any], i: int) -> Tile:
     """Return an image with its prediction."""
     label = f"{columns['label'][i]} → " if columns.get("label") and columns["label"][i] else ""
-    return Tile(i, f"{columns['path'][i]}\n{label}{columns['predicted'][i]}\n{columns['probability'][i]:.3f}")
+    return Tile(i, f"{columns['path'][i]}\n{columns['probability'][i]:.3f}", label + columns["predicted"][i])

@@ -141,6 +141,8 @@ def _text(report: dict[str, Any], spec: str, shown: int = 10) -> str:
         lines.append("  too few images to hold out a test split")
     else:
         origin = "its own split" if split["own"] else "20 % held out by a hash of the name"
+        if not split["own"] and report["classes"] is None:
+            origin += " where a test split is needed; pretraining uses all images"
         lines.append(f"  train {split['train']}, test {split['test']}: {origin}")
         if split["absent"]:
             names = ", ".join(_shortened(list(map(printable, split["absent"])), shown))

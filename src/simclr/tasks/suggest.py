@@ -142,6 +142,8 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
             raise code_refused(recipe, settings["encoder"])
     elif len(open_for_pretraining(task.data)) < FEW:
         settings, origin = settings_without_trial(task.data, task.machine), "`simclr suggest`"
+        if task.machine.kind == "cpu":
+            origin += ", at most about 15 minutes; `simclr suggest --budget` for another time"
         settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
         if task.start is not None:
             size = task.start.card.image_size

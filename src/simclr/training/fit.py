@@ -162,7 +162,7 @@ class _Recorder:
         with self.clock.paused():
             metrics = {"step": step, **self.metrics()}
             self.run.log(**metrics)
-            self.progress.show(metrics)
+            self.progress.show(self.facts | metrics)
 
     def save(self, parts: Parts, step: int) -> None:
         """Save a checkpoint. A network that has diverged, which it can before its loss shows it, must not replace a

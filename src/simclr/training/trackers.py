@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -101,7 +102,8 @@ class Trackio:
         import trackio
 
         title = f"{folder.resolve().name}-{name}"
-        self.run = trackio.init(project=PROJECT, name=title, resume="allow", config=dict(settings), embed=False)
+        with redirect_stdout(sys.__stdout__):  # it prints in colours
+            self.run = trackio.init(project=PROJECT, name=title, resume="allow", config=dict(settings), embed=False)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)

@@ -75,7 +75,7 @@ class Labels(Exploration):
         shown = zip(
             rows[order].tolist(), *(columns[name] for name in ("label", "suggested", "confidence")), strict=True
         )
-        tiles = [Tile(i, f"{collection.paths[i]}\n{a} → {b}\n{p:.3f}") for i, a, b, p in islice(shown, SHOWN)]
+        tiles = [Tile(i, f"{collection.paths[i]}\n{p:.3f}", f"{a} → {b}") for i, a, b, p in islice(shown, SHOWN)]
         section = Section("Least probable labels", tiles, note="given label → most probable class, confidence")
         written = self.write(columns, [section], answer, collection.read)
         return {"suspects": int(suspect.sum()), "agreement": agreement, "rule": rule, **written}

@@ -70,7 +70,7 @@ class Search(NeighbourSearch):
         for q, name in enumerate(names[:SHOWN]):
             matches = zip(rows[q].tolist(), cosines[q].tolist(), strict=True)
             tiles = [Tile(i, f"{collection.paths[i]}\n{cosine:.3f}") for i, cosine in matches]
-            sections.append(Section(name, [Tile(n + q, f"{name}\nquery"), *tiles] if read_query else tiles))
+            sections.append(Section(name, [Tile(n + q, name, "query"), *tiles] if read_query else tiles))
         what = names[0] if len(names) == 1 else f"each of {len(names):,} images"
         answer = f"The {k} nearest of {n:,} images to {what} ({how})."
         return {"queries": len(names), **self.write(columns, sections, answer, read if collection.read else None)}
