@@ -191,7 +191,7 @@ def follow(page: Path, work: Path, python: Path, environment: dict[str, str], be
 
 
 def commands_and_statements(text: str) -> tuple[list[str], list[str]]:
-    """Return what a page has to run, in its order."""
+    """Return what a page has to run, in its order; a command that it repeats, as in a table, once."""
     lines, code = [], []
     for piece in PIECE.finditer(text):
         if piece["cell"]:
@@ -201,7 +201,7 @@ def commands_and_statements(text: str) -> tuple[list[str], list[str]]:
         elif not piece["language"]:
             joined = [line.split(" #")[0].strip() for line in piece["block"].replace("\\\n", " ").splitlines()]
             lines += [" ".join(line.split()) for line in joined if re.match(PLAN["commands"], line)]
-    return lines, code
+    return list(dict.fromkeys(lines)), code
 
 
 def run(page: Path, line: str, folder: Path, environment: dict[str, str]) -> Step:

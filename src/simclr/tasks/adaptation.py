@@ -136,6 +136,8 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
     best = max(candidates, key=lambda c: c["gain"])
     better = best["gain"] > ERRORS * best["standard_error"]
     choice = Choice(best["freeze"], best["lr"]) if better else probe_alone
+    kept = "the probe, without further training: no setting is better by two standard errors"
+    fabric.print(f"chosen: {'freeze {freeze}, lr {lr:g}'.format(**best) if better else kept}")
     return fabric.broadcast(replace(choice, candidates=candidates))
 
 

@@ -84,6 +84,5 @@ class Knn(LabelSubset):
 
     def measure(self, votes: Float[Tensor, "n c"], bank: Features, queries: Features, fields: dict[str, Any]) -> Result:
         """Return the accuracy of the votes of one set of features; `fields` are other fields of the result."""
-        if self.uses_subset:
-            fields["detail"] = {"labels": len(bank.labels)}
+        fields["detail"] = {"labels": len(bank.labels)}
         return figure(votes, queries.labels, protocol=self.protocol_on_subset(f"kNN, k={self.k}"), **fields)

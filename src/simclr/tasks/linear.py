@@ -93,7 +93,6 @@ class Linear(LabelSubset):
         folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
-        labels = {"labels": len(train)} if self.uses_subset else {}
         results, examples = [], None
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
@@ -103,8 +102,9 @@ class Linear(LabelSubset):
                     fits.append((device, features.features.shape[1], *self.fit(features.to(device), train)))
                 tests = extract(models, test, self.machine)
                 for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
+                    detail |= {"width": width, "labels": len(train)}
                     scores = classifier(features.features.to(device)).cpu()
-                    fields = {**model.fields, **evaluated_images(test), "detail": {**detail, "width": width, **labels}}
+                    fields = {**model.fields, **evaluated_images(test), "detail": detail}
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
                     if model.role == "model" and layer == self.saved_layer and is_first_process():
