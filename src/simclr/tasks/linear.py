@@ -102,7 +102,7 @@ class Linear(LabelSubset):
                     fits.append((device, features.features.shape[1], *self.fit(features.to(device), train)))
                 tests = extract(models, test, self.machine)
                 for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
-                    detail |= {"width": width, "labels": len(train)}
+                    detail = {**detail, "width": width, "labels": len(train)}
                     scores = classifier(features.features.to(device)).cpu()
                     fields = {**model.fields, **evaluated_images(test), "detail": detail}
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
