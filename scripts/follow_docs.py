@@ -208,6 +208,9 @@ def run(page: Path, line: str, folder: Path, environment: dict[str, str]) -> Ste
     """Run a command of a page by the shell."""
     if reason := why_not(line):
         return Step(page.name, line, "not run", note=reason)
+    for pattern, command in PLAN["before"].items():
+        if re.match(pattern, line):
+            subprocess.run(command, shell=True, cwd=folder, check=True)
     start, note = time.time(), ""
     serves = re.search(PLAN["serves"], line)
     words = ["timeout", *(["--kill-after", "5", str(SERVES)] if serves else [str(LIMIT)]), "sh", "-c", line]
