@@ -10,6 +10,7 @@ import pytest
 
 from simclr.data import open_source
 from simclr.data.datasets import CIFAR10
+from simclr.data.specs import find_test_images
 from simclr.errors import DataError
 
 SHA256 = {
@@ -188,6 +189,7 @@ def test_the_official_validation_part_is_learned_from(name, tmp_path, monkeypatc
         source = open_source(f"torchvision:{name}:{tmp_path}", split)
         assert [int(source.read(i)[0, 0, 0]) for i in range(len(source))] == expected
         assert source.labels.tolist() == [k % 2 for k in expected]
+    assert find_test_images(f"torchvision:{name}:{tmp_path}").tolist() == [False] * 4 + [True] * 2  # names are numbers
 
 
 def test_a_torchvision_data_set_that_cannot_be_had(tmp_path, monkeypatch, capsys):

@@ -40,6 +40,16 @@ def test_the_last_check_which_stands_in_the_result_alone_is_part_of_the_log(tmp_
     assert folder.last("health_rankme_h") == 31.0
 
 
+def test_a_run_that_is_being_extended_is_not_finished(tmp_path):
+    result = {"task": "pretrain", "steps": STEPS, "step": STEPS, "knn_top1": 0.5}
+    settings = {"extend": [5, 5]}
+    folder = read_run(write_run(tmp_path / "run", settings=settings, log=lines(200), result=result))
+    assert (folder.step, folder.steps, folder.finished) == (200, total_steps(IMAGES, 64, 20), False)
+    assert [line["step"] for line in folder.lines] == sorted(line["step"] for line in folder.lines)
+    done = result | {"steps": folder.steps, "step": folder.steps}
+    assert read_run(write_run(tmp_path / "done", settings=settings, log=lines(folder.steps), result=done)).finished
+
+
 def test_a_converted_checkpoint_is_a_run_without_training(tmp_path):
     card = {"encoder": {"name": "simclr_resnet50"}, "image_size": 224, "features": 2048,
             "source": {"checkpoint": "model.ckpt-250228", "format": "tf1"}}  # fmt: skip

@@ -17,6 +17,7 @@ from simclr.runs.results import NamedRun, named_run, provenance, run_folder, wei
         ("timm:resnet18:w/x.pth", NamedRun(Path("w/x.pth"), "resnet18", is_timm=True), "runs/timm-resnet18", "w/x.pth"),
         ("timm:r:c:/x", NamedRun(Path("c:/x"), "r", is_timm=True), "runs/timm-r", "c:/x"),
         ("nets.small:make:runs/a", NamedRun(Path("runs/a"), "nets.small:make"), "runs/a", "runs/a/encoder.safetensors"),
+        ("runs/a/h.onnx", NamedRun(Path("runs/a/h.onnx")), "runs/a/h.onnx", "runs/a/h.onnx"),
         ("2024:run:x", NamedRun(Path("2024:run:x")), "2024:run:x", "2024:run:x/encoder.safetensors"),
     ],
 )

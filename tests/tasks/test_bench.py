@@ -1,7 +1,9 @@
 """Throughput: every part is measured, and the advice follows from the figures."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +48,13 @@ def test_settings_of_the_run_are_flags_of_the_command():
 def test_one_part_alone():
     found = small(stage="loss")()
     assert "loss" in found and "step" not in found
+
+
+def test_images_of_other_channels_are_measured(tmp_path):
+    np.savez(tmp_path / "four.npz", images=np.zeros((24, 16, 16, 4), np.uint8))
+    task = small()
+    task = replace(task, pretrain=replace(task.pretrain, data=str(tmp_path / "four.npz"), channels=4))
+    assert replace(task, stage="step")()["step"]["images_per_s"] > 0
 
 
 def test_the_wait_for_data_is_the_share_of_time_spent_in_the_loader(monkeypatch):

@@ -1,5 +1,8 @@
 """Distillation: the loss in closed form, a teacher that does not change, unused labels, a student that learns."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -151,8 +154,18 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(teacher, data, tmp_
     with pytest.raises(RunError) as error:
         task(bare, data, tmp_path / "run")()
     assert error.value.path == str(bare)
-    with pytest.raises(DataError):
-        task(teacher, write_folder(tmp_path / "folder"), tmp_path / "run")()
+    folder = write_folder(tmp_path / "folder")
+    for settings in ({}, {"test": str(data), "label_weight": 0.5}):  # labels of other classes
+        with pytest.raises(DataError) as error:
+            task(teacher, folder, tmp_path / "run", **settings)()
+        assert error.value.path == "folder"
+    several = shutil.copytree(teacher, tmp_path / "several")
+    card = json.loads((several / "card.json").read_text())
+    card["supervised"]["multilabel"] = True
+    (several / "card.json").write_text(json.dumps(card))
+    with pytest.raises(RunError) as error:
+        task(several, data, tmp_path / "run")()
+    assert error.value.path == str(several)
     with pytest.raises(SettingError) as error:
         task(teacher, tmp_path / "images.npz", tmp_path / "run", label_weight=0.5)()
     assert error.value.field == "label_weight"

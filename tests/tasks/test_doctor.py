@@ -57,6 +57,12 @@ def test_averaged_weights_and_a_queue_pass_every_check():
     assert found["passed"]
 
 
+def test_a_queue_that_the_run_refuses_is_refused():
+    with pytest.raises(SettingError) as refused:
+        doctor(ema=0.99, queue=5120)()
+    assert refused.value.field == "queue"
+
+
 # faults of settings
 
 STILL = Views(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)

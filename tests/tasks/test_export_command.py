@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +168,13 @@ def test_onnx_gives_the_same_features_and_holds_the_card(tmp_path):
     assert Card.from_json(session.get_modelmeta().custom_metadata_map["card"]) == encoder.card
 
 
+@pytest.mark.parametrize("to", ["timm", "torchvision", "huggingface"])
+def test_weights_for_other_libraries_end_with_the_encoder(to):
+    with pytest.raises(SettingError) as refused:
+        Export(run=Path("runs/a"), to=to, layer="z")
+    assert refused.value.field == "layer"
+
+
 def test_a_run_without_a_classifier_has_no_scores(tmp_path):
     with pytest.raises(RunError) as refused:
         Export(run=write_encoder(tmp_path / "run"), layer="scores")()
@@ -218,6 +226,10 @@ def test_8_bits_are_measured_beside_32_and_programs_are_encoders(tmp_path):
     np.testing.assert_allclose(program.embed(images), expected, rtol=1e-4, atol=1e-5)
     copy = pickle.loads(pickle.dumps(simclr.SimCLRFeatures(run / "h.onnx").fit(images)))
     np.testing.assert_allclose(copy.transform(images), expected, rtol=1e-4, atol=1e-5)
+    simclr.Embed(run=run / "h.onnx", data=str(data), part="test", out=tmp_path / "e.npz", machine=Machine(workers=0))()
+    np.testing.assert_allclose(np.load(tmp_path / "e.npz")["features"], expected, rtol=1e-4, atol=1e-5)
+    linear = simclr.Linear(run=run / "h.onnx", data=str(data), baselines=False, out=tmp_path / "linear.json")
+    assert linear()["results"] and not (tmp_path / "linear").exists()  # a program is no network of a card
     cosine = np.sum(simclr.load(run / "h-int8.onnx").embed(images) * expected, axis=1)
     lengths = np.linalg.norm(simclr.load(run / "h-int8.onnx").embed(images), axis=1) * np.linalg.norm(expected, axis=1)
     assert (cosine / lengths).mean() > 0.98

@@ -230,6 +230,7 @@ def test_the_test_split_is_read_once_at_the_end(encoder, tmp_path, monkeypatch):
         ({"adapt": True}, "from_probe"),
         ({"adapt": True, "from_probe": True, "freeze": "stem"}, "freeze"),
         ({"lr": float("inf")}, "lr"),
+        ({"steps": 3, "warmup_epochs": 10}, "warmup_epochs"),
         ({"norm_decay": 1.0}, "norm_decay"),
         ({"head_layers": 4}, "head_layers"),
         ({"augment": {"size": 8}}, "augment"),

@@ -7,6 +7,7 @@ from support.evaluated import write_encoder
 
 from simclr.data import open_source
 from simclr.data.specs import open_for_pretraining
+from simclr.models.pretrained import load
 from simclr.runs.machine import Device
 from simclr.tasks.health import Health
 
@@ -42,3 +43,11 @@ def test_views_and_temperature_are_those_of_the_run(data, tmp_path):
 def test_the_sheet_lies_beside_the_result(encoder, data, tmp_path):
     Health(run=encoder, data=str(data), images=8, neighbours=20, out=tmp_path / "h.json", machine=HERE)()
     assert {path.name for path in tmp_path.iterdir()} == {"h.json", "h.png"}
+
+
+def test_the_temperature_of_a_distillation_is_that_of_another_softmax(encoder):
+    loaded, recipe = load(encoder), encoder / "recipe.yaml"
+    before = recipe.read_text()
+    recipe.write_text("temperature: 1.0\nteacher: runs/t\n")
+    assert Health(run=encoder, data="x").settings(loaded)[1] == 0.1
+    recipe.write_text(before)

@@ -13,7 +13,7 @@ from support.evaluated import write_arrays
 from simclr.cli import main
 from simclr.cli.parsing import parse
 from simclr.data.specs import open_for_pretraining
-from simclr.errors import DataError
+from simclr.errors import DataError, SettingError
 from simclr.runs.recipe import flatten, plain, recipe_folder
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.reproduce import Expected, Figure, Reproduce, compare
@@ -156,3 +156,11 @@ def test_the_bundled_images_are_those_on_record():
 def test_recipes_that_were_not_measured_claim_nothing():
     for name in ("cifar10", "cifar10-fast", "imagenet"):
         assert Expected.read(recipe_folder() / f"{name}.yaml") == Expected()
+
+
+def test_several_seeds_need_one_process_however_the_processes_are_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError) as refused:
+        Reproduce(recipe="sample", seeds=2, out=tmp_path / "out")()
+    assert refused.value.field == "seeds"

@@ -13,6 +13,7 @@ from support.evaluated import write_arrays, write_folder
 from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.data.source import Source
+from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.errors import DataError, DivergedError, Error, Interrupted, SettingError
 from simclr.evaluation.features import extract
@@ -33,9 +34,9 @@ def data(tmp_path_factory):
     return str(write_arrays(tmp_path_factory.mktemp("data") / "squares.npz", train=40, test=10))
 
 
-def small(data, out, *over, **settings):
+def small(data, out, *over, channels=3, **settings):
     base = Pretrain(
-        data=data, out=out, encoder="simclr_resnet10", encoder_options={"width": 0.125},
+        data=data, out=out, encoder="simclr_resnet10", encoder_options={"width": 0.125}, channels=channels,
         views=Views(size=16, blur=0.0), head_features=8, batch=16, epochs=1, warmup_epochs=0, lr=1.0, knn_every=0,
         machine=Machine(accelerator="cpu", workers=0),
     )  # fmt: skip
@@ -223,3 +224,17 @@ def test_what_is_no_duration_or_has_two_lengths_is_refused(data, tmp_path):
         with pytest.raises(SettingError) as refused:
             small(data, tmp_path / "s", over, duration=duration)()
         assert refused.value.field == "duration"
+
+
+def test_the_duration_counts_all_images_that_a_run_learns_from(tmp_path, monkeypatch):
+    """Those without a label too, with the channels that the network takes."""
+    labels = np.where(np.arange(40) % 4, -1, np.arange(40) % 3)
+    np.savez(tmp_path / "four.npz", images=np.zeros((40, 16, 16, 4), np.uint8), labels=labels)
+    base = small(str(tmp_path / "four.npz"), tmp_path / "s", channels=4).base
+    seen = []
+    monkeypatch.setattr(equal_time, "rehearse", lambda chain, *_: seen.append(chain[0].images) or {
+        str(chain[0].task.folder): Needs("", 0, 0, 16, 1.0, 0)})  # fmt: skip
+    equal_time.epochs_within(2.0, {"a": replace(base, held_out=4)}, tmp_path / "s")
+    (images,) = seen
+    assert len(images) == len(open_for_pretraining(base.data)) - 4
+    assert images.channels == 4

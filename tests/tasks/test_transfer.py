@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from support.evaluated import write_encoder
+from support.evaluated import write_arrays, write_encoder
 from support.processes import succeed
 
-from simclr.errors import DataError
+from simclr.errors import DataError, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.machine import Machine
 from simclr.tasks.finetune import FineTune
@@ -100,3 +100,20 @@ def test_the_grid_is_the_paper_s_and_is_chosen_on_held_out_images(encoder, data,
     assert row["detail"]["weight_decay"] == pytest.approx(1e-5)
     assert Transfer(run=encoder, data=["x"]).task("x", open_labelled(str(data))[0], protocol, 0.1, 0.0, tmp_path,
                                                   "test").norm_decay == 0.9  # fmt: skip
+
+
+def test_data_sets_of_one_name_and_an_encoder_that_nothing_measures_are_refused(encoder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_arrays(tmp_path / name / "squares.npz", train=6, test=3)
+    sets = [str(tmp_path / name / "squares.npz") for name in ("a", "b")]
+    with pytest.raises(SettingError) as refused:
+        Transfer(run=encoder, data=sets, out=tmp_path / "out", machine=HERE)()
+    assert refused.value.field == "data"
+    for settings, field in (
+        ({"protocols": ("scratch",), "against": encoder}, "against"),
+        ({"protocols": ()}, "protocols"),
+    ):
+        with pytest.raises(SettingError) as refused:
+            Transfer(run=encoder, data=sets, **settings)
+        assert refused.value.field == field

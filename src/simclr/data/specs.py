@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from simclr.data.datasets import cifar10, sample, torchvision_set
@@ -34,6 +34,17 @@ def open_for_pretraining(data: Any) -> Source:
     if len(source) < 2:
         raise DataError(source.name, f"there are {len(source)} images to learn from; at least 2 are needed")
     return source
+
+
+def find_test_images(data: Any) -> Bool[ndarray, " n"]:
+    """Return which of all images of `data` are in its test split."""
+    whole, train, test = (open_source(data, split) for split in ("all", "train", "test"))
+    if whole.starts is not None:  # of tar files with an index they are the first
+        return np.arange(len(whole)) < len(test)
+    names, test_names = list(whole.paths.encoded()), set(test.paths.encoded())
+    if test_names.isdisjoint(train.paths.encoded()) or len(set(names)) < len(names):
+        return np.array([name in test_names for name in names])
+    return np.arange(len(names)) >= len(train)  # both splits number their images from 0, one after the other
 
 
 def labels_for(what: str, source: Source, data: Any) -> Int64[ndarray, " n"]:

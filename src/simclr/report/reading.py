@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def read_run(path: Path) -> RunRecord:
     card = _json(path / "card.json", dict, unreadable) or {}
     lines, truncated = _lines(path / "metrics.jsonl")
     if result and isinstance(result.get("step"), int):  # only the result holds the last check
-        lines.append({k: v for k, v in result.items() if k in ("step", "knn_top1") or k.startswith("health_")})
+        at = bisect_right([line["step"] for line in lines], result["step"])  # lines follow if the run is extended
+        lines.insert(at, {k: v for k, v in result.items() if k in ("step", "knn_top1") or k.startswith("health_")})
     return RunRecord(
         path=path,
         kind=_kind(text, recipe, result, card),

@@ -120,14 +120,14 @@ class RunRecord:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps of the whole run, if known."""
-        if self.result and "steps" in self.result:
-            return self.result["steps"]
-        if self.recipe.get("steps"):
+        """Number of steps of the whole run, its extensions included, if known."""
+        done = (self.result or {}).get("steps")
+        if self.recipe.get("steps") and done is None:
             return self.recipe["steps"]
-        if self.epoch and is_number(self.recipe.get("epochs")):
-            return total_steps(self.images, self.batch, self.recipe["epochs"])
-        return None
+        if self.epoch and is_number(self.recipe.get("epochs")) and (done is None or self.recipe.get("extend")):
+            epochs = sum([self.recipe["epochs"], *(self.recipe.get("extend") or ())])
+            return max(total_steps(self.images, self.batch, epochs), self.recipe.get("min_steps") or 0)
+        return done
 
     @property
     def warmup(self) -> int:
@@ -143,8 +143,8 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether training is complete."""
-        return self.result is not None or not self.trained
+        """Whether training is complete; that of a run that is being extended is not."""
+        return not self.trained or (self.result is not None and self.result.get("steps") in (None, self.steps))
 
     @property
     def chance(self) -> float | None:

@@ -111,7 +111,8 @@ def run_folder(run: str | Path) -> Path:
 def weights_path(run: str | Path) -> Path:
     """Return the file that holds the weights of the encoder of RUN."""
     named = named_run(run)
-    return named.path if named.is_timm else run_folder(run) / "encoder.safetensors"
+    is_file = named.is_timm or named.path.suffix == ".onnx"
+    return named.path if is_file else run_folder(run) / "encoder.safetensors"
 
 
 def result_path(task: Any, suffix: str = "") -> Path:

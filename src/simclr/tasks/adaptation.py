@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simclr.data import Source, multilabel, open_source
 from simclr.data.splits import holdout_mask
-from simclr.errors import DivergedError, RunError
+from simclr.errors import DivergedError, Interrupted, RunError
 from simclr.evaluation.features import Features, extract
 from simclr.evaluation.linear import LinearFit, fit_linear
 from simclr.evaluation.protocol import fit_device, with_labels
@@ -126,7 +126,12 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
     fabric.print(
         f"choice among the probe and {len(tried)} settings, each trained on two halves of the labels for {length} steps"
     )
-    folds = [list(_gains(tried, fabric, source, held_out, length)) for held_out in (half, ~half)]
+    try:
+        folds = [list(_gains(tried, fabric, source, held_out, length)) for held_out in (half, ~half)]
+    except Interrupted:
+        raise Interrupted(
+            "interrupted during the choice of what to train, which the same command begins again"
+        ) from None
     gains = [torch.cat(parts) for parts in zip(*folds, strict=True)]
     figures = [(gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()) for gain in gains]
     candidates = [

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source, jpeg
-from simclr.data.specs import open_for_pretraining
 from simclr.losses import Keys
 from simclr.runs.environment import cores, environment
 from simclr.runs.files import require_new_file, write_atomically
@@ -26,6 +25,7 @@ from simclr.training.throughput import Agree, loop_rate, memory_used, step_of, s
 
 WAIT = 0.1  # fraction of a step spent waiting for data above which data loading is what to change
 STAGES = ("views", "loss", "step", "loader", "all")
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Bench:
         task = self.pretrain
         if self.out is not None:
             require_new_file(self.out, self.overwrite)
-        source = open_for_pretraining(task.data)
+        source, _ = task.sources()
         fabric = task.machine.launch()
         parts = replace(task, first_size=None).assemble(fabric, source)
         device, agree, world = fabric.device, fabric.broadcast, fabric.world_size
@@ -120,8 +120,7 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             train(batch)
         rate = _rate(lambda: train(batch), self.pretrain.batch, device, self.seconds, agree)
-        halves = self.pretrain.machine.precision in ("auto", "bf16") and device.type == "cuda"
-        dtype = torch.bfloat16 if halves else torch.float32
+        dtype = DTYPES[self.pretrain.machine.precision_in_use]
         speed = counter.get_total_flops() / rate["seconds"]  # of this process
         return rate | {"tflops": speed / 1e12, "share_of_peak": speed / matmul_peak(device, dtype)}
 

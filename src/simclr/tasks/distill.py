@@ -92,6 +92,8 @@ class Distill(Training):
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
         labels = self.labels(source) if self.label_weight else None
+        if labels is not None:
+            self.check_classes(source, given.card)
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
         schedule = self.schedule(len(source), batch)
@@ -167,22 +169,28 @@ class Distill(Training):
         """Return the names of the teacher's classes."""
         if card.supervised is None:
             raise RunError(self.teacher, "has no classifier to learn from", "Train one with simclr finetune")
+        if card.supervised.get("multilabel"):
+            problem = "classifies images with several classes; distillation is of the probabilities of exclusive ones"
+            raise RunError(self.teacher, problem, "Name a teacher that was trained on one class per image")
         return list(card.supervised.get("names") or [f"class {k}" for k in range(card.supervised["classes"])])
 
     def measured(self, source: Source, given: Card) -> Source | None:
         """Return the test images that student and teacher are evaluated on."""
         if self.test is None and source.labels is None:
             return None
-        names = self.class_names(given)
-        train, test = open_labelled(self.data if self.test is None else self.test)
-        named = "names" in given.supervised
-        if list(train.classes) != names if named else len(train.classes) != len(names):
-            raise DataError(
-                test.name,
-                f"it has {len(train.classes)} classes ({', '.join(train.classes[:3])} ...), which are not the "
-                f"teacher's {len(names)} ({', '.join(names[:3])} ...)",
-            )
+        _, test = open_labelled(self.data if self.test is None else self.test)
+        self.check_classes(test, given)
         return test
+
+    def check_classes(self, source: Source, teacher: Card) -> None:
+        """Raise DataError unless labelled images have the classes of the teacher."""
+        classes, names = source.classes, self.class_names(teacher)
+        if classes != names if "names" in teacher.supervised else len(classes) != len(names):
+            raise DataError(
+                source.name,
+                f"it has {len(classes)} classes ({', '.join(classes[:3])} ...), which are not the teacher's "
+                f"{len(names)} ({', '.join(names[:3])} ...)",
+            )
 
     def student(self, teacher: Card) -> tuple[Card, nn.Module]:
         """Return a card of the student's encoder, and the encoder."""

@@ -40,6 +40,7 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.training.crops import draw_views
 from simclr.training.fit import Parts
 from simclr.training.gathering import gather
+from simclr.training.gradcache import MicroBatches
 from simclr.training.replay import replay
 from simclr.training.sampler import BatchSampler
 from simclr.training.throughput import loop_rate, memory_used, step_of
@@ -134,8 +135,10 @@ class Doctor:
         require_folder_path(task.folder)
         world = fabric.world_size
         sampler = BatchSampler(len(source), task.batch, task.seed, 0, world)  # raises what the run would
-        if task.micro_batch and sampler.local % task.micro_batch:
-            raise SettingError("micro_batch", f"a divisor of the {sampler.local} images per process", task.micro_batch)
+        task.check_processes(world)
+        task.check_queue(len(source))
+        if task.micro_batch:
+            MicroBatches(task.micro_batch).check(sampler.local)
 
         appearances, errors = survey(source, sample_rows(source, self.sample).tolist(), deviation=True)
         unreadable = [f"{error.path} ({error.reason})" for error in errors]

@@ -9,6 +9,7 @@ import torch
 
 from simclr.data import open_source
 from simclr.data.parts import DESCRIPTION, Parts
+from simclr.data.specs import find_test_images
 from simclr.errors import Error, SettingError
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
@@ -149,17 +150,12 @@ def splits_of(data: str, part: str, rows: np.ndarray) -> np.ndarray:
 
 def is_test(data: str, part: str) -> np.ndarray:
     """Return which images of a split of a data set are test images."""
-    source = open_source(data, part)
     if part != "all":
-        return np.full(len(source), part == "test")
+        return np.full(len(open_source(data, part)), part == "test")
     try:
-        test = open_source(data, "test")
-    except Error:  # a data set with a test split of its own may hold training images only
-        return np.zeros(len(source), bool)
-    if source.starts is not None:  # tar files with an index
-        return np.arange(len(source)) < len(test)
-    names = set(test.paths.encoded())
-    return np.array([name in names for name in source.paths.encoded()])
+        return find_test_images(data)
+    except Error:  # there are no test images, or too few images to hold some out
+        return np.zeros(len(open_source(data, "all")), bool)
 
 
 def origin(run: Path, data: str, part: str, layer: str) -> dict[str, str]:

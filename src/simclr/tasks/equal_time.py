@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from simclr.data import Source
 from simclr.errors import RunError
 from simclr.runs.files import write_atomically
 from simclr.runs.reading import read_bytes
@@ -19,9 +18,7 @@ MEASURED = 4.0  # seconds of steps of each network
 _MOST_BYTES = 16 << 20
 
 
-def epochs_within(
-    seconds: float, tasks: Mapping[str, Pretrain], source: Source, folder: Path
-) -> dict[str, dict[str, float]]:
+def epochs_within(seconds: float, tasks: Mapping[str, Pretrain], folder: Path) -> dict[str, dict[str, float]]:
     """Return for each task, by name, the epochs that fit in `seconds` of training steps, and the warm-up in proportion.
 
     The steps of each are timed with one run at a time. The epochs are kept in a file of `folder`, so that the same
@@ -33,7 +30,7 @@ def epochs_within(
         key = f"{name}, {seconds:g} s"
         if key not in kept:
             new = replace(task, out=folder / "measured")  # a finished run would need no time
-            needs = rehearse([Rehearsed(new, source, Path())], task.machine, MEASURED)[str(new.folder)]
+            needs = rehearse([Rehearsed(new, new.sources()[0], Path())], task.machine, MEASURED)[str(new.folder)]
             kept[key] = float(f"{max(task.epochs * seconds / needs.seconds, SHORTEST):.3g}")
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(kept, indent=2) + "\n")

@@ -62,6 +62,8 @@ class Export:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.layer != "h" and self.to in ("timm", "torchvision", "huggingface"):
+            raise SettingError("layer", f"h with {self.to}, whose networks end there", self.layer)
 
     def __call__(self) -> dict[str, Any]:
         encoder = load(self.run)

@@ -27,7 +27,7 @@ from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.pretrained import Encoder, load
 from simclr.models.weights import save_encoder
-from simclr.optim import total_steps
+from simclr.optim import total_steps, warmup_steps
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.adaptation import FEW_LABELS, beside_probe, choose, fit_probe, settings_without_recipe
@@ -117,6 +117,8 @@ class FineTune(LabelSubset, Training):
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)
         steps = self.count_steps(len(source), batch, fraction)
+        if warmup_steps(len(source), batch, self.warmup_epochs) > steps:
+            raise SettingError("warmup_epochs", f"at most the length of the run ({steps:,} steps)", self.warmup_epochs)
         schedule = self.schedule(len(source), batch, steps)
         data = describe_data(source, labels, names) | start_identity(self.run, self.folder)
         run = open_run(fabric, self.folder, self, data, self.fresh)

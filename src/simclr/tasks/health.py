@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from simclr.data import open_source
@@ -80,7 +79,7 @@ class Health:
             ]  # fmt: skip
         content = write_results(results, self, path)
         if self.neighbours:
-            shown = source.select(torch.arange(min(self.neighbours, len(source))).numpy(), source.split)
+            shown = source.part(0, min(self.neighbours, len(source)))
             device = self.machine.kind
             features = extract(encoder.network, shown, encoder.preprocess, device=device, workers=workers)
             sheet = path.with_suffix(".png")
@@ -90,10 +89,11 @@ class Health:
         return content
 
     def settings(self, encoder: Encoder) -> tuple[Views, float]:
-        """Return views and temperature: those given, else those of the run, else those of the paper."""
+        """Return views and temperature: those given, else those of a pretraining run, else those of the paper."""
         recipe = saved_recipe(run_folder(self.run))
-        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in (recipe.get("views") or {}).items()}
-        saved = Views(**(saved or {"size": encoder.card.image_size}))
+        if "views" not in recipe:  # distillation has a temperature too, of another softmax
+            recipe = {"views": {"size": encoder.card.image_size}}
+        saved = Views(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe["views"].items()})
         own = view_policies(saved, recipe.get("policies") or ())[0]
         views, sizes = self.views or own, {own.size, encoder.card.image_size}
         if views.size not in sizes:

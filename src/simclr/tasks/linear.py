@@ -27,6 +27,7 @@ from simclr.evaluation.protocol import (
 )
 from simclr.evaluation.sgd_probe import sgd_probes
 from simclr.models.layers import layer_names
+from simclr.models.onnx_program import OnnxProgram
 from simclr.models.pretrained import load
 from simclr.models.weights import require_classifier_folder, save_classifier, save_encoder
 from simclr.runs.machine import Device, is_first_process
@@ -121,10 +122,11 @@ class Linear(LabelSubset):
     def save(self, folder: Path, classifier: LinearClassifier | LinearFit, names: list[str]) -> None:
         """Write the classifier with its encoder as a folder that `simclr predict` and `simclr export` read.
 
-        There is none for a stage of the encoder, on which the networks of a card have no classifier.
+        There is none for a stage of the encoder, on which the networks of a card have no classifier, and none for a
+        program.
         """
         encoder, layer = load(self.run), self.saved_layer
-        if layer != "h" and not layer.startswith(("head.", "z")):
+        if (layer != "h" and not layer.startswith(("head.", "z"))) or isinstance(encoder.network, OnnxProgram):
             return
         depth = 0 if layer == "h" else len(encoder.head.layers) if layer == "z" else int(layer.removeprefix("head."))
         card = replace(encoder.card, supervised={"classes": len(names), "input": depth, "names": names})

@@ -20,6 +20,7 @@ from simclr.data.paths import is_image
 from simclr.data.remote import exists, is_url, join_url, list_files
 from simclr.data.shard_index import DESCRIPTION
 from simclr.data.shards import MARKER
+from simclr.data.specs import find_test_images
 from simclr.data.tar_index import index_tar_files, list_tar_files
 from simclr.data.tar_writer import TarWriter
 from simclr.errors import DataError, SettingError
@@ -168,14 +169,10 @@ class Pack:
         """Return which images are in the test split; None for a source without a split of its own."""
         if not source.has_own_split:
             return None
-        splits = (source, open_source(self.data, "train"), open_source(self.data, "test"))
-        names, train, test = (list(split.paths.encoded()) for split in splits)
-        test_names = set(test)
-        if test_names.isdisjoint(train):
-            return np.array([name in test_names for name in names])
-        if len(set(names)) < len(names):
+        is_test = find_test_images(self.data)
+        if is_test.sum() != len(open_source(self.data, "test")):
             raise DataError(source.name, "one image is in both splits")
-        return np.arange(len(names)) >= len(train)  # both splits number their images from 0, one after the other
+        return is_test
 
     def _encode(self, source: Source, i: int) -> tuple[bytes, str | None] | UnreadableImage:
         """Return the file of image i, and its suffix if it was encoded again."""

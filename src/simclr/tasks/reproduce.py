@@ -100,7 +100,7 @@ class Reproduce:
         folder = require_folder_path(self.out or Path("runs") / f"reproduce-{path.stem}")
         runs = self.runs(path, data, folder)
         machine = runs[0].machine
-        if self.seeds > 1 and machine.devices * machine.nodes > 1:
+        if self.seeds > 1 and machine.processes > 1:
             raise SettingError("seeds", "1 with several processes", self.seeds, "Give each seed an --out of its own")
         open_labelled(data)  # refuses unlabelled data before anything is computed
         same = expected.fingerprint in (None, open_for_pretraining(data).fingerprint)

@@ -101,7 +101,7 @@ class Sweep:
             task.check_images(source)
         require_folder_path(self.folder)
         if seconds < math.inf and not self.dry_run:
-            lengths = epochs_within(seconds, tasks, rest, self.folder)
+            lengths = epochs_within(seconds, tasks, self.folder)
             chosen = {label: {**c, **lengths[label]} for label, c in chosen.items()}
             varied = {**varied, **{name: [length[name] for length in lengths.values()] for name in LENGTH}}
             tasks = {label: with_settings(base, c) for label, c in chosen.items()}

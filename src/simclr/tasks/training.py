@@ -100,8 +100,8 @@ class Training(ABC):
     """devices, processes, precision and workers"""
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs is None and self.epochs is not None:
-            object.__setattr__(self, "warmup_epochs", min(self.most_warmup, self.epochs / 10))
+        if self.warmup_epochs is None:
+            object.__setattr__(self, "warmup_epochs", min(self.most_warmup, (self.epochs or 0) / 10))
         check_settings(self)
         check_optimizer(self.optimizer)
         check_tracker(self.tracker)

@@ -92,14 +92,19 @@ class Transfer:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("data", "lrs", "decays"):
+        for name in ("data", "protocols", "lrs", "decays"):
             if getattr(self, name) is not None and not getattr(self, name):
                 raise SettingError(name, "a list of at least one value", "an empty one")
+        if self.against is not None and "linear" not in self.protocols:
+            raise SettingError("against", "absent without the protocol linear, which alone measures it", self.against)
 
     def __call__(self) -> dict[str, Any]:
         # everything that can be refused is refused before anything is computed
         path = require_file_path(require_folder_path(self.folder) / "transfer.json")
         splits = {spec: open_labelled(spec, multilabel=True) for spec in self.data}
+        names = [train.name for train, _ in splits.values()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingError("data", "data sets of different names, by which rows and folders are told apart", twice)
         for run in filter(None, (self.run, self.against)):
             models_to_evaluate(run, False, self.layer)
         fabric = self.machine.launch()

@@ -14,7 +14,9 @@ from support.evaluated import write_encoder, write_folder
 import simclr
 from simclr.cli import main
 from simclr.data import open_source
-from simclr.data.embeddings import read_embeddings
+from simclr.data.embeddings import Embeddings, read_embeddings
+from simclr.data.paths import Paths
+from simclr.data.source import Arrays
 from simclr.errors import DataError, SettingError
 from simclr.evaluation import distances
 from simclr.evaluation.neighbours import nearest
@@ -229,6 +231,19 @@ def test_the_data_of_embeddings_are_matched_by_name_or_by_number(run, photograph
     with pytest.raises(DataError) as refused:
         simclr.Outliers(run=tmp_path / "fewer.npy", data=str(photographs))()
     assert refused.value.path == str(tmp_path / "fewer.npy")
+
+
+def test_embeddings_of_a_split_whose_images_are_numbered_from_0_are_of_its_images(monkeypatch):
+    """The test images of many data sets of torchvision have the names 0, 1, ... as the training images do."""
+    parts = {
+        split: Arrays(name="t", split=split, paths=Paths.numbered("", n), pixels=np.zeros((n, 2, 2, 3), np.uint8))
+        for split, n in (("all", 5), ("test", 2))
+    }
+    monkeypatch.setattr(collection, "open_source", lambda data, split: parts[split])
+    content = Embeddings(np.zeros((2, 3)), ["0", "1"], data=("torchvision:T:.", "test"), indices=np.arange(2))
+    source, rows = collection.images_of(content, "torchvision:T:.", Path("e.npz"))
+    assert source.split == "test" and rows.tolist() == [0, 1]
+    assert collection.images_of(content, "other", Path("e.npz"))[0].split == "all"
 
 
 @pytest.mark.parametrize(

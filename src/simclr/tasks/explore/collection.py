@@ -185,7 +185,8 @@ def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source
             source.path(i) == name for i, name in zip(content.indices.tolist(), content.paths, strict=True)
         )
         return (source, content.indices) if same else (None, rows)
-    source = open_source(data, "all")
+    part = content.data[1] if content.data is not None and content.data[0] == data else "all"
+    source = open_source(data, part)  # of some data sets both splits number their images from 0
     numbers = {source.path(i): i for i in range(len(source))}
     if all(name in numbers for name in content.paths):
         return source, np.array([numbers[name] for name in content.paths], np.int64)
