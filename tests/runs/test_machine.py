@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from simclr.cli import _rank
 from simclr.errors import SettingError
 from simclr.runs.environment import cores
-from simclr.runs.machine import Machine
+from simclr.runs.machine import Machine, is_first_process
 
 
 def test_torchrun_says_how_many_processes_and_nodes_there_are(monkeypatch):
@@ -62,3 +62,11 @@ def test_a_program_that_cannot_be_started_again_has_one_process(monkeypatch):
         Machine(accelerator="cpu", devices=2).launch()
     assert error.value.field == "machine.devices"
     Machine(accelerator="cpu").launch()
+
+
+def test_of_processes_without_a_group_the_first_one_writes(monkeypatch):
+    assert is_first_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert is_first_process() == (rank == 0)

@@ -210,3 +210,10 @@ def test_a_run_that_diverged_is_replayed_to_the_step(tmp_path, capsys):
     with pytest.raises(SettingError) as refused:
         Doctor(pretrain=Pretrain(data="sample"), replay=True)()
     assert refused.value.field == "data"
+
+
+def test_a_fine_tuning_is_not_replayed(tmp_path):
+    run = write_run(tmp_path / "run", kind="finetune")
+    with pytest.raises(SettingError) as refused:
+        Doctor(pretrain=Pretrain(data=str(run)), replay=True)()
+    assert refused.value.field == "replay"

@@ -7,46 +7,46 @@ import numpy as np
 from numpy.lib import format as npy
 
 from simclr.errors import DataError
-from simclr.runs.reading import Refusal, open_regular
+from simclr.runs.reading import open_regular
 
 MAX_INFLATED = 1 << 30  # bytes of all arrays of a compressed file, if it is small
 MAX_RATIO = 100  # bytes for each byte of a large compressed file; deflate reaches 1,032 with zeros
 MAX_MEMBERS = 10_000
 
 
-def read_arrays(path: Path, error: Refusal = DataError) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file by name; raise `error` unless it contains plain arrays of a usual size."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; raise DataError unless it contains plain arrays of a usual size."""
     try:
-        with open_regular(path, error) as stream, zipfile.ZipFile(stream) as archive:
-            check_archive(archive, path, error)
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
+            check_archive(archive, path)
             return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in archive.infolist()}
     except (DataError, MemoryError):
         raise
     except Exception as reason:  # zip, decompression, header and shape raise errors of many types
-        if type(reason) is error or (isinstance(reason, OSError) and reason.filename):
+        if isinstance(reason, OSError) and reason.filename:
             raise
         text = " ".join(str(reason).split()) or type(reason).__name__
-        raise error(str(path), f"it is not an .npz file of plain arrays ({text})") from None
+        raise DataError(path, f"it is not an .npz file of plain arrays ({text})") from None
 
 
 def read_array(path: Path) -> np.ndarray:
     """Return the array of an .npy file; raise DataError unless it is plain and has as many bytes as its header says."""
     try:
-        open_regular(path, DataError).close()
+        open_regular(path).close()
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: a header alone takes no memory
     except (ValueError, EOFError, OverflowError) as reason:
         text = " ".join(str(reason).split())
-        raise DataError(str(path), f"it is not an .npy file of a plain array ({text})") from None
+        raise DataError(path, f"it is not an .npy file of a plain array ({text})") from None
 
 
-def check_archive(archive: zipfile.ZipFile, path: Path, error: Refusal = DataError) -> None:
-    """Raise `error` if the members of a zip file are implausibly many or large for the size of the file."""
+def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise DataError if the members of a zip file are implausibly many or large for the size of the file."""
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
-        raise error(str(path), f"it has {len(members):,} members; at most {MAX_MEMBERS:,} are read")
+        raise DataError(path, f"it has {len(members):,} members; at most {MAX_MEMBERS:,} are read")
     size, most = sum(info.file_size for info in members), max(MAX_INFLATED, MAX_RATIO * path.stat().st_size)
     if size > most:
-        raise error(str(path), f"its arrays have {size:,} bytes; a file of its size may have {most:,}")
+        raise DataError(path, f"its arrays have {size:,} bytes; a file of its size may have {most:,}")
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

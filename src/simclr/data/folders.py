@@ -104,14 +104,14 @@ def open_shards(files: list[Path], name: str, split: str) -> Source:
 
 
 def infer_splits_and_labels(
-    names: list[bytes], texts: list[str] | None, where: Any = "tar files"
+    names: list[bytes], texts: list[str] | None
 ) -> tuple[Int64[np.ndarray, " k"], Bool[np.ndarray, " k"] | None, Annotation]:
     """Return which images belong to the data set, which of these are for testing, and their labels.
 
     `names` are those of images in tar files, `texts` the labels that are written beside them.
     """
     first = [name.partition(b"/")[0] if b"/" in name else b"" for name in names]
-    folders = split_folders(map(os.fsdecode, dict.fromkeys(first)), where)
+    folders = split_folders(map(os.fsdecode, dict.fromkeys(first)), "tar files")
     used = np.isin(first, [os.fsencode(folder) for folder in folders]) if folders else np.ones(len(names), bool)
     kept = np.flatnonzero(used)
     if texts is not None:

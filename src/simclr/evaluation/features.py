@@ -15,6 +15,7 @@ from simclr.data.loading import CHUNK, loader
 from simclr.data.source import Source
 from simclr.data.survey import scale_source
 from simclr.errors import DataError, Error, UnreadableImage
+from simclr.runs.environment import has_processes
 from simclr.views.preprocess import Preprocess
 
 
@@ -165,7 +166,7 @@ def extract_together(
 ) -> list[Features]:
     """Return what `extract_all` does on every process of the process group, each of which computes a range of the
     images and must call this. Their batches are those of one process."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if not has_processes():
         return extract_all(encoders, source, preprocess, batch=batch, **options)
     rank, world, batches = dist.get_rank(), dist.get_world_size(), -(-len(source) // batch)
     start, stop = (min(batches * k // world * batch, len(source)) for k in (rank, rank + 1))

@@ -16,6 +16,7 @@ from simclr.losses import contrast_statistics, unit_rows
 from simclr.views import Views
 
 SAMPLE = 512  # number of images of the check during pretraining
+BATCH = 256  # views in a forward pass
 IDLE = 0.1  # deviation, relative to an isotropic one, below which a dimension carries almost nothing
 
 
@@ -77,14 +78,14 @@ class HealthCheck:
 
     @torch.no_grad()
     def embeddings(
-        self, encoder: nn.Module, head: nn.Module, device: torch.device | str, batch: int = 256
+        self, encoder: nn.Module, head: nn.Module, device: torch.device | str
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"], Float[Tensor, "n k"]]:
         """Return h of the first view and z of both, float32 on the CPU."""
         modes = encoder.training, head.training
         encoder.eval(), head.eval()
         dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
         parts = []
-        for images in self.views.flatten(0, 1).split(batch):
+        for images in self.views.flatten(0, 1).split(BATCH):
             h = encoder(images.to(device, dtype, memory_format=torch.channels_last))
             parts.append((h.float().cpu(), head(h).float().cpu()))
         encoder.train(modes[0]), head.train(modes[1])

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 SAMPLES = 100_000  # number of samples of the permutation test (paper, App. B.8)
+ROUNDS = 200  # of a bootstrap that computes a metric anew for each sample
 Interval = tuple[float, float]
 
 
@@ -34,13 +35,12 @@ def class_interval(correct: np.ndarray, labels: np.ndarray, *, level: float = 0.
 
 
 def resampled_interval(
-    metric: Callable[[Tensor, Tensor], float], scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], *,
-    level: float = 0.95, rounds: int = 200,
-) -> Interval:  # fmt: skip
-    """Return the bootstrap interval of a metric that is not a mean over images."""
+    metric: Callable[[Tensor, Tensor], float], scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."]
+) -> Interval:
+    """Return the 95 % bootstrap interval of a metric that is not a mean over images."""
     rng = np.random.default_rng(0)
-    draws = [torch.from_numpy(rng.integers(0, len(scores), len(scores))) for _ in range(rounds)]
-    return _middle(np.array([metric(scores[rows], truth[rows]) for rows in draws]), level)
+    draws = [torch.from_numpy(rng.integers(0, len(scores), len(scores))) for _ in range(ROUNDS)]
+    return _middle(np.array([metric(scores[rows], truth[rows]) for rows in draws]), 0.95)
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -68,11 +68,11 @@ def permutation_test(a: np.ndarray, b: np.ndarray, *, samples: int = SAMPLES, se
 
 def permutation_test_of(
     metric: Callable[[Tensor, Tensor], float], a: Float[Tensor, "n c"], b: Float[Tensor, "n c"],
-    truth: Shaped[Tensor, "n ..."], *, samples: int = 1000, seed: int = 0,
+    truth: Shaped[Tensor, "n ..."], *, samples: int = 1000,
 ) -> float:  # fmt: skip
     """Return the p-value of the paired permutation test for a metric that is not a mean over images: the scores of the
     two networks are exchanged at random for each image."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     observed = abs(metric(a, truth) - metric(b, truth))
     extreme = 0
     for _ in range(samples):

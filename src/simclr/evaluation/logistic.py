@@ -20,6 +20,7 @@ from simclr.evaluation.metrics import accuracy
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
 ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
 PATIENCE = 8  # number of penalties (two decades) without a better held-out score or loss after which a sweep ends
+MEMORY = 20  # steps that L-BFGS remembers
 Labels = Int64[Tensor, " n"] | Bool[Tensor, "n c"]
 Metric = Callable[[Tensor, Tensor], float]
 Pair = tuple[Tensor, Tensor, Tensor]
@@ -132,7 +133,7 @@ class _Objective:
         return loss, residual
 
 
-def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 20) -> tuple[Tensor, int]:
+def lbfgs(objective, point: Tensor, tolerance: float, limit: int) -> tuple[Tensor, int]:
     """Minimise by limited-memory BFGS (Nocedal and Wright, algorithm 7.4) with a backtracking line search; return the
     point and the number of iterations.
 
@@ -160,7 +161,7 @@ def lbfgs(objective, point: Tensor, tolerance: float, limit: int, memory: int = 
             return point, iteration  # float precision is exhausted: no step of any size reduces the value
         step, change = candidate - point, new_gradient - gradient
         if (product := (step * change).sum()) > 1e-10 * change.square().sum():
-            pairs = [*pairs[1 - memory :], (step, change, product)]
+            pairs = [*pairs[1 - MEMORY :], (step, change, product)]
         point, value, gradient = candidate, new_value, new_gradient
     return point, limit
 

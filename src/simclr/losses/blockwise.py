@@ -50,7 +50,7 @@ _Place = tuple[int | None, Int64[Tensor, " m"] | None]
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, a: Tensor, k: Tensor, temperature: float, block: int, place: "_Place", views: tuple[int, int]
+        ctx, a: Tensor, k: Tensor, temperature: float, block: int, place: _Place, views: tuple[int, int]
     ) -> Tensor:
         (offset, _), first = place, place[0] or 0
         symmetric = offset is None
@@ -110,7 +110,7 @@ def _exponentials(
     k_views: Float[Tensor, "w m d"],
     temperature: float,
     block: int,
-    place: "_Place",
+    place: _Place,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield blocks of exp((cosine - 1) / temperature), which are zero for an anchor itself, for its positives and for
     images of its group.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.models import norm_cpu
+from simclr.runs.environment import has_processes
 
 
 class _BiasedBatchNorm(_BatchNorm):
@@ -59,13 +60,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 def _sum_over_processes(x: Tensor) -> Tensor:
     total = x.clone()
-    if _has_processes():
+    if has_processes():
         dist.all_reduce(total)
     return total
-
-
-def _has_processes() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _NormaliseOnCpu(torch.autograd.Function):
@@ -108,7 +105,7 @@ class _NormaliseOnCpu(torch.autograd.Function):
 
 def _sum_arrays(*arrays: Float[np.ndarray, " _"]) -> list[Float[np.ndarray, " _"]]:
     """Return the sums over all processes of arrays, added in one message."""
-    if not _has_processes():
+    if not has_processes():
         return list(arrays)
     total = torch.from_numpy(np.concatenate(arrays))
     dist.all_reduce(total)
@@ -201,7 +198,7 @@ class SyncBatchNorm(_BatchNorm):
 
 def synchronise(module: nn.Module) -> nn.Module:
     """Let every batch norm of `module` use the statistics of all processes; with one process, change nothing."""
-    return replace_norms(module) if _has_processes() else module
+    return replace_norms(module) if has_processes() else module
 
 
 def replace_norms(module: nn.Module) -> nn.Module:

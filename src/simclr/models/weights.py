@@ -17,6 +17,7 @@ from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
 from simclr.models.head import ProjectionHead
 from simclr.models.options import TooLarge, limited_memory
+from simclr.models.toolkits import WRAPPERS
 from simclr.runs.checkpoint import content_hash
 from simclr.runs.files import replacing, require_folder_path, write_atomically
 from simclr.runs.reading import open_regular
@@ -24,7 +25,6 @@ from simclr.runs.reading import open_regular
 METADATA = "simclr"  # key of what a weights file says of itself; one key, since the order of several is random
 FILES = ("encoder.safetensors", "head.safetensors", "supervised.safetensors")
 MARGIN = 1 << 28  # bytes that a network may take beyond four times its weights file: tables, masks of attention
-PREFIXES = ("module.", "_orig_mod.", "_forward_module.")  # of DDP, torch.compile and Fabric
 
 
 def save_encoder(
@@ -211,7 +211,7 @@ def _some(names) -> str:
 def _plain_state(module: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, tensor in module.state_dict().items():
-        while name.startswith(PREFIXES):
+        while name.startswith(WRAPPERS):
             name = name.partition(".")[2]
         state[name] = tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
     return state

@@ -142,14 +142,14 @@ def _line(record: RunRecord, name: str, label: str) -> Line:
     return Line(label, *thinned(steps.astype(int), factor * values))
 
 
-def thinned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most 2 * bins + 2 points of a curve that look like all of them: the minimum and the maximum in each of
-    `bins` equal intervals of the steps, and both ends. Values that are not finite are left out."""
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most 2 * BINS + 2 points of a curve that look like all of them: the minimum and the maximum in each of
+    BINS equal intervals of the steps, and both ends. Values that are not finite are left out."""
     kept = np.isfinite(values)
     steps, values = steps[kept], values[kept]
-    if len(steps) <= 2 * bins:
+    if len(steps) <= 2 * BINS:
         return steps, values
-    edges = np.linspace(steps[0], steps[-1], bins + 1)[1:-1]
+    edges = np.linspace(steps[0], steps[-1], BINS + 1)[1:-1]
     chosen = {0, len(steps) - 1}
     for part in np.split(np.arange(len(steps)), np.searchsorted(steps, edges)):
         if len(part):

@@ -18,6 +18,7 @@ from simclr.runs.files import printable
 
 TILE, LARGE_TILE = 64, 112  # pixels, without and with captions; smaller images are enlarged without smoothing
 GAP = 4
+QUERIES, NEAREST = 10, 9  # rows of a sheet of neighbours, and images beside the first of each
 LINE, LETTER = 12, 5  # height of a line and width of a letter of a caption, pixels
 PALETTE = ("#0072b2", "#d55e00", "#007a5a", "#a3508a")
 STYLE = "text { font: 11px system-ui, sans-serif; fill: #444 } line { stroke: #ccc } .interval { stroke-width: 1.5 }"
@@ -106,10 +107,10 @@ def _colour(k: int) -> str:
     return PALETTE[k % len(PALETTE)]
 
 
-def neighbour_sheet(features: Features, source: Source, *, queries: int = 10, k: int = 9, seed: int = 0) -> Image.Image:
-    """Return a sheet whose rows are an image and the k other images nearest to it in feature space, nearest first."""
-    chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:queries])
-    nearest = neighbours(features.features, features.features[chosen], k, exclude=chosen)
+def neighbour_sheet(features: Features, source: Source, *, seed: int = 0) -> Image.Image:
+    """Return a sheet whose rows are an image and the other images nearest to it in feature space, nearest first."""
+    chosen = torch.from_numpy(permutation(seed, 0, len(features.features))[:QUERIES])
+    nearest = neighbours(features.features, features.features[chosen], NEAREST, exclude=chosen)
     rows = torch.cat([chosen[:, None], nearest], 1)
     return rows_of_images([[source.read(i) for i in row] for row in features.indices[rows].tolist()])
 

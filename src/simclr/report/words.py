@@ -105,9 +105,9 @@ def duration(seconds: float | int) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def plural(count: int, singular: str, plural_form: str | None = None) -> str:
-    """Return a count with its noun."""
-    return f"{count:,} {singular if count == 1 else plural_form or singular + 's'}"
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an s in the plural."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def listed(texts: Sequence[str]) -> str:

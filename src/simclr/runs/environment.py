@@ -15,6 +15,7 @@ from types import CodeType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 CGROUPS = Path("/sys/fs/cgroup")
 NOTHING = opcode.opmap["NOP"]  # which Python compiles the docstring of a field to
@@ -40,7 +41,6 @@ def _quota() -> float:
 def environment() -> dict[str, Any]:
     """Versions, hardware and command of this process: the evidence beside a result."""
     cuda = torch.cuda.is_available()
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -51,9 +51,14 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "processes": torch.distributed.get_world_size() if several else 1,
+        "processes": dist.get_world_size() if has_processes() else 1,
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
+
+
+def has_processes() -> bool:
+    """Return whether several processes work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_restart() -> bool:

@@ -195,8 +195,9 @@ def _form_group() -> bool:
 
 
 def is_first_process() -> bool:
-    """Return whether this is the first process of its group, or has none."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Return whether this is the first process of its group or, without one, of those that torchrun or SLURM has
+    started."""
+    return (dist.get_rank() if dist.is_initialized() else Device().place[0]) == 0
 
 
 def _can_start_again() -> bool:

@@ -34,6 +34,7 @@ from simclr.report.resources import (
 )
 from simclr.report.warnings import run_findings
 from simclr.runs.files import printable, require_folder_path
+from simclr.runs.recipe import is_import_path
 from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.pretrain import Pretrain
@@ -110,7 +111,10 @@ class Doctor:
 
     def _replay(self, run: Run) -> Iterator[Finding]:
         """Find the first step after the last checkpoint of a run after which something is not finite."""
-        saved = parse(Pretrain, "pretrain", ("data",), ["--config", str(run.path / "recipe.yaml")])
+        if (kind := read_run(run.path).kind) != Pretrain.command:
+            raise SettingError("replay", "given for a pretraining", f"{run.path}, a run of {kind}")
+        named = [f"--encoder={self.pretrain.encoder}"] if is_import_path(self.pretrain.encoder) else []
+        saved = parse(Pretrain, "pretrain", ("data",), ["--config", str(run.path / "recipe.yaml"), *named])
         task = replace(saved, machine=replace(saved.machine, devices=1, nodes=1, compile=False), out=run.path)
         source, _ = task.sources()
         fabric = task.machine.launch()

@@ -15,7 +15,7 @@ from simclr.evaluation.protocol import evaluated_images
 from simclr.models.pretrained import Encoder, load, untrained
 from simclr.report.pictures import neighbour_sheet
 from simclr.runs.files import number_existing, save_picture
-from simclr.runs.machine import Device
+from simclr.runs.machine import Device, is_first_process
 from simclr.runs.recipe import saved_recipe
 from simclr.runs.results import Result, result_path, run_folder, unit_of
 from simclr.settings import check_settings, setting
@@ -78,7 +78,7 @@ class Health:
                 for metric, value in values.items()
             ]  # fmt: skip
         content = write_results(results, self, path)
-        if self.neighbours:
+        if self.neighbours and is_first_process():
             shown = source.part(0, min(self.neighbours, len(source)))
             device = self.machine.kind
             features = extract(encoder.network, shown, encoder.preprocess, device=device, workers=workers)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.distributed as dist
 
 from simclr.cli.parsing import parse
 from simclr.data.specs import open_for_pretraining
@@ -14,7 +13,7 @@ from simclr.errors import DataError, Error, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.environment import environment
 from simclr.runs.files import number_existing, require_folder_path, write_atomically
-from simclr.runs.machine import Device
+from simclr.runs.machine import Device, is_first_process
 from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import recipe_path
 from simclr.settings import check_settings, setting
@@ -114,8 +113,8 @@ class Reproduce:
         values: dict[str, list[float]] = {name: [] for name in figures}
         for run, evaluations in zip(runs, tasks, strict=True):
             run()
-            if dist.is_initialized() and dist.get_rank():
-                return {"passed": None}  # the first process evaluates
+            if not is_first_process():
+                return {"passed": None}  # the first one evaluates
             for name, evaluate in evaluations.items():
                 values[name].append(evaluate()["results"][-1]["value"])
         rows = [compare(name, values[name], figure if same else None) for name, figure in figures.items()]

@@ -250,14 +250,6 @@ def build_chain(chain: TaskChain, folders: Sequence[Path], first: Mapping, commo
     return tuple(tasks)
 
 
-def run_chain(tasks: Sequence[Training], done: set[Path]) -> None:
-    """Run the tasks of a chain whose folders are not in `done`, and add them to it."""
-    for task in tasks:
-        if task.folder not in done:
-            task()
-        done.add(task.folder)
-
-
 def typed(task: type[Training], name: str, settings: Mapping[str, Any], decided: set[str]) -> dict[str, Any]:
     """Return settings of a task, which the setting `name` of a chain holds, with the types that they have in the task;
     raise SettingError for those that are unknown or that the chain has `decided`."""

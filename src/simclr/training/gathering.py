@@ -8,6 +8,8 @@ from jaxtyping import Shaped
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from simclr.runs.environment import has_processes
+
 SHARED_FOLDER = "The folder must lie on storage that all nodes share"
 
 
@@ -33,14 +35,14 @@ class _Gather(torch.autograd.Function):
 
 def gather(z: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:
     """Return the rows of all processes in the order of their ranks; every process must hold the same number."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if not has_processes():
         return z
     return _Gather.apply(z.contiguous()).flatten(0, 1)
 
 
 def gather_entries(mine: dict[str, str]) -> dict[str, str]:
     """Return the entries of all processes in one dictionary."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if not has_processes():
         return mine
     parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from simclr.randomness import NORM_STREAM, bits
+from simclr.runs.environment import has_processes
 from simclr.training.gathering import gather
 
 Statistics = Literal["sync", "local", "shuffle"]
@@ -28,7 +29,7 @@ class Shuffle:
         """`networks`, numbered in this order: images of each size -> (h, z). In training their images are exchanged; h
         stays where it was computed, only z returns."""
         self._seed, self.step = seed, 0
-        for number, network in enumerate(networks if _has_processes() else ()):
+        for number, network in enumerate(networks if has_processes() else ()):
             network.register_forward_pre_hook(partial(self._scatter, number))
             network.register_forward_hook(partial(self._restore, number))
 
@@ -61,14 +62,10 @@ class Shuffle:
         return gather(x)[order.to(x.device).chunk(dist.get_world_size())[dist.get_rank()]]
 
 
-def _has_processes() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
 def average_buffers(module: nn.Module) -> None:
     """Replace the moving statistics of a module by their mean over the processes, which each of them then holds."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if buffers and _has_processes():
+    if buffers and has_processes():
         total = torch.cat([buffer.flatten() for buffer in buffers])
         dist.all_reduce(total)
         means = (total / dist.get_world_size()).split([buffer.numel() for buffer in buffers])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from simclr.errors import Interrupted
+from simclr.runs.environment import has_processes
 from simclr.training.gathering import is_lost_peer
 
 BEAT = 1.0  # seconds between signs of life
@@ -30,7 +31,7 @@ class Peers:
 
     def __init__(self, folder: Any, store: dist.Store | None = None, rank: int = 0, world: int = 1) -> None:
         """By default store, rank and number of processes are those of the process group, if there is one."""
-        if store is None and dist.is_initialized() and dist.get_world_size() > 1:
+        if store is None and has_processes():
             # the processes train one network after another, in one order, such as those of a study
             store = dist.PrefixStore(f"peers-{next(_TRAININGS)}", _get_default_store())
             rank, world = dist.get_rank(), dist.get_world_size()

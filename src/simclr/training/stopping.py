@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 
 from simclr.errors import Interrupted
 
+T = TypeVar("T")
 # SIGHUP: the terminal was closed; SIGUSR1, SIGUSR2: SLURM's --signal; SIGXCPU: the limit of CPU time
 SIGNALS = [
     getattr(signal, name)
@@ -23,10 +24,7 @@ SIGNALS = [
     if hasattr(signal, name)
 ]
 PATIENCE = timedelta(seconds=30)  # for the other processes to leave
-
-
 FORWARDED = getattr(signal, "SIGUSR1", signal.SIGTERM)  # not SIGINT, which ends a process when it arrives twice
-T = TypeVar("T")
 
 
 class _Requested(Exception):
