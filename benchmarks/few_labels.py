@@ -70,7 +70,7 @@ def selection(train: Source, labels: str, seed: int, folder: Path) -> list[str]:
     """Return the words that select labels: a fraction, or a list that is written beside the run."""
     if labels.endswith("%"):
         return ["--fraction", str(float(labels[:-1]) / 100)]
-    order = np.argsort(bits(seed, (train.paths.hashes() * 2**48).astype(np.uint64)), kind="stable")
+    order = np.argsort(bits(seed, (train.paths.hashes * 2**48).astype(np.uint64)), kind="stable")
     chosen = [order[train.labels[order] == c][: int(labels)] for c in np.unique(train.labels)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f"{folder.name}.txt")

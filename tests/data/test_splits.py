@@ -127,7 +127,7 @@ def test_multi_label_images_are_held_out_by_their_rarest_class(tmp_path):
 
 def test_a_sample_has_the_smallest_hashes(source):
     rows = sample_rows(source, 9)
-    assert np.array_equal(rows, np.argsort(source.paths.hashes())[:9])
+    assert np.array_equal(rows, np.argsort(source.paths.hashes)[:9])
     assert names(sample(source, 9)) == {source.path(i) for i in rows}
     assert sample(source, 84) is source
 

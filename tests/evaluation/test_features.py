@@ -7,7 +7,7 @@ from support.processes import in_processes
 
 from simclr.data import open_source
 from simclr.errors import DataError
-from simclr.evaluation.features import eval_batches, extract_together
+from simclr.evaluation.features import EvalBatches, extract_together
 from simclr.views.preprocess import Preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "i
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_batches_come_in_order_without_unreadable_images(folder, workers):
     preprocess = Preprocess(8)
-    batches = eval_batches(folder, preprocess, batch=10, workers=workers)
+    batches = EvalBatches(folder, preprocess, batch=10, workers=workers)
     found = list(batches)
     indices = np.concatenate([index for index, _ in found])
     names = [folder.path(i) for i in indices]
@@ -29,7 +29,7 @@ def test_evaluation_batches_come_in_order_without_unreadable_images(folder, work
 
 def test_evaluation_of_images_in_memory():
     source = open_source("sample", "test")
-    found = list(eval_batches(source, Preprocess(32), batch=640))
+    found = list(EvalBatches(source, Preprocess(32), batch=640))
     assert [len(images) for _, images in found] == [640, 640, 220]
     images = torch.cat([images for _, images in found])
     expected = torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255
@@ -38,7 +38,7 @@ def test_evaluation_of_images_in_memory():
 
 def test_a_batch_that_cannot_be_read_at_all_is_left_out(folder):
     bad = [i for i in range(37) if folder.path(i) in ("05.png", "11.png", "23.png")]
-    batches = eval_batches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
+    batches = EvalBatches(folder.select(np.array([*bad, 0]), "all"), Preprocess(8), batch=3)
     assert [index.tolist() for index, _ in batches] == [[3]]
 
 

@@ -12,7 +12,7 @@ import simclr
 from simclr.cli import main
 from simclr.data import open_source
 from simclr.errors import DataError, RunError, SettingError
-from simclr.evaluation.features import eval_batches
+from simclr.evaluation.features import EvalBatches
 from simclr.runs.machine import Machine
 from simclr.training.batches import Loading, Resident, Streamed
 from simclr.training.sampler import BatchSampler
@@ -91,7 +91,7 @@ def test_16_bits_keep_their_levels(batches, tmp_path):
     expected = torch.from_numpy(((ramp[batch.indices] - low) / (high - low)).clip(0, 1)).permute(0, 3, 1, 2)
     assert torch.allclose(batch.views[0][0].double(), expected, atol=1e-6)
     assert len(torch.unique(batch.views[0][0])) > 4000
-    for _, prepared in eval_batches(source, task.preprocess(source, 16)):
+    for _, prepared in EvalBatches(source, task.preprocess(source, 16)):
         assert len(torch.unique(prepared)) > 4000
 
 

@@ -82,12 +82,9 @@ class Paths(Sequence[str]):
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Paths(self.text[np.repeat(starts, lengths) + within], offsets)
 
-    def hashes(self) -> Float64[np.ndarray, " n"]:
-        """Return a number in [0, 1) for each name, a function of nothing but the name."""
-        return self._hashes
-
     @cached_property
-    def _hashes(self) -> Float64[np.ndarray, " n"]:
+    def hashes(self) -> Float64[np.ndarray, " n"]:
+        """A number in [0, 1) for each name, a function of nothing but the name."""
         words = (int.from_bytes(hashlib.blake2b(name, digest_size=6).digest()) for name in self.encoded())
         return np.fromiter(words, np.float64, len(self)) * 2.0**-48
 

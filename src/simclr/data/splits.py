@@ -118,7 +118,7 @@ def holdout_mask(source: Source, size: float | int = HELD_OUT, seed: int | None 
 
 def _units(source: Source) -> tuple[Int64[np.ndarray, " n"], np.ndarray]:
     """Return the unit, a group or a single image, of each image, and a 64-bit hash of each unit."""
-    keys = (source.paths.hashes() * 2**48).astype(np.uint64)
+    keys = (source.paths.hashes * 2**48).astype(np.uint64)
     if source.groups is None:
         return np.arange(len(source)), keys
     _, unit = np.unique(source.groups, return_inverse=True)
@@ -155,7 +155,7 @@ def sample_rows(source: Source, count: int) -> Int64[np.ndarray, " m"]:
     with an index, the first ones: these are in random order already, and few files are read."""
     if source.starts is not None:
         return np.arange(min(count, len(source)))
-    return np.argsort(source.paths.hashes(), kind="stable")[:count]
+    return np.argsort(source.paths.hashes, kind="stable")[:count]
 
 
 def sample(source: Source, count: int) -> Source:
@@ -189,7 +189,7 @@ def stratified_rows(source: Source, fraction: float, seed: int = 0) -> Int64[np.
     """
     if not 0 < fraction <= 1:
         raise SettingError("fraction", "above 0 and at most 1", fraction)
-    order = np.argsort(bits(seed, (source.paths.hashes() * 2**48).astype(np.uint64)), kind="stable")
+    order = np.argsort(bits(seed, (source.paths.hashes * 2**48).astype(np.uint64)), kind="stable")
     labels = source.labels[order]
     rows = []
     for c in np.unique(labels[labels >= 0]):

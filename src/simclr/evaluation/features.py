@@ -53,11 +53,12 @@ def _chunks(start: int, stop: int) -> list[range]:
 class EvalBatches:
     """Evaluation batches (indices int64 (b,), images float32 (b, C, S, S)) in the order of the source.
 
-    The images are read with the channels and the scaling of `preprocess`; DataError if they have other channels. An
-    unreadable image has no row; `bad` holds its path and the reason once the iteration has passed it.
+    The images are read with the channels and the scaling of `preprocess`; DataError if they have other channels.
+    `workers` processes decode them (0: this process); images in memory are prepared one batch at a time. An unreadable
+    image has no row; `bad` holds its path and the reason once the iteration has passed it.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, batch: int, workers: int):
+    def __init__(self, source: Source, preprocess: Preprocess, batch: int = 256, workers: int = 0):
         self.source = scale_source(source, preprocess.low, preprocess.high)
         self.preprocess = preprocess
         self.batch = batch
@@ -90,12 +91,6 @@ class EvalBatches:
             indices = np.concatenate([part.indices for part in parts])
             if len(indices):
                 yield indices, torch.cat([part.images for part in parts])
-
-
-def eval_batches(source: Source, preprocess: Preprocess, batch: int = 256, workers: int = 0) -> EvalBatches:
-    """Return batches of every image of a source, prepared by `preprocess`. `workers` processes decode the images (0:
-    this process); images in memory are prepared one batch at a time."""
-    return EvalBatches(source, preprocess, batch, workers)
 
 
 class Features(NamedTuple):
@@ -146,7 +141,7 @@ def extract_all(
     rows: list[list[Tensor]] = [[] for _ in encoders]
     types = [next((p.dtype for p in encoder.eval().parameters()), torch.float32) for encoder in encoders]
     indices = []
-    batches = eval_batches(source, preprocess, batch=batch, workers=workers)
+    batches = EvalBatches(source, preprocess, batch=batch, workers=workers)
     for index, images in batches:
         for encoder, dtype, features in zip(encoders, types, rows, strict=True):
             features.append(encoder(images.to(device, dtype, memory_format=torch.channels_last)).float().cpu())

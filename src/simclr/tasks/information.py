@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from simclr.data import Source, open_source
 from simclr.data.splits import sample
 from simclr.errors import DataError
-from simclr.evaluation.features import eval_batches
+from simclr.evaluation.features import EvalBatches
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.mlp_probe import mlp_probe
 from simclr.evaluation.protocol import describe, evaluated_images, fit_device
@@ -105,7 +105,7 @@ class Information:
         rows: dict[tuple[str, str], list[Tensor]] = {}
         outcomes: dict[str, list[Tensor]] = {}
         salt = int(source.split == "test")
-        for indices, images in eval_batches(source, preprocess, workers=self.machine.worker_processes):
+        for indices, images in EvalBatches(source, preprocess, workers=self.machine.worker_processes):
             for number, (task, (probabilities, _)) in enumerate(TASKS.items()):
                 u = uniforms(self.seed, salt, indices, TRANSFORMATION_STREAM + number, 1)[:, 0]
                 outcome = torch.from_numpy(np.searchsorted(np.cumsum(probabilities)[:-1], u, side="right"))

@@ -41,8 +41,9 @@ class Pack:
 
     Tar files are faster to copy and open than many small files and, with `side`, faster to decode. Files keep their
     names and bytes, except for those with more than `side` pixels in the shorter side: these are reduced to it and
-    encoded again, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG, upright and without metadata.
-    Images that are not files become PNG files. Labels and splits do not change.
+    encoded again, JPEG and WebP at quality 92, BMP and PNG as such and all others as PNG: upright, with 8 bits per
+    channel, without transparency and without metadata. Images that are not files become PNG files. Labels and splits do
+    not change.
 
     Sets that are too large for the memory or the disk of one machine are written with `index`: in random order, so that
     every tar file is a sample of the set, and with an index that all processes map into memory. Training then reads a

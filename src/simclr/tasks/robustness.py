@@ -13,7 +13,7 @@ from simclr.data import Source
 from simclr.data.splits import holdout_mask, sample
 from simclr.errors import DataError
 from simclr.evaluation.calibration import calibration_error, fit_temperature
-from simclr.evaluation.features import eval_batches, extract
+from simclr.evaluation.features import EvalBatches, extract
 from simclr.evaluation.figures import write_results
 from simclr.evaluation.intervals import bootstrap_interval
 from simclr.evaluation.linear import fit_linear
@@ -112,7 +112,7 @@ class Robustness:
         cells = [CLEAN, *((kind, severity) for kind in KINDS for severity in SEVERITIES)]
         predictions: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
         dtype = next((p.dtype for p in encoder.network.parameters()), torch.float32)
-        for indices, images in eval_batches(test, encoder.preprocess, workers=self.machine.worker_processes):
+        for indices, images in EvalBatches(test, encoder.preprocess, workers=self.machine.worker_processes):
             images = images.to(self.machine.kind)
             labels = torch.from_numpy(test.labels[indices])
             for kind, severity in cells:

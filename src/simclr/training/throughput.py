@@ -1,6 +1,7 @@
 """Throughput and memory of a training loop."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,4 +65,5 @@ def memory_used(device: torch.device) -> float:
     """Return the maximum memory in use so far, MB: of the device if it keeps count, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    unit = 1 if sys.platform == "darwin" else 1000  # bytes there, elsewhere kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
