@@ -76,9 +76,9 @@ def run_program(words: Sequence, processes: int = 1, before: Callable | None = N
     return programs
 
 
-def succeed(words: Sequence, processes: int = 1) -> str:
+def succeed(words: Sequence, processes: int = 1, before: Callable | None = None) -> str:
     """Run `simclr WORDS`, which must succeed, and return the output of the first process."""
-    programs = run_program(words, processes)
+    programs = run_program(words, processes, before)
     assert [program.poll() for program in programs] == [0] * processes, programs[0].stderr
     return programs[0].stdout
 

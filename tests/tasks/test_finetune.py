@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.evaluated import fingerprint, write_arrays, write_encoder, write_folder
+from support.evaluated import few_holdouts, fingerprint, write_arrays, write_encoder, write_folder
 from support.interrupted import interrupt
 from support.processes import compile_cheaply, run_program, succeed
 
@@ -107,7 +107,7 @@ def test_two_processes_train_as_one_does(encoder, data, tmp_path, how):
             "finetune", str(encoder), str(data), "--out", str(tmp_path / out), "--batch", "24", "--steps", "3",
             "--lr", "1", *how, "--machine.precision", "64",
         ]  # fmt: skip
-        succeed(words, processes)
+        succeed(words, processes, before=few_holdouts)
     for name in ("encoder", "supervised"):
         one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
         for key in one:

@@ -75,11 +75,12 @@ class EvalBatches:
             return
         stops = [min(start + self.batch, n) for start in starts]
         chunks = [_chunks(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        every = [key for keys in chunks for key in keys]
         prepared = iter(
             loader(
                 _Preparer(self.source, self.preprocess),
-                [key for keys in chunks for key in keys],
-                workers=self.workers,
+                every,
+                workers=min(self.workers, len(every)),
                 prefetch=2 * len(chunks[0]),
                 held=2 * len(chunks[0]),
                 item_bytes=CHUNK * 4 * self.preprocess.channels * self.preprocess.size**2,
