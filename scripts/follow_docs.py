@@ -1,6 +1,6 @@
 """Follow README and documentation word for word, and report every command and Python statement.
 
-    python scripts/follow_docs.py --work FOLDER [PAGE ...] [--fresh_environment] [--out FOLDER]
+    python scripts/follow_docs.py --work FOLDER [PAGE ...] [--fresh_environment] [--out FOLDER] [--only PATTERN]
 
 Pages are README.md and docs/*.md by default. `--fresh_environment` makes a virtual environment in FOLDER and installs
 this package with its extras there; otherwise the current one is used. Commands are the lines of blocks without a
@@ -9,7 +9,8 @@ follow_docs_inputs.py writes and what the commands under `prepare` in follow_doc
 makes itself. Long commands are shortened by the environment alone: FOLDER/settings, in front of PYTHONPATH, adds
 `--config` to the words of `simclr`, with the settings that follow_docs.yaml has for the command (one epoch of a small
 network). s3:// is a server on this machine. follow_docs.yaml also lists what is not run, each with the reason. `--out`
-writes steps.json there, in which other pages keep an earlier outcome. The exit code is 1 if anything failed.
+writes steps.json there, in which other pages keep an earlier outcome, and with `--only`, which runs the commands that
+match a pattern, other steps too. The exit code is 1 if anything failed.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--fresh_environment", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -97,9 +99,10 @@ def main() -> int:
         prepare(work, python, environment)
         for page in pages:
             if page.stem != "commands":
-                steps += follow(page, work, python, environment, steps)
+                steps += follow(page, work, python, environment, steps, arguments.only)
                 if arguments.out:
-                    record(page.name, steps, arguments.out / "steps.json", python, environment)
+                    file = arguments.out / "steps.json"
+                    record(page.name, steps, file, description(python, environment), arguments.only)
     counts = count(steps)
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     return counts["failed"] > 0
@@ -165,12 +168,16 @@ def prepare(work: Path, python: Path, environment: dict[str, str]) -> None:
         subprocess.run(command, shell=True, cwd=inputs, env=environment, check=True)
 
 
-def follow(page: Path, work: Path, python: Path, environment: dict[str, str], before: list[Step]) -> list[Step]:
-    """Run what stands on a page, commands first."""
+def follow(
+    page: Path, work: Path, python: Path, environment: dict[str, str], before: list[Step], only: str | None = None
+) -> list[Step]:
+    """Run what stands on a page, commands first; or nothing but the commands that match a pattern."""
     folder, text = work / "pages" / page.stem, page.read_text(encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "inputs", folder, symlinks=True)
     lines, code = commands_and_statements(text)
+    if only:
+        lines, code = [line for line in lines if re.search(only, line)], []
     for path, made in PLAN["made"].items():
         if any(re.match(made, line) for line in lines):
             subprocess.run(["rm", "-rf", path], cwd=folder, check=True)
@@ -243,15 +250,24 @@ def count(steps: list[Step]) -> dict[str, int]:
     return {state: sum(step.state == state for step in steps) for state in ("passed", "failed", "not run")}
 
 
-def record(page: str, steps: list[Step], file: Path, python: Path, environment: dict[str, str]) -> None:
+def description(python: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Return the versions of Python, of the system and of all packages."""
+    found = subprocess.run([python, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True)
+    return dict(json.loads(found.stdout))
+
+
+def record(page: str, steps: list[Step], file: Path, versions: dict[str, Any], only: str | None) -> None:
     """Put the outcome of a page into a file."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"pages": {}}
     code = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    versions = subprocess.run([python, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True)
     own = [step for step in steps if step.page == page]
+    if page in content["pages"] and only:
+        again = {step.text: step for step in own}
+        former = [Step(**step) for step in content["pages"][page]["steps"]]
+        own = [again.get(step.text, step) for step in former]
     outcome = {"date": time.strftime("%Y-%m-%d"), "code": code.stdout.strip(), "counts": count(own)}
     content["pages"][page] = {**outcome, "steps": [step._asdict() for step in own]}
-    content = {**json.loads(versions.stdout), "pages": content["pages"]}
+    content = {**versions, "pages": content["pages"]}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -49,7 +49,8 @@ for i in range(128):
     grey = train.read(i).sum(2, dtype=np.uint16) * 80
     Image.fromarray(grey).save(f"scans/{i}.png")
     bands = np.concatenate([train.read(i), train.read(i + 1), train.read(i + 2), train.read(i + 3)], 2)
-    tifffile.imwrite(f"scenes/{i}.tif", np.concatenate([bands, grey[..., None] >> 8], 2).astype(np.uint16) * 200)
+    planes = np.concatenate([bands, grey[..., None] >> 8], 2).transpose(2, 0, 1).astype(np.uint16) * 200
+    tifffile.imwrite(f"scenes/{i}.tif", planes, photometric="minisblack")
 
 # weights of others, at random, and a network of one's own
 torch.manual_seed(0)
