@@ -146,7 +146,7 @@ class NeighbourSearch(Exploration):
         return neighbourhood(bank, k, queries, approximate=approximate)
 
     def is_approximate(self, bank: int, queries: int) -> bool:
-        """Return whether the search for neighbours of so many queries among so many images is approximate."""
+        """Return whether the search for the neighbours of `queries` images among `bank` images is approximate."""
         many = bank * queries > COMPARED and find_spec("faiss") is not None
         return self.backend == "faiss" or (self.backend == "auto" and many)
 
