@@ -10,11 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; s
 if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import numpy as np
 import pytest
-from support import checked
-
-checked.install()  # before the package is loaded
 
 SHARED = Path(os.environ.get("SIMCLR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -72,3 +70,10 @@ def golden(shared):
             return dict(arrays)
 
     return load
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Check types and shapes at every call, except in slow tests, where this takes most of the time of a small training:
+    other tests call the same functions."""
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
