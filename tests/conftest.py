@@ -74,6 +74,6 @@ def golden(shared):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Check types and shapes at every call, except in slow tests, where this takes most of the time of a small training:
-    other tests call the same functions."""
+    """Check types and shapes at every call, except in slow tests, where this takes most of the time of a small
+    training: other tests call the same functions."""
     jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)

@@ -59,6 +59,26 @@ def test_of_several_hold_outs_the_mean_score_decides():
     assert scores[classifier.penalty] == max(scores.values())
 
 
+def test_the_usual_penalty_is_chosen_unless_another_is_clearly_better():
+    x, y = problem(120)
+    masks = [np.arange(120) % 4 == k for k in range(3)]
+    assert choose_and_refit(x, y, masks, 4, [1.0, 1e5], usual=1e5)[0].penalty == 1.0
+    shuffled = y[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    for usual in (1.0, 30.0, 1e3):  # nothing can be better than another
+        assert choose_and_refit(x, shuffled, masks, 4, [1.0, 30.0, 1e3, 1e5], usual=usual)[0].penalty == usual
+
+
+def test_the_usual_penalty_is_tried_after_larger_ones_that_bring_nothing():
+    x, y = problem(120)
+    held_out, y = np.arange(120) == 0, y.clone()
+    y[1:] = y[1:].clamp(max=2)
+    y[0] = 3  # a class that the other images do not have
+    classifier, scores = choose_and_refit(x, y, held_out, 4, [1.0, 1e3, 1e4, 1e5], patience=1, usual=1.0)
+    assert classifier.penalty == 1.0
+    assert len(scores) == 4
+    assert len(choose_and_refit(x, y, held_out, 4, [1.0, 1e3, 1e4, 1e5], patience=1)[1]) < 4
+
+
 def test_permuted_labels_give_chance():
     x, y = problem(2000)
     shuffled = y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]

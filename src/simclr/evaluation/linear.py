@@ -22,6 +22,7 @@ PROTOCOL = "linear, L-BFGS"
 HELD_OUT_ROWS = 1000  # of all hold-outs together, if labels are few: fewer leave the choice of a penalty to chance
 MOST_HOLDOUTS = 10
 SPARSE = 3  # of the penalties, every third is tried on several hold-outs
+USUAL = 10.0  # penalty for few labels unless another is clearly better: the first of few hold-outs are right by chance
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = 
     hold-out that `seed` selects; multi-label images have one regression for each class.
 
     `few` is for few labels: the mean score on several hold-outs decides, of `HELD_OUT_ROWS` images together if 10 are
-    enough for that, among a third of the penalties. If each image is the only one of its class, none can be held out,
-    and the penalty is 1.
+    enough for that, among a third of the penalties, against one near `USUAL`, than which the best must be better by
+    two standard errors. If each image is the only one of its class, none can be held out, and the penalty is `USUAL`.
     """
     rows = train.indices.numpy()
     labels = torch.from_numpy(targets(source))[train.indices].to(train.features.device)
@@ -83,10 +84,11 @@ def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = 
     held_out, classes = holdout_mask(source, seed=seed)[rows], len(class_names(source))
     features = train.features / scale
     if few and not held_out.any():
-        return LinearFit(fit_path(features, labels, classes, [1.0])[0], scale, metric, None, held_out)
+        return LinearFit(fit_path(features, labels, classes, [USUAL])[0], scale, metric, None, held_out)
     count = min(-(-HELD_OUT_ROWS // int(held_out.sum())), MOST_HOLDOUTS) if few else 1
     others = (holdout_mask(source, seed=seed + k)[rows] for k in range(1, count))
     masks, sparse = [held_out, *(mask for mask in others if mask.any())], SPARSE if few else 1
     penalties, patience = PENALTIES[::sparse], -(-PATIENCE // sparse)
-    classifier, scores = choose_and_refit(features, labels, masks, classes, penalties, METRICS[metric], patience)
+    usual = USUAL if few else None
+    classifier, scores = choose_and_refit(features, labels, masks, classes, penalties, METRICS[metric], patience, usual)
     return LinearFit(classifier, scale, metric, scores[classifier.penalty], held_out)

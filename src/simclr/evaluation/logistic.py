@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simclr.errors import DataError
-from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.metrics import accuracy, correct
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
 ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
@@ -188,13 +188,15 @@ def choose_and_refit(
     penalties: Sequence[float] = PENALTIES,
     metric: Metric = accuracy,
     patience: int = PATIENCE,
+    usual: float | None = None,
 ) -> tuple[Classifier, dict[float, float]]:
     """Fit on the rows where `held_out` (N,) is false, choose the penalty by `metric` where it is true, and refit on
     all. Of several hold-outs, each with a fit of its own, the mean score decides.
 
     Penalties are tried from the largest down, until neither the score nor the cross-entropy of the held-out rows has
-    improved at `patience` of them. Ties go to the larger penalty. Return the classifier and the held-out score of every
-    penalty tried.
+    improved at `patience` of them. Ties go to the larger penalty. If there is a `usual` penalty, it is tried too and
+    chosen unless the best one is right on more of the held-out rows, by more than two standard errors. Return the
+    classifier and the held-out score of every penalty tried.
     """
     selections = [torch.from_numpy(rows).to(labels.device) for rows in np.atleast_2d(held_out)]
     if not all(0 < int(rows.sum()) < len(labels) for rows in selections):
@@ -207,17 +209,24 @@ def choose_and_refit(
     ]
     held_out_features, truths = [features[rows] for rows in selections], [labels[rows] for rows in selections]
     scores: dict[float, float] = {}
+    hits = {penalty: torch.zeros(len(labels), dtype=torch.float64, device=labels.device) for penalty in ordered}
     best, idle = (-np.inf, np.inf), 0
     for penalty, *classifiers in zip(ordered, *fits, strict=True):
         predicted = [classifier(x) for classifier, x in zip(classifiers, held_out_features, strict=True)]
         pairs = list(zip(predicted, truths, strict=True))
         scores[penalty] = score = float(np.mean([metric(*pair) for pair in pairs]))
+        for rows, pair in zip(selections, pairs, strict=True):
+            hits[penalty][rows] += correct(*pair)
         loss = float(np.mean([_cross_entropy(*pair) for pair in pairs]))
         idle = 0 if score > best[0] or loss < best[1] else idle + 1
         best = max(best[0], score), min(best[1], loss)
-        if idle == patience:
+        if idle >= patience and penalty <= (usual or np.inf):
             break
     chosen = max(scores, key=lambda penalty: (scores[penalty], penalty))
+    if usual is not None:
+        nearest = min(scores, key=lambda penalty: abs(np.log(penalty / usual)))
+        gains = hits[chosen] - hits[nearest]
+        chosen = chosen if gains.sum() > 2 * gains.square().sum().sqrt() else nearest
     return fit_path(features, labels, classes, [chosen])[0], scores
 
 

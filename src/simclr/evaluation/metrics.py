@@ -14,6 +14,14 @@ NEARLY_ALL = 0.95  # of the images, with the same predicted class
 ROWS = 512  # of the pairs of `uniformity` that are held at a time
 
 
+def correct(scores: Float[Tensor, "n c"], targets: Tensor) -> Float[Tensor, " n"]:
+    """Return 1 for each image whose class is predicted, otherwise 0; for multi-label images the fraction of the classes
+    whose presence is predicted."""
+    if targets.ndim == 1:
+        return (scores.argmax(1) == targets).double()
+    return ((scores > 0) == targets).double().mean(1)
+
+
 def accuracy(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
     """Return the fraction of rows whose highest score is at the label."""
     return (scores.argmax(1) == labels).cpu().double().mean().item()

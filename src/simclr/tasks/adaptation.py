@@ -18,6 +18,7 @@ from simclr.data.splits import holdout_mask
 from simclr.errors import DivergedError, Interrupted, RunError
 from simclr.evaluation.features import Features, extract
 from simclr.evaluation.linear import LinearFit, fit_linear
+from simclr.evaluation.metrics import correct
 from simclr.evaluation.protocol import fit_device, with_labels
 from simclr.models.pretrained import Encoder, load
 from simclr.runs.files import printable
@@ -182,14 +183,6 @@ def held_out_hits(
 def _features(task: "FineTune", fabric: Fabric, start: Encoder, network: torch.nn.Module, held: Source) -> Features:
     workers = task.machine.worker_processes
     return extract(network.to(fabric.device), held, start.preprocess, device=fabric.device, workers=workers)
-
-
-def correct(scores: Float[Tensor, "n c"], targets: Tensor) -> Float[Tensor, " n"]:
-    """Return 1 for each image whose class is predicted, otherwise 0; for multi-label images the fraction of the classes
-    whose presence is predicted."""
-    if targets.ndim == 1:
-        return (scores.argmax(1) == targets).double()
-    return ((scores > 0) == targets).double().mean(1)
 
 
 def beside_probe(result: Result) -> str:
