@@ -94,6 +94,16 @@ def test_paper_sweep_has_45_penalties_from_a_millionth_to_a_hundred_thousand():
     assert PENALTIES[-1] == pytest.approx(1e5)
 
 
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 100.0])
+def test_fewer_images_than_features_have_the_optimum_of_scikit_learn(penalty):
+    x = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) + 2
+    y = torch.arange(30) % 3
+    ours = fit_path(x, y, 3, [penalty], tolerance=1e-7)[0]
+    theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=1000).fit(x.double().numpy(), y.numpy())
+    others = torch.randn(20, 50, generator=torch.Generator().manual_seed(1)) + 2  # not in the span of the images
+    np.testing.assert_allclose(ours(others).softmax(1).numpy(), theirs.predict_proba(others.double()), atol=1e-3)
+
+
 @pytest.mark.parametrize("penalty", [1.0, 100.0])
 def test_one_regression_a_class_reaches_the_optima_of_scikit_learn(penalty):
     x, _ = problem()

@@ -18,6 +18,7 @@ from simclr.errors import DataError
 from simclr.evaluation.metrics import accuracy, correct
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())  # the paper's sweep, App. B.8
+SPANNED = 1e-10  # of the largest eigenvalue: what is smaller is rounding
 ROWS_PER_FEATURE = 24  # of the sample from which the covariance is estimated
 PATIENCE = 8  # number of penalties (two decades) without a better held-out score or loss after which a sweep ends
 MEMORY = 20  # steps that L-BFGS remembers
@@ -83,10 +84,7 @@ def fit_decreasing(
     n, d = features.shape
     mean = features.mean(0)
     centred = features - mean
-    # the eigenbasis only shapes the search, so a sample of the rows serves as well as all of them
-    sample = centred[:: max(1, n // (ROWS_PER_FEATURE * d))]
-    values, basis = torch.linalg.eigh((sample.T @ sample / len(sample)).double())
-    values, basis = values.clamp_min(0).to(features), basis.to(features)
+    values, basis = _eigenbasis(centred)
     weight, bias = features.new_zeros(classes, d), _prior(labels, classes).to(features)
     curvature = 1 / classes if labels.ndim == 1 else 1 / 4  # p (1 - p) before anything is fitted
     for penalty in penalties:
@@ -97,6 +95,21 @@ def fit_decreasing(
         point, iterations = lbfgs(loss, start, tolerance, max_iterations)
         weight, bias = point[:, :-1] @ scaled.T, point[:, -1]
         yield Classifier(weight, bias - weight @ mean, penalty, iterations)
+
+
+def _eigenbasis(centred: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"]]:
+    """Return eigenvalues and eigenvectors of the covariance of centred features; of fewer rows than features only those
+    of their span, in which the weights of the optimum lie."""
+    n, d = centred.shape
+    if n >= d:  # the eigenbasis only shapes the search, so a sample of the rows serves as well as all of them
+        sample = centred[:: max(1, n // (ROWS_PER_FEATURE * d))]
+        values, basis = torch.linalg.eigh((sample.T @ sample / len(sample)).double())
+    else:
+        rows = centred.double()
+        values, basis = torch.linalg.eigh(rows @ rows.T / n)
+        spans = values > SPANNED * values[-1]
+        values, basis = values[spans], rows.T @ basis[:, spans] / (n * values[spans]).sqrt()
+    return values.clamp_min(0).to(centred), basis.to(centred)
 
 
 def _prior(labels: Labels, classes: int) -> Float[Tensor, " c"]:
