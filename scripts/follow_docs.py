@@ -171,13 +171,13 @@ def prepare(work: Path, python: Path, environment: dict[str, str]) -> None:
 def follow(
     page: Path, work: Path, python: Path, environment: dict[str, str], before: list[Step], only: str | None = None
 ) -> list[Step]:
-    """Run what stands on a page, commands first; or nothing but the commands that match a pattern."""
+    """Run what stands on a page, commands first, or of these only the ones that match a pattern."""
     folder, text = work / "pages" / page.stem, page.read_text(encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "inputs", folder, symlinks=True)
     lines, code = commands_and_statements(text)
     if only:
-        lines, code = [line for line in lines if re.search(only, line)], []
+        lines = [line for line in lines if re.search(only, line)]
     for path, made in PLAN["made"].items():
         if any(re.match(made, line) for line in lines):
             subprocess.run(["rm", "-rf", path], cwd=folder, check=True)
