@@ -1,5 +1,7 @@
 """The command `convert` for files of other toolkits: a run folder, or one line and nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -39,6 +41,21 @@ def test_a_run_folder_is_written_that_commands_take(checkpoint, tmp_path, capsys
     data = write_arrays(tmp_path / "squares.npz", train=30, test=20)
     assert main(["knn", str(tmp_path / "run"), str(data), "--baselines", "false"]) == 0
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_a_folder_is_written_whole_and_nothing_beside_it_changes(checkpoint, tmp_path, monkeypatch):
+    path, _ = checkpoint
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("mine")
+    (tmp_path / "out").mkdir()
+    Convert(checkpoint=path, out=tmp_path / "out")()
+    assert (tmp_path / "out.partial" / "mine.txt").read_text() == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.ckpt", "out", "out.partial"}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "out.partial").stat().st_mode & 0o777
+    monkeypatch.chdir(tmp_path / "out.partial")
+    with pytest.raises(SettingError) as refused:
+        Convert(checkpoint=path, out=Path())()
+    assert refused.value.field == "out"
 
 
 def test_features_of_the_original_verify_the_conversion(checkpoint, tmp_path):

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from simclr.errors import SettingError
+from simclr.errors import RunError, SettingError
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
 from simclr.tasks.pretrain import Pretrain
@@ -109,6 +109,16 @@ def test_a_tracker_that_is_new_to_a_run_receives_all_of_its_log(tmp_path, wandb)
     run.log(step=2, loss=0.5)
     run.release()
     assert next(iter(wandb.runs.values())).figures == [(1, "loss", 1.0), (2, "loss", 0.5)]
+
+
+@pytest.mark.parametrize("text", ["{", "3", '["name"]'])
+def test_a_damaged_file_of_names_is_refused_by_name(tmp_path, wandb, text):
+    start(tmp_path).release()
+    (tmp_path / "tracker.json").write_text(text)
+    with pytest.raises(RunError) as refused:
+        start(tmp_path)
+    assert refused.value.path == str(tmp_path / "tracker.json")
+    assert (tmp_path / "tracker.json").read_text() == text
 
 
 def test_a_run_that_starts_over_has_another_name(tmp_path, wandb):

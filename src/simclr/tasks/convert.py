@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -69,18 +69,18 @@ class Convert:
     def __call__(self) -> dict[str, float | int]:
         """Write the folder; return the numbers of variables converted and ignored, and the measured differences."""
         require_folder_path(self.out)
-        if self.out.exists() and any(self.out.iterdir()):
-            raise SettingError("out", "a new or empty folder", str(self.out))
+        if not self.out.name or (self.out.exists() and any(self.out.iterdir())):
+            raise SettingError("out", "the name of a new or empty folder", str(self.out))
         if self._is_official:
             converted = convert(self.checkpoint, self.weights, self.supervised_input, self.image_size)
         else:
             converted = self._import()
         differences = self._verified(converted)
-        partial = self.out.with_name(f"{self.out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        save_encoder(partial, converted.encoder, converted.head, converted.card, converted.supervised)
-        os.replace(partial, self.out)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.out.parent, prefix=f".{self.out.name}-") as folder:
+            whole = Path(folder) / self.out.name
+            save_encoder(whole, converted.encoder, converted.head, converted.card, converted.supervised)
+            os.replace(whole, self.out)
         self._report(converted, differences)
         return {
             "placed": sum(converted.placed.values()),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from simclr.errors import SettingError
+from simclr.errors import RunError, SettingError
 from simclr.runs.files import write_atomically
 from simclr.runs.recipe import flatten, saved_recipe
 from simclr.runs.run import Run
@@ -136,7 +136,10 @@ class Tracking:
     def __init__(self, name: TrackerName, run: Run) -> None:
         self.name = name
         path = run.path / "tracker.json"
-        names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            names = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except (ValueError, TypeError):
+            raise RunError(path, "cannot be read", "Delete it, and the tracker receives the log as a new run") from None
         logged = [line["step"] for line in run.metrics() if isinstance(line.get("step"), int)]
         self.sent = max(logged, default=-1) if name in names else -1
         names.setdefault(name, uuid4().hex[:12])
