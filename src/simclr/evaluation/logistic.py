@@ -222,14 +222,16 @@ def choose_and_refit(
     ]
     held_out_features, truths = [features[rows] for rows in selections], [labels[rows] for rows in selections]
     scores: dict[float, float] = {}
-    hits = {penalty: torch.zeros(len(labels), dtype=torch.float64, device=labels.device) for penalty in ordered}
+    hits: dict[float, Float[Tensor, " n"]] = {}  # on how many hold-outs each row is predicted rightly
     best, idle = (-np.inf, np.inf), 0
     for penalty, *classifiers in zip(ordered, *fits, strict=True):
         predicted = [classifier(x) for classifier, x in zip(classifiers, held_out_features, strict=True)]
         pairs = list(zip(predicted, truths, strict=True))
         scores[penalty] = score = float(np.mean([metric(*pair) for pair in pairs]))
-        for rows, pair in zip(selections, pairs, strict=True):
-            hits[penalty][rows] += correct(*pair)
+        if usual is not None:
+            hits[penalty] = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+            for rows, pair in zip(selections, pairs, strict=True):
+                hits[penalty][rows] += correct(*pair)
         loss = float(np.mean([_cross_entropy(*pair) for pair in pairs]))
         idle = 0 if score > best[0] or loss < best[1] else idle + 1
         best = max(best[0], score), min(best[1], loss)

@@ -282,8 +282,7 @@ class FineTune(LabelSubset, Training):
 
     def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
         """Return the card of the saved weights."""
-        names = class_names(source)
-        several = {"multilabel": True} if multilabel.is_multilabel(source) else {}
+        names, several = class_names(source), {"multilabel": True} if multilabel.is_multilabel(source) else {}
         return Card(
             encoder=start.encoder,
             features=start.features,
@@ -298,5 +297,4 @@ class FineTune(LabelSubset, Training):
 
 def training_accuracy(outputs: tuple[Tensor, Targets]) -> dict[str, float]:
     """Return top-1 accuracy on a training batch; nothing for multi-label images."""
-    scores, targets = outputs
-    return {"train_top1": accuracy(scores, targets)} if targets.ndim == 1 else {}
+    return {"train_top1": accuracy(*outputs)} if outputs[1].ndim == 1 else {}
