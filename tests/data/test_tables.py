@@ -85,6 +85,22 @@ def test_a_table_that_cannot_be_read_is_named(folder, content):
     assert error.value.path == str(folder / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("what", "rows"),
+    [("image", "0.png,train,a\n1.png,train,b\n0.png,test,a"), ("group", "0.png,train,a\n1.png,train,b\n2.png,val,a")],
+)
+def test_a_table_whose_splits_share_an_image_or_a_group_is_refused(folder, what, rows):
+    with pytest.raises(DataError) as error:
+        open_source(write(folder, f"path,split,group\n{rows}"), "train")
+    assert error.value.names == (what,)
+
+
+def test_an_image_and_a_group_may_have_several_rows_of_one_split(folder):
+    rows = "0.png,train,a\n0.png,train,a\n1.png,train,a\n2.png,test,\n3.png,test,"
+    source = open_source(write(folder, f"path,split,group\n{rows}"), "all")
+    assert len(source) == 5 and source.has_own_split
+
+
 def test_file_names_keep_their_bytes(folder):
     (folder / "0.png").rename(folder / "caf\udce9.png")
     (folder / "t.csv").write_bytes(b"path,label\ncaf\xe9.png,x\n1.png,y\n")

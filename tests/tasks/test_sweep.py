@@ -238,3 +238,15 @@ def test_the_duration_counts_all_images_that_a_run_learns_from(tmp_path, monkeyp
     (images,) = seen
     assert len(images) == len(open_for_pretraining(base.data)) - 4
     assert images.channels == 4
+
+
+def test_epochs_of_other_settings_are_measured_anew(data, tmp_path, monkeypatch):
+    """The same folder, with `fresh` or before any run of it has begun."""
+    base = small(data, tmp_path / "s").base
+    seconds = {"simclr_resnet10": 1.0, "simclr_resnet18": 2.0}
+    monkeypatch.setattr(equal_time, "rehearse", lambda chain, *_: {
+        str(t.folder): Needs("", 0, 0, 16, seconds[t.encoder], 0) for t, *_ in chain})  # fmt: skip
+    for encoder in (*seconds, *seconds):
+        task = replace(base, encoder=encoder)
+        (lengths,) = equal_time.epochs_within(2.0, {"lr=1": task}, tmp_path / "s").values()
+        assert lengths["epochs"] == pytest.approx(base.epochs * 2.0 / seconds[encoder], rel=0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from simclr.data.arrays import read_array, read_arrays
 from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns
@@ -48,7 +48,20 @@ def open_table(path: Path, split: str, names: Mapping[str, str]) -> Source:
         used = np.isin(splits, ("train", test))
         source = source if used.all() else source.select(np.flatnonzero(used), "all")
         is_test = splits[used] == test
+        _require_apart(path, source, is_test)
     return select_split(source, is_test, split)
+
+
+def _require_apart(table: Path, source: Source, is_test: Bool[np.ndarray, " n"]) -> None:
+    """Raise DataError if an image, or a group, is in both splits of a table: tests would be of known images."""
+    names = np.array(list(source.paths.encoded()), dtype=object)
+    for what, keys in (("image", names), ("group", source.groups)):
+        if keys is not None and (shared := set(keys[is_test]) & set(keys[~is_test])):
+            first = next(row for row, key in enumerate(keys) if key in shared)
+            problem = (
+                f"number of {what}s in both the training and the test split: {len(shared)}; see {source.path(first)!r}"
+            )
+            raise DataError(table, problem, f"Give each {what} one split", names=(what,))
 
 
 def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str, list[Any]]:

@@ -10,6 +10,8 @@ from typing import Any
 from simclr.errors import RunError, SettingError
 from simclr.runs.reading import read_yaml
 
+OF_RUN = ("data", "out", "fresh", "seed", "machine")  # settings of a single run, which a shared recipe leaves out
+
 
 def recipe_path(name: str) -> str:
     """Return the path of a recipe file, or of the bundled recipe of that name."""

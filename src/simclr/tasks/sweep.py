@@ -23,7 +23,7 @@ from simclr.evaluation.protocol import extract_features, fit_device, models_to_e
 from simclr.report.stages import aligned
 from simclr.report.words import number, plural
 from simclr.runs.files import require_folder_path, write_together
-from simclr.runs.recipe import flatten, plain
+from simclr.runs.recipe import OF_RUN, flatten, plain
 from simclr.settings import check_settings, flat, seconds_of, setting
 from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
 from simclr.tasks.combinations import combinations, label_of, text_of, values_of
@@ -34,7 +34,6 @@ from simclr.tasks.measuring import K, recorded
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.training import run_folder_for
 
-OF_RUN = ("data", "out", "fresh", "seed", "machine")  # settings that are not part of a recipe
 SPLIT = "fitted on train without the hold-out, measured on the hold-out"
 
 
