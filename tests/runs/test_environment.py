@@ -1,6 +1,8 @@
 """CPU quotas and the hash of the code."""
 
 import os
+import shlex
+import sys
 
 import pytest
 
@@ -25,6 +27,12 @@ def test_cores_respect_the_quota_of_a_container(tmp_path, monkeypatch, files, ex
     monkeypatch.setattr(environment, "CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert cores() == expected
+
+
+@pytest.mark.parametrize("program", ["/opt/bin/simclr", "/opt/lib/simclr/__main__.py"])
+def test_the_recorded_command_is_one_that_a_shell_takes(monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "pretrain", "my photos", "--encoder_options={width: 0.5}"])
+    assert shlex.split(environment.environment()["command"]) == ["simclr", *sys.argv[1:]]
 
 
 def test_the_code_hash_ignores_docstrings_and_comments_alone():

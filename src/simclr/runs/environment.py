@@ -7,6 +7,7 @@ import math
 import opcode
 import os
 import platform
+import shlex
 import sys
 import time
 from importlib.metadata import version
@@ -43,7 +44,7 @@ def environment() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "simclr": version("simclr-toolkit"),
         "code": code_hash(),
         "python": platform.python_version(),
@@ -54,6 +55,12 @@ def environment() -> dict[str, Any]:
         "processes": dist.get_world_size() if has_processes() else 1,
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
+
+
+def _program() -> str:
+    """Return the name of the program as a user types it; that of `python -m simclr` is the path of a file."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def has_processes() -> bool:
