@@ -286,6 +286,49 @@ def test_storage_is_chosen_by_what_fits(folder, even):
     assert error.value.field == "machine.storage"
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_files_that_are_decoded_once_give_the_batches_of_files_that_are_read_in_every_epoch(
+    folder, streamed, workers, monkeypatch
+):
+    opened = []
+    read = decoding.LazyImage.open
+    monkeypatch.setattr(decoding.LazyImage, "open", lambda *a: opened.append(1) or read(*a))
+    batches = batches_of(open_batches, folder, batch=20, seed=7, workers=workers, max_bad=0.2, start_method="fork")
+    once = len(opened)
+    assert once >= len(folder)
+    found = list(batches(range(4)))
+    assert len(opened) == once  # of this process; none if others read
+    assert all(same(one, other) for one, other in zip(found, streamed, strict=True))
+    assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
+
+
+def test_photographs_are_decoded_once_if_they_fit_and_if_every_epoch_would_read_the_same(tmp_path):
+    """Regions of JPEG files, some of them turned, against crops of whole images."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        height, width = rng.integers(40, 90, 2)
+        pixels = torch.nn.functional.interpolate(torch.from_numpy(rng.random((1, 3, 6, 8))), size=(height, width))
+        exif = Image.Exif()
+        exif[274] = i % 8 + 1  # orientation
+        image = Image.fromarray((255 * pixels[0].permute(1, 2, 0).numpy()).astype(np.uint8))
+        image.save(tmp_path / f"{i:02d}.jpg", exif=exif)
+    source = open_source(tmp_path, "all")
+    sizes = [source.open(i).size for i in range(12)]
+    total = sum(3 * height * width for height, width in sizes)
+    views = Views(size=8, crop_area=(0.1, 0.3))
+    expected = list(batches_of(Streamed, source, batch=6, seed=3, views=views, workers=0)(range(4)))
+    for options, is_decoded in (
+        ({"max_decoded": total}, True), ({"max_decoded": total - 1}, False), ({"decode": "fast"}, False),
+        ({"storage": "streamed"}, False), ({"workers": 2, "start_method": "spawn"}, False),
+    ):  # fmt: skip
+        batches = batches_of(open_batches, source, batch=6, seed=3, views=views, **{"workers": 0, **options})
+        assert (batches._crops.decoded is not None) == is_decoded
+        if is_decoded:
+            assert all(same(one, other) for one, other in zip(batches(range(4)), expected, strict=True))
+    own = open_source([Image.new("RGB", size[::-1]) for size in sizes], "all")  # which may return others each time
+    assert batches_of(open_batches, own, batch=6, seed=3, workers=0)._crops.decoded is None
+
+
 def test_loading_gives_the_images_and_the_unreadable_ones(even, even_pixels):
     loaded = load_images(even)
     assert list(loaded.bad) == [4]

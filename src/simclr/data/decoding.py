@@ -60,6 +60,8 @@ class DecodedRegion(NamedTuple):
 
     def map_box(self, box: Int[np.ndarray, " 4"], size: tuple[int, int]) -> Int[np.ndarray, " 4"]:
         """Return a box (y, x, height, width) of the image of `size` in pixels of the region; edges are rounded."""
+        if self.whole == size and self.corner == (0, 0):
+            return box
         edges = []
         for start, extent, side, here, corner in zip(box[:2], box[2:], size, self.whole, self.corner, strict=True):
             first = min(round(start * here / side), here - 1)

@@ -76,6 +76,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 MAX_BYTES = 2 << 30  # maximum size of a decoded data set that is kept in memory by default
 _BLOCK = 64  # images a thread decodes at a time
+_SOME = 32  # images whose sizes are measured before all are decoded
 
 
 class Loaded(NamedTuple):
@@ -119,6 +120,26 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
                 return None
             bad |= errors
     return Loaded(images, bad)
+
+
+def decode_all(source: Source, max_bytes: float) -> list[np.ndarray | UnreadableImage] | None:
+    """Decode a whole source with threads, whatever the sizes of its images; return None if they need more than
+    `max_bytes`, by the mean of some of them or when it turns out."""
+    n = len(source)
+    some = [try_read(source, int(i)) for i in np.unique(np.linspace(0, n - 1, min(n, _SOME)).round().astype(int))]
+    sizes = [image.nbytes for image in some if isinstance(image, np.ndarray)]
+    if not sizes or float(np.mean(sizes)) * n > max_bytes:
+        return None
+    images: list[np.ndarray | UnreadableImage] = []
+    blocks = [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+    with ThreadPoolExecutor(cores()) as pool:
+        for block in pool.map(lambda rows: [try_read(source, i) for i in rows], blocks):
+            images += block
+            max_bytes -= sum(image.nbytes for image in block if isinstance(image, np.ndarray))
+            if max_bytes < 0:
+                pool.shutdown(cancel_futures=True)
+                return None
+    return images
 
 
 def try_read(source: Source, i: int, *, stored: bool = False) -> np.ndarray | UnreadableImage:

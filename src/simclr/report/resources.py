@@ -1,40 +1,12 @@
-"""Estimates of the memory, time and disk space of a run, and what is available."""
+"""Estimates of the memory, time and disk space of a run."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from simclr.report.checks import Finding
-
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
-
-
-def total_memory(device: torch.device) -> float:
-    """Return the memory of a GPU, or of this machine or container, bytes."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    for limit in map(Path, LIMITS):
-        with suppress(OSError, ValueError):  # no such limit, or "max"
-            limits.append(float(limit.read_text()))
-    return min(limits)
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the free memory, bytes: of a GPU with the unused part of torch's cache; else what the system reports as
-    available, within the limit of a container."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + cached)
-    free = total_memory(device)
-    with suppress(OSError, StopIteration):  # Linux only
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = min(free, 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    return free
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 CGROUPS = Path("/sys/fs/cgroup")
+LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of memory, in CGROUPS
 NOTHING = opcode.opmap["NOP"]  # which Python compiles the docstring of a field to
 
 
@@ -37,6 +38,32 @@ def _quota() -> float:
             if float(words[0]) > 0:  # version 2 writes max, version 1 writes -1, where there is no quota
                 return float(words[0]) / float(words[1])
     return math.inf
+
+
+def total_memory(device: torch.device) -> float:
+    """Return the memory of a GPU, or of this machine or container, bytes; infinity if the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
+        limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    for limit in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+            limits.append(float((CGROUPS / limit).read_text()))
+    return min(limits)
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the free memory, bytes: of a GPU with the unused part of torch's cache; else what the system reports as
+    available, within the limit of a container."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    free = total_memory(device)
+    with contextlib.suppress(OSError, StopIteration):  # Linux only
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = min(free, 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    return free
 
 
 def environment() -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Machine(Device):
     """time that a process waits for the others in one operation, s; one that has died is noticed within 70 s"""
     storage: Literal["auto", "resident", "streamed"] = "auto"
     """place where decoded images are kept: resident on the device, or streamed from worker processes; auto: resident if
-    they fit (streamed crops are rounded to 8 bits, so results differ slightly and a run resumes with its own)"""
+    they fit and are of one size (streamed crops are rounded to 8 bits, so results differ slightly and a run resumes
+    with its own), else streamed, from files that are decoded once if they fit in a quarter of the free memory"""
     compile: bool = False
     """compile the network with torch.compile"""
     recompute: bool = False

@@ -29,10 +29,10 @@ from simclr.report.resources import (
     check_disk,
     check_duration,
     check_memory,
-    free_memory,
     kept_for_backward,
 )
 from simclr.report.warnings import run_findings
+from simclr.runs.environment import free_memory
 from simclr.runs.files import printable, require_folder_path
 from simclr.runs.recipe import is_import_path
 from simclr.runs.run import Run

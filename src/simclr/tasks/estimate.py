@@ -15,8 +15,9 @@ from simclr.models import ProjectionHead, create_encoder
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.pretrained import Encoder
-from simclr.report.resources import bytes_of, free_memory, kept_for_backward
+from simclr.report.resources import bytes_of, kept_for_backward
 from simclr.report.stages import size_of
+from simclr.runs.environment import free_memory
 from simclr.runs.machine import Machine
 from simclr.tasks.distill import Distill
 from simclr.tasks.finetune import FineTune

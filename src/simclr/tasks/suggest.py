@@ -21,8 +21,8 @@ from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
 from simclr.optim import total_steps
 from simclr.report.advice import SIZES, Advice, Facts, as_yaml, caution, nested, start_advice, suggest
-from simclr.report.resources import rough_duration, total_memory
-from simclr.runs.environment import cores
+from simclr.report.resources import rough_duration
+from simclr.runs.environment import cores, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
 from simclr.runs.recipe import is_import_path, saved_recipe

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from multiprocessing import get_start_method
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,12 +18,13 @@ from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores
 from simclr.training.ahead import Ahead, is_copied
-from simclr.training.crops import CropDataset, Crops, draw_views
+from simclr.training.crops import CropDataset, Crops, Decoded, decode_once, draw_views
 from simclr.training.sampler import BadImages, BatchSampler
 from simclr.views import ViewParameters, Views, by_size
 from simclr.views.torch_backend import to_device_async
 
 Device = torch.device | str
+DECODED_CHUNK = 64  # of which a worker cuts crops at a time
 
 
 class Batch(NamedTuple):
@@ -51,6 +53,9 @@ class Loading:
     """maximum fraction of unreadable images"""
     max_bytes: int = MAX_BYTES
     """maximum size of decoded files that auto keeps resident"""
+    max_decoded: int = 2 * MAX_BYTES
+    """maximum size of decoded files of other sizes that auto keeps in memory, if it is at most a quarter of what is
+    free"""
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
     """how worker processes are started; default: Python's on this system"""
 
@@ -109,7 +114,7 @@ class Resident:
 
 
 class Streamed:
-    """Batches from worker processes, which decode each image once and cut all crops of it.
+    """Batches from worker processes, which decode an image once for all crops of it, or take it from `decoded`.
 
     Crops are sent to this process as uint8, or as float32 if the images are scaled; colour operations run here, on the
     device. Calling it with a range of steps yields their batches; a batch depends on nothing but its step. `bad` maps
@@ -125,13 +130,15 @@ class Streamed:
         sampler: BatchSampler,
         loading: Loading | None = None,
         device: Device = "cpu",
+        decoded: Decoded | None = None,
     ):
+        """`decoded` are all images, if they were decoded before."""
         loading = loading or Loading()
         self.sampler, self.policies = sampler, tuple(policies)
         self.device = torch.device(device)
         self.workers = cores() if loading.workers is None else loading.workers
         self.start_method = loading.start_method
-        self._crops = CropDataset(source, self.policies, sampler, loading.decode)
+        self._crops = CropDataset(source, self.policies, sampler, loading.decode, decoded)
         self._is_copied = is_copied(source)
         self._record = BadImages(source, loading.max_bad)
         self.bad = self._record.reasons
@@ -145,7 +152,8 @@ class Streamed:
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         """Yield the batches of `steps`. Raises TooManyBadImages once too many of the images seen are unreadable."""
-        per_step = -(-self.sampler.local // CHUNK)
+        chunk = self._chunk
+        per_step = -(-self.sampler.local // chunk)
         source = self._crops.source
         if (
             self.workers and source.scaling is None
@@ -154,11 +162,11 @@ class Streamed:
         chunks = iter(
             loader(
                 self._crops,
-                self._keys(steps),
+                self._keys(steps, chunk),
                 workers=self.workers,
                 prefetch=2 * per_step,
                 held=2,
-                item_bytes=sum(CHUNK * self._crops.pixel_bytes * policy.size**2 for policy in self.policies),
+                item_bytes=sum(chunk * self._crops.pixel_bytes * policy.size**2 for policy in self.policies),
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
             )
@@ -173,15 +181,20 @@ class Streamed:
                 policy.colour(cut, drawn, out=out, layout="channels last")
             yield Batch(step, indices, _channels_first(memory))
 
-    def _keys(self, steps: range) -> Iterator[tuple[int, np.ndarray]]:
+    @property
+    def _chunk(self) -> int:
+        """Return how many images are cut at a time: few if a worker holds them, more cost less for each."""
+        return CHUNK if self._crops.decoded is None else DECODED_CHUNK
+
+    def _keys(self, steps: range, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
         ahead = Ahead(self._crops.source, self.sampler, steps) if self._is_copied and steps else None
         try:
             for step in steps:
                 if ahead is not None:
                     ahead.reach(step)
                 indices = self.sampler.indices(step)
-                for k in range(0, len(indices), CHUNK):
-                    yield step, indices[k : k + CHUNK]
+                for k in range(0, len(indices), chunk):
+                    yield step, indices[k : k + chunk]
         finally:
             if ahead is not None:
                 ahead.end()
@@ -239,6 +252,11 @@ def open_batches(
         loaded = load_images(source, loading.max_bytes)
         if loaded is not None and loaded.images.nbytes <= _memory_for_images(device):
             return Resident(source, policies, sampler, loading, device, loaded)
+        # worker processes that are not forked would each copy the images
+        is_shared = loading.workers == 0 or (loading.start_method or get_start_method()) == "fork"
+        if is_shared and loading.decode == "exact":
+            decoded = decode_once(source, loading.max_decoded)
+            return Streamed(source, policies, sampler, loading, device, decoded)
     return Streamed(source, policies, sampler, loading, device)
 
 

@@ -7,14 +7,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Int, Int64, Real
 from torch import Tensor
 
 from simclr.data.decoding import LazyImage
-from simclr.data.source import Source
+from simclr.data.loading import decode_all
+from simclr.data.source import Objects, Source
 from simclr.errors import TooManyBadImages, UnreadableImage
+from simclr.runs.environment import free_memory
+from simclr.training.ahead import is_copied
 from simclr.training.sampler import BatchSampler
 from simclr.views import ViewParameters, Views, by_size
+
+Decoded = Sequence[Real[np.ndarray, "_ _ c"] | UnreadableImage]
+PART_OF_FREE = 0.25  # of the memory, for decoded images
 
 
 class Crops(NamedTuple):
@@ -27,6 +34,15 @@ class Crops(NamedTuple):
     crops: tuple[Real[Tensor, "_ c _ _ channels"], ...]
     """crops of each group of views of one size, as in `by_size`"""
     bad: list[UnreadableImage]
+
+
+def decode_once(source: Source, max_bytes: int) -> Decoded | None:
+    """Return all images of files that fit in `max_bytes` and in a part of the free memory, so that no epoch decodes
+    them again; None if they do not fit, or could change from one reading to the next. The crops are the same."""
+    if source.scaling is not None or isinstance(source, Objects) or is_copied(source):
+        return None
+    sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
+    return decode_all(source, min(max_bytes, PART_OF_FREE * free_memory(torch.device("cpu"))) / sharing)
 
 
 def draw_views(
@@ -51,6 +67,8 @@ class CropDataset:
     policies: Sequence[Views]
     sampler: BatchSampler
     decode: Literal["exact", "fast"] = "exact"
+    decoded: Decoded | None = None
+    """all images, if they were decoded before"""
 
     @property
     def form(self) -> tuple[int, str]:
@@ -92,9 +110,17 @@ class CropDataset:
         while True:
             index = next(candidates)
             try:
-                return index, self.source.open(index)
+                return index, self._image(index)
             except UnreadableImage as error:
                 bad.append(error)
+
+    def _image(self, index: int) -> LazyImage:
+        if self.decoded is None:
+            return self.source.open(index)
+        image = self.decoded[index]
+        if isinstance(image, UnreadableImage):
+            raise UnreadableImage(image.path, image.reason)
+        return LazyImage.of(image, self.source.path(index))
 
     def _cut(
         self,

@@ -40,7 +40,8 @@ def render(
 def is_rgb(images: Tensor | Sequence[np.ndarray]) -> bool:
     """Return whether images are bytes of three channels, which the compiled kernels take."""
     first = images if isinstance(images, Tensor) else images[0] if images else None
-    return first is None or (str(first.dtype) in ("uint8", "torch.uint8") and first.shape[-1] == 3)
+    byte = torch.uint8 if isinstance(first, Tensor) else np.uint8
+    return first is None or (first.dtype == byte and first.shape[-1] == 3)
 
 
 def copy_to(out: Float[Tensor, "b s s c"] | None, views: Float[Tensor, "b c s s"]) -> Float[Tensor, "b c s s"]:
