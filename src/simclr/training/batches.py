@@ -24,7 +24,8 @@ from simclr.views import ViewParameters, Views, by_size
 from simclr.views.torch_backend import to_device_async
 
 Device = torch.device | str
-DECODED_CHUNK = 64  # of which a worker cuts crops at a time
+DECODED_CHUNK = 64  # decoded images that a worker cuts at a time, at most
+ITEM_BYTES = 1 << 20  # of their crops
 
 
 class Batch(NamedTuple):
@@ -166,7 +167,7 @@ class Streamed:
                 workers=self.workers,
                 prefetch=2 * per_step,
                 held=2,
-                item_bytes=sum(chunk * self._crops.pixel_bytes * policy.size**2 for policy in self.policies),
+                item_bytes=chunk * self._image_bytes,
                 pin=self.device.type == "cuda",
                 start_method=self.start_method,
             )
@@ -183,8 +184,13 @@ class Streamed:
 
     @property
     def _chunk(self) -> int:
-        """Return how many images are cut at a time: few if a worker holds them, more cost less for each."""
-        return CHUNK if self._crops.decoded is None else DECODED_CHUNK
+        """Return how many images are cut at a time: few if a worker holds them; more cost less for each, as long as
+        their crops are small."""
+        return CHUNK if self._crops.decoded is None else min(max(CHUNK, ITEM_BYTES // self._image_bytes), DECODED_CHUNK)
+
+    @property
+    def _image_bytes(self) -> int:
+        return sum(self._crops.pixel_bytes * policy.size**2 for policy in self.policies)
 
     def _keys(self, steps: range, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
         ahead = Ahead(self._crops.source, self.sampler, steps) if self._is_copied and steps else None
