@@ -147,7 +147,7 @@ def try_read(source: Source, i: int, *, stored: bool = False) -> np.ndarray | Un
     try:
         return source.values(i) if stored else source.read(i)
     except UnreadableImage as error:
-        return error
+        return UnreadableImage(error.path, error.reason)  # without a traceback, which would keep the file in memory
 
 
 def first_errors(source: Source, *, stored: bool = False) -> list[UnreadableImage]:
