@@ -122,7 +122,7 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     return Loaded(images, bad)
 
 
-def decode_all(source: Source, max_bytes: float) -> list[np.ndarray | UnreadableImage] | None:
+def decode_all(source: Source, max_bytes: float | int) -> list[np.ndarray | UnreadableImage] | None:
     """Decode a whole source with threads, whatever the sizes of its images; return None if they need more than
     `max_bytes`, by the mean of some of them or when it turns out."""
     n = len(source)
