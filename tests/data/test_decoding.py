@@ -338,3 +338,21 @@ def test_the_limit_of_pixels_is_set_in_the_environment(monkeypatch):
     with pytest.raises(SettingError) as refused:
         is_refused("many", small)
     assert refused.value.field == "SIMCLR_MAX_PIXELS"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(120, 80), (81, 203)])
+def test_a_reduced_image_is_the_antialiased_resize_of_the_whole(form, size):
+    y, x = np.mgrid[: size[0], : size[1]] / 40
+    pixels = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], 2) * 100 + 128
+    image = LazyImage.open(
+        encoded(Image.fromarray(pixels.astype(np.uint8)), form, **{"JPEG": {"quality": 98}}.get(form, {}))
+    )
+    assert image.reduced(min(size)) is image and image.reduced(500) is image
+    for side in (40, 16, 5):
+        reduced = image.reduced(side)
+        assert min(reduced.size) == side
+        assert max(reduced.size) == round(max(size) * side / min(size))
+        whole = Image.fromarray(image.read().pixels).resize(reduced.size[::-1], Image.Resampling.LANCZOS)
+        difference = np.abs(np.asarray(whole).astype(float) - reduced.read().pixels)
+        assert difference.mean() < (0.01 if form == "PNG" else 1.0)

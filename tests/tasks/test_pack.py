@@ -154,7 +154,7 @@ def test_an_image_in_both_parts_is_refused(tmp_path):
     data = table(tmp_path / "data", ["a.png,x,train", "b.png,y,train", "a.png,x,test", "c.png,y,train"])
     with pytest.raises(DataError) as error:
         Pack(data=str(data), out=tmp_path / "out")()
-    assert error.value.path == "table"
+    assert error.value.names == ("image",)
 
 
 def test_what_is_interrupted_leaves_no_tar_file(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """A batch is a function of its step and does not depend on workers, processes or where the run began."""
 
+import contextlib
 import csv
+import dataclasses
 import os
 import pickle
 import resource
@@ -12,7 +14,7 @@ from PIL import Image
 
 from simclr.data import decoding, open_source
 from simclr.data.loading import load_images
-from simclr.errors import SettingError, TooManyBadImages
+from simclr.errors import SettingError, TooManyBadImages, UnreadableImage
 from simclr.runs.files import write_unreadable
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
 from simclr.training.crops import CropDataset
@@ -327,6 +329,22 @@ def test_photographs_are_decoded_once_if_they_fit_and_if_every_epoch_would_read_
             assert all(same(one, other) for one, other in zip(batches(range(4)), expected, strict=True))
     own = open_source([Image.new("RGB", size[::-1]) for size in sizes], "all")  # which may return others each time
     assert batches_of(open_batches, own, batch=6, seed=3, workers=0)._crops.decoded is None
+
+
+@pytest.mark.parametrize("storage", ["auto", "streamed"])
+def test_views_are_cut_from_the_reduced_images(folder, tmp_path, storage):
+    """The same as of a folder of the reduced images."""
+    for i in range(len(folder)):
+        with contextlib.suppress(UnreadableImage):
+            Image.fromarray(folder.open(i).reduced(7).read().pixels).save(tmp_path / folder.path(i))
+    for name in ("05.png", "11.png", "23.png"):
+        (tmp_path / name).write_bytes(b"not an image")
+    options = {"batch": 20, "seed": 7, "workers": 0, "max_bad": 0.2, "storage": storage}
+    found = list(batches_of(open_batches, dataclasses.replace(folder, side=7), **options)(range(3)))
+    expected = list(batches_of(open_batches, open_source(tmp_path, "all"), **options)(range(3)))
+    whole = list(batches_of(open_batches, folder, **options)(range(3)))
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    assert not any(same(one, other) for one, other in zip(found, whole, strict=True))
 
 
 def test_loading_gives_the_images_and_the_unreadable_ones(even, even_pixels):

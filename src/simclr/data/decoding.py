@@ -135,6 +135,23 @@ class LazyImage:
             pixels = read_image(self._jpeg)  # which reads or rejects a file with a fault
         return DecodedRegion(pixels, (0, 0), pixels.shape[:2])
 
+    def reduced(self, side: int) -> "LazyImage":
+        """Return the image, decoded and reduced to a shorter side of `side` pixels if it is larger.
+
+        JPEG files are decoded at no less than twice that; the rest is Pillow's Lanczos filter. Raises UnreadableImage.
+        """
+        scale = side / min(self.size)
+        if scale >= 1:
+            return self
+        reduction = next(k for k in (8, 4, 2, 1) if k == 1 or k * scale <= 0.5)
+        height, width = (max(round(length * scale), 1) for length in self.size)
+        pixels = self.read(reduction=reduction).pixels
+        # the last row and column of a reduced image may stand for fewer pixels than the others
+        factor = 1 if pixels.shape[:2] == self.size else reduction
+        covered = (0.0, 0.0, self.size[1] / factor, self.size[0] / factor)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, covered)
+        return LazyImage.of(np.asarray(image), self.name)
+
 
 def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image file, given by its content or its path, to uint8 (H, W, 3).

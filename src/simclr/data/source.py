@@ -44,6 +44,8 @@ class Source:
     left_out: LeftOut = LeftOut()
     scaling: Scaling | None = None
     """how stored values become those of a network; None for 8-bit RGB images"""
+    side: int | None = None
+    """shorter side, pixels, to which larger image files are reduced when they are read as 8-bit RGB; None for none"""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,7 +79,10 @@ class Source:
     def open(self, i: int | np.integer) -> LazyImage:
         """Return image i, of which any region can then be read; raises UnreadableImage."""
         stored, name = (None if self.scaling else self.stored(i)), self.paths[i]
-        return LazyImage.of(self.read(i), name) if stored is None else LazyImage.open(stored, name)
+        if stored is None:
+            return LazyImage.of(self.read(i), name)
+        image = LazyImage.open(stored, name)
+        return image if self.side is None else image.reduced(self.side)
 
     def read(self, i: int | np.integer) -> Real[np.ndarray, "h w c"]:
         """Return image i as uint8 (H, W, 3), or scaled, see `Scaling.apply`; raises UnreadableImage."""
@@ -92,7 +97,7 @@ class Source:
         return read_stored(self.stored(i), self.paths[i])
 
     def _rgb(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
-        return LazyImage.open(self.stored(i), self.paths[i]).read().pixels
+        return self.open(i).read().pixels
 
     @property
     def images(self) -> Real[np.ndarray, "n h w c"] | None:

@@ -188,25 +188,20 @@ class Pack:
             shorter = min(image.size)
             if is_file and shorter <= self.side:
                 return content, None
-            return self._reduce(image, suffix)
+            return encode(image.reduced(self.side) if self.side else image, suffix)
         except UnreadableImage as error:
             return error
         except OSError as error:
             return UnreadableImage(source.path(i), (error.strerror or str(error)).lower())
 
-    def _reduce(self, lazy: LazyImage, suffix: str) -> tuple[bytes, str]:
-        height, width = lazy.size
-        scale = min(self.side / min(lazy.size), 1) if self.side else 1
-        # JPEG files are decoded at no less than twice the size that is needed
-        reduction = next(k for k in (8, 4, 2, 1) if k == 1 or k * scale <= 0.5)
-        image = Image.fromarray(lazy.read(reduction=reduction).pixels)
-        if scale < 1:
-            size = (max(round(width * scale), 1), max(round(height * scale), 1))
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        suffix = suffix if suffix in FORMATS else ".png"
-        file = io.BytesIO()
-        image.save(file, FORMATS[suffix], **({"quality": QUALITY} if FORMATS[suffix] in ("JPEG", "WEBP") else {}))
-        return file.getvalue(), suffix
+
+def encode(image: LazyImage, suffix: str) -> tuple[bytes, str]:
+    """Return an image as the content of a file, in the format of `suffix` or else PNG, and the suffix."""
+    suffix = suffix if suffix in FORMATS else ".png"
+    file = io.BytesIO()
+    options = {"quality": QUALITY} if FORMATS[suffix] in ("JPEG", "WEBP") else {}
+    Image.fromarray(image.read().pixels).save(file, FORMATS[suffix], **options)
+    return file.getvalue(), suffix
 
 
 def plan_names(source: Source, is_test: np.ndarray | None) -> tuple[list[str], list[str] | None]:

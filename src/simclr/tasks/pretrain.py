@@ -189,7 +189,7 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def sources(self) -> tuple[Source, Source]:
         """Return the training images and the images of the health checks."""
-        source = self.scaled(open_for_pretraining(self.data))
+        source = self.reduced(self.scaled(open_for_pretraining(self.data)))
         if source.groups is not None and self.loss == "sogclr":
             raise SettingError("loss", "another one than sogclr for images with groups", self.loss)
         self.labels(source)  # raises if they are missing

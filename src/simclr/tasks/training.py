@@ -58,6 +58,9 @@ class Training(ABC):
     """run folder to write or to resume (default: named after the inputs, as described above)"""
     fresh: bool = False
     """new start: the run in `out` is deleted once the new one has a checkpoint"""
+    side: int | None = setting(None, at_least=1)
+    """shorter side, pixels, to which larger image files are reduced when training reads them, as by `simclr pack`:
+    large photographs are then decoded once rather than in every epoch (default: not reduced)"""
     optimizer: str = "lars"
     """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning), adamw, or the name
     of any optimizer of timm, such as muon, adan or lion"""
@@ -145,6 +148,12 @@ class Training(ABC):
         options = self.optimizer_options
         return create_optimizer(self.optimizer, groups, lr=self.peak_lr(batch), momentum=self.momentum, options=options)
 
+    def reduced(self, source: Source) -> Source:
+        """Return the images with at most `side` pixels in the shorter side."""
+        if self.side is not None and source.scaling is not None:
+            raise SettingError("side", "absent with channels or keep_levels, whose images are not reduced", self.side)
+        return source if self.side == source.side else dataclasses.replace(source, side=self.side)
+
     def open_batches(
         self, fabric: Fabric, source: Source, policies: Sequence[Views], batch: int, decode: str = "exact"
     ) -> Resident | Streamed:
@@ -157,7 +166,7 @@ class Training(ABC):
             decode=decode,
             max_bad=self.max_bad,
         )
-        return open_batches(source, policies, sampler, loading, fabric.device)
+        return open_batches(self.reduced(source), policies, sampler, loading, fabric.device)
 
     def describe_schedule(self, steps: int, batch: int) -> str:
         """Return number and size of the steps and the learning rate as text."""
