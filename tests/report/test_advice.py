@@ -114,6 +114,19 @@ def test_the_estimated_rate_is_from_the_multiplications_of_the_network(size):
     assert rate * count == pytest.approx(4 * SPEED)
 
 
+@pytest.mark.parametrize("machine", [MACHINES[0], MACHINES[1]])
+@pytest.mark.parametrize("side", [*SIDES, 1000, 3000])
+def test_images_much_larger_than_the_views_are_reduced(side, machine):
+    advice = suggest(facts(5_000, side, machine, lost={size: 0.0 for size in SIZES if size >= 64}))
+    size = advice["views.size"].value
+    if "side" not in advice:
+        assert side < 8 * size
+        return
+    reduced = advice["side"].value
+    assert 2 * size <= reduced <= side / 2
+    assert reduced == 4 * size or reduced >= 448
+
+
 @pytest.mark.parametrize(("n", "side"), list(itertools.product(NUMBERS, SIDES)))
 def test_more_memory_means_no_smaller_batch_of_the_same_encoder(n, side):
     assert value("batch", n, side, ("cuda", 24e9)) <= value("batch", n, side, ("cuda", 80e9))

@@ -7,10 +7,14 @@ from PIL import Image
 from support.evaluated import squares, write_folder
 
 from simclr.cli import main
+from simclr.data.specs import open_for_pretraining
 from simclr.errors import SettingError
+from simclr.models.card import Card
+from simclr.models.start import Start
+from simclr.report.advice import SPEED, epochs_in, estimated_rate, widths_for
 from simclr.runs.machine import Device
 from simclr.runs.run import Run
-from simclr.tasks.suggest import Suggest, largest_that_fits, settings_without_trial
+from simclr.tasks.suggest import Suggest, largest_that_fits, measure, operations, settings_without_trial
 
 pytestmark = pytest.mark.slow
 
@@ -88,3 +92,30 @@ def test_a_setting_of_the_method_turns_suggestions_off(capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out)["encoder"] == "simclr_resnet50"
     assert main([*words, "--config", "cifar10"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["encoder"] == "simclr_resnet18"
+
+
+def card_of(encoder, image_size, **options):
+    return Card(encoder={"name": encoder, "options": options}, features=1024, image_size=image_size, preprocess={})
+
+
+def test_operations_are_those_that_the_speed_of_training_is_estimated_from(tmp_path):
+    facts = measure(open_for_pretraining(str(write_folder(tmp_path / "data"))), torch.device("cpu"))
+    for size in (16, 32):
+        card = card_of("simclr_convnet", size, widths=widths_for(size), features=1024)
+        assert SPEED * facts.cores / operations(card, size) == pytest.approx(estimated_rate(facts, size), rel=0.01)
+
+
+def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(tmp_path):
+    data = str(write_folder(tmp_path / "data"))
+    plain = settings_without_trial(data, Device(accelerator="cpu"))
+    facts = measure(open_for_pretraining(data), torch.device("cpu"))
+    for image_size, expected in ((64, plain["views"]["size"]), (224, 224)):
+        stem = "small" if image_size <= 64 else "imagenet"
+        start = Start("weights", "", card_of("simclr_resnet18", image_size, stem=stem), {}, {})
+        settings = settings_without_trial(data, Device(accelerator="cpu"), start)
+        assert settings["views"]["size"] == expected
+        assert not settings.keys() & {"encoder", "encoder_options", "image_size"}
+        fitting = epochs_in(facts, SPEED * facts.cores / operations(start.card, expected))
+        assert settings["epochs"] == min(plain["epochs"], fitting)
+        assert settings["knn_every"] <= settings["epochs"]
+    assert settings["epochs"] < plain["epochs"]

@@ -19,6 +19,7 @@ KEPT_ON_GPU, KEPT_ON_CPU = 0.98, 0.9  # fraction of the contrast of the images t
 GPU_STEPS = 50_000
 CPU_BUDGET = 900.0  # seconds
 MOST_EPOCHS = 1_000
+REDUCED, LARGEST_REDUCED = 4, 448  # side of reduced images in sides of a view, and the largest unless views need more
 FEATURES = 1024
 SPEED = 3e9  # multiplications of the forward pass per second and core while training, measured
 FEWEST_SEEN = 150_000  # images over a run, with repetitions, below which views are smaller
@@ -71,7 +72,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     widths, rate = widths_for(size), facts.rate or estimated_rate(facts, size)
     batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
     epochs = epochs_in(facts, rate)
-    return {
+    advice = {
         "encoder": Advice("simclr_convnet", "the best small network for the time (results/cpu-search); a program "
                           "can be made of it (simclr export), a model of timm or torchvision cannot"),
         "encoder_options.widths": Advice(widths, f"{len(widths)} convolutions for views of {size} px"),
@@ -96,6 +97,7 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
         "knn_every": Advice(max(1, round(epochs / 10)), "ten checks; they include k-NN if there are labels"),
         "save_every": Advice(min(max(total_steps(n, batch, epochs) // 50, 50), 1000), "steps: a fiftieth of the run"),
     }  # fmt: skip
+    return advice | side_advice(facts, size)
 
 
 def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
@@ -151,7 +153,16 @@ def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
         advice["views.crop_area"] = Advice(
             [0.2, 1.0], "smaller crops of 32 px images show little (recipe cifar10-fast)"
         )
-    return advice
+    return advice | side_advice(facts, size)
+
+
+def side_advice(facts: Facts, size: int) -> dict[str, Advice]:
+    """Return the side to which images are reduced for views of `size`; nothing unless they are much larger."""
+    side = max(min(REDUCED * size, LARGEST_REDUCED), 2 * size)
+    if facts.side < 2 * side:
+        return {}
+    reason = f"images of {facts.side} px are reduced once, rather than decoded in every epoch; views have {size} px"
+    return {"side": Advice(side, reason)}
 
 
 def caution(facts: Facts) -> str | None:

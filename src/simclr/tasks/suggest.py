@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source
 from simclr.data.detail import contrast_lost
@@ -19,8 +20,22 @@ from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
+from simclr.models.card import Card
+from simclr.models.start import Start
 from simclr.optim import total_steps
-from simclr.report.advice import SIZES, Advice, Facts, as_yaml, caution, nested, start_advice, suggest
+from simclr.report.advice import (
+    SIZES,
+    SPEED,
+    Advice,
+    Facts,
+    as_yaml,
+    caution,
+    epochs_in,
+    nested,
+    side_advice,
+    start_advice,
+    suggest,
+)
 from simclr.report.resources import rough_duration
 from simclr.runs.environment import cores, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
@@ -35,6 +50,7 @@ from simclr.views import Views
 FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
 NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
            "held_out"}  # fmt: skip
+SMALL = 64  # pixels of a view up to which the settings for small images are suggested
 SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
 
@@ -118,9 +134,36 @@ class Suggest:
         )
 
 
-def settings_without_trial(data: Any, device: Device) -> dict[str, Any]:
-    """Return the suggested settings from the images, the device and the number of cores, without a measurement."""
-    return nested(suggest(measure(open_for_pretraining(data), torch.device(device.kind))))
+def settings_without_trial(data: Any, device: Device, start: Start | None = None) -> dict[str, Any]:
+    """Return the suggested settings from the images, the device and the number of cores, without a measurement.
+
+    Weights to start from decide the encoder and the side of its images. Views keep the suggested size on a CPU if the
+    network has a small stem, and the epochs are those that fit by the operations of the network.
+    """
+    facts = measure(open_for_pretraining(data), torch.device(device.kind))
+    if start is None:
+        return nested(suggest(facts))
+    advice = suggest(facts)
+    size, is_cpu = start.card.image_size, facts.device == "cpu"
+    if is_cpu and size <= SMALL:
+        size = min(size, advice["views.size"].value)
+    of_views = size <= SMALL  # those that are suggested for small images
+    kept = {name: a for name, a in advice.items() if not name.startswith(("encoder", "image_size", "side"))
+            and (of_views or not name.startswith("views."))}  # fmt: skip
+    settings = nested(kept | side_advice(facts, size) | {"views.size": Advice(size, "")})
+    if is_cpu:
+        rate = SPEED * facts.cores / operations(start.card, size)
+        settings["epochs"] = min(settings["epochs"], epochs_in(facts, rate))
+        settings["knn_every"] = max(1, round(settings["epochs"] / 10))
+    return settings
+
+
+def operations(card: Card, size: int) -> float:
+    """Return the multiplications and additions of an encoder's forward pass for one image, or the multiplications for
+    its two views."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        card.build_encoder().eval()(torch.zeros(1, card.channels, size, size))
+    return float(counter.get_total_flops())
 
 
 def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
@@ -141,16 +184,10 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
         if is_import_path(settings.get("encoder")):
             raise code_refused(recipe, settings["encoder"])
     elif len(open_for_pretraining(task.data)) < FEW:
-        settings, origin = settings_without_trial(task.data, task.machine), "`simclr suggest`"
+        settings, origin = settings_without_trial(task.data, task.machine, task.start), "`simclr suggest`"
         if task.machine.kind == "cpu":
-            origin += ", at most about 15 minutes; `simclr suggest --budget` for another time"
+            origin += ", about 15 minutes or one epoch; `simclr suggest --budget` for another time"
         settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
-        if task.start is not None:
-            size = task.start.card.image_size
-            settings["views"] = {**(settings["views"] if size <= 64 else {}), "size": size}
-            settings = {
-                name: value for name, value in settings.items() if not name.startswith(("encoder", "image_size"))
-            }
     else:
         return {}
     if not int(os.environ.get("LOCAL_RANK") or 0):
