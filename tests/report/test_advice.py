@@ -120,11 +120,11 @@ def test_images_much_larger_than_the_views_are_reduced(side, machine):
     advice = suggest(facts(5_000, side, machine, lost={size: 0.0 for size in SIZES if size >= 64}))
     size = advice["views.size"].value
     if "side" not in advice:
-        assert side < 8 * size
+        assert side < 16 * size
         return
     reduced = advice["side"].value
     assert 2 * size <= reduced <= side / 2
-    assert reduced == 4 * size or reduced >= 448
+    assert reduced == 8 * size or reduced >= 448
 
 
 @pytest.mark.parametrize(("n", "side"), list(itertools.product(NUMBERS, SIDES)))

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,14 +123,18 @@ def load_images(source: Source, max_bytes: int = MAX_BYTES) -> Loaded | None:
     return Loaded(images, bad)
 
 
-def decode_all(source: Source, max_bytes: float | int) -> list[np.ndarray | UnreadableImage] | None:
+def decode_all(
+    source: Source, max_bytes: float | int, announce: Callable[[float], None] | None = None
+) -> list[np.ndarray | UnreadableImage] | None:
     """Decode a whole source with threads, whatever the sizes of its images; return None if they need more than
-    `max_bytes`, by the mean of some of them or when it turns out."""
-    n = len(source)
+    `max_bytes`, by the mean of some of them or when it turns out. `announce` receives the expected time, s."""
+    n, began = len(source), time.perf_counter()
     some = [try_read(source, int(i)) for i in np.unique(np.linspace(0, n - 1, min(n, _SOME)).round().astype(int))]
     sizes = [image.nbytes for image in some if isinstance(image, np.ndarray)]
     if not sizes or float(np.mean(sizes)) * n > max_bytes:
         return None
+    if announce is not None:
+        announce((time.perf_counter() - began) / len(some) * n / cores())
     images: list[np.ndarray | UnreadableImage] = []
     blocks = [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
     with ThreadPoolExecutor(cores()) as pool:

@@ -168,7 +168,8 @@ class Study:
             for seed in range(self.base.seed, self.base.seed + self.seeds):
                 folders = [self._folder_of(members, chain[: k + 1], seed) for k in range(len(chain))]
                 first = {"seed": seed, "machine": share_of(self.base.machine, self.parallel)}
-                common = {**first, "fresh": self.base.fresh, "data": self.data, "fraction": self.fraction}
+                common = {**first, "side": self.base.side, "fresh": self.base.fresh, "data": self.data,
+                          "fraction": self.fraction}  # fmt: skip
                 yield MemberRun(label, seed, build_chain(chain, folders, first, common))
 
     def _folder_of(self, members: dict[str, TaskChain], chain: TaskChain, seed: int) -> Path:

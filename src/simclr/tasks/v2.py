@@ -35,7 +35,7 @@ from simclr.training.sampler import BatchSampler
 
 FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024, "head_layers": 1}  # finetune-v2.yaml
 SUPERVISED = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}  # official baselines, but the epochs
-SHARED = ("data", "seed", "fresh", "log_every", "save_every", "max_bad", "tracker", "machine")  # of all stages
+SHARED = ("data", "side", "seed", "fresh", "log_every", "save_every", "max_bad", "tracker", "machine")  # of all stages
 OF_CHAIN = {"run", "teacher", "start", "out", "fraction", "labelled", "test", "measure", "from_scratch", *SHARED}
 """settings of a stage that the chain decides"""
 

@@ -1,5 +1,6 @@
 """Crops from worker processes: each image is decoded once, its crops are cut and sent."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -22,6 +23,7 @@ from simclr.views import ViewParameters, Views, by_size
 
 Decoded = Sequence[Real[np.ndarray, "_ _ c"] | UnreadableImage]
 PART_OF_FREE = 0.25  # of the memory, for decoded images
+LONG = 5.0  # seconds of decoding that are announced
 
 
 class Crops(NamedTuple):
@@ -42,7 +44,13 @@ def decode_once(source: Source, max_bytes: int) -> Decoded | None:
     if source.scaling is not None or isinstance(source, Objects) or is_copied(source):
         return None
     sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
-    return decode_all(source, min(max_bytes, PART_OF_FREE * free_memory(torch.device("cpu"))) / sharing)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def announce(seconds: float) -> None:
+        if seconds > LONG and rank == 0:
+            print(f"decoding {len(source):,} images once, for about {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    return decode_all(source, min(max_bytes, PART_OF_FREE * free_memory(torch.device("cpu"))) / sharing, announce)
 
 
 def draw_views(
