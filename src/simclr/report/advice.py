@@ -11,7 +11,7 @@ from simclr.optim import peak_lr, total_steps
 from simclr.report.resources import rough_duration
 
 FEW = 1000  # number of images below which training an encoder is not recommended
-FEW_TO_START = 10_000  # number of images below which weights that exist are proposed to start from
+FEW_TO_START = 20_000  # number of images below which weights that exist are proposed to start from
 # bytes that a training step keeps for each pixel of a view in 32 bits, measured: (small stem, ImageNet stem)
 KEPT = {"simclr_resnet18": (4_900, 460), "simclr_resnet50": (25_000, 1_720)}
 SIZES = (16, 24, 32, 48, 64, 96, 128, 160, 224)  # sides of images, pixels
@@ -182,7 +182,8 @@ def start_advice(facts: Facts) -> str:
     if facts.images >= FEW_TO_START:
         return ""
     lines = (
-        f"{facts.images:,} images are few for random weights: a run on more, similar images is a better start,",
+        f"{facts.images:,} images are few for random weights: a run on more images is a better start, by 5 to 10",
+        "points in results/own-images (`simclr reproduce cifar10-cpu-15min` makes one, `simclr convert` imports others),",
         "or timm:NAME:FILE, such as timm:resnet18.a1_in1k:model.safetensors, with a file that you have downloaded.",
         "The weights decide the encoder: leave out encoder and encoder_options. `simclr knn` in place of pretraining",
         "says what they achieve as they are.",
