@@ -183,7 +183,7 @@ def start_advice(facts: Facts) -> str:
         return ""
     lines = (
         f"{facts.images:,} images are few for random weights: a run on more images is a better start, by 5 to 10",
-        "points in results/own-images (`simclr reproduce cifar10-cpu-15min` makes one, `simclr convert` imports others),",
+        "points in results/own-images (`simclr reproduce cifar10-cpu-15min` makes one, `simclr convert` imports some),",
         "or timm:NAME:FILE, such as timm:resnet18.a1_in1k:model.safetensors, with a file that you have downloaded.",
         "The weights decide the encoder: leave out encoder and encoder_options. `simclr knn` in place of pretraining",
         "says what they achieve as they are.",
