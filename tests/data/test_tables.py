@@ -87,7 +87,7 @@ def test_a_table_that_cannot_be_read_is_named(folder, content):
 
 @pytest.mark.parametrize(
     ("what", "rows"),
-    [("image", "0.png,train,a\n1.png,train,b\n0.png,test,a"), ("group", "0.png,train,a\n1.png,train,b\n2.png,val,a")],
+    [("image", "0.png,train,a\n1.png,train,b\n./0.png,test,a"), ("group", "0.png,train,a\n1.png,train,b\n2.png,val,a")],
 )
 def test_a_table_whose_splits_share_an_image_or_a_group_is_refused(folder, what, rows):
     with pytest.raises(DataError) as error:

@@ -129,8 +129,13 @@ def decode_all(
     """Decode a whole source with threads, whatever the sizes of its images; return None if they need more than
     `max_bytes`, by the mean of some of them or when it turns out. `announce` receives the expected time, s."""
     n, began = len(source), time.perf_counter()
-    some = [try_read(source, int(i)) for i in np.unique(np.linspace(0, n - 1, min(n, _SOME)).round().astype(int))]
-    sizes = [image.nbytes for image in some if isinstance(image, np.ndarray)]
+    some = np.unique(np.linspace(0, n - 1, min(n, _SOME)).round().astype(int)).tolist()
+    sizes = []
+    for i in some:
+        if isinstance(image := try_read(source, i), np.ndarray):
+            sizes.append(image.nbytes)
+        if sum(sizes) > max_bytes:
+            return None
     if not sizes or float(np.mean(sizes)) * n > max_bytes:
         return None
     if announce is not None:

@@ -54,7 +54,7 @@ def open_table(path: Path, split: str, names: Mapping[str, str]) -> Source:
 
 def _require_apart(table: Path, source: Source, is_test: Bool[np.ndarray, " n"]) -> None:
     """Raise DataError if an image, or a group, is in both splits of a table: tests would be of known images."""
-    names = np.array(list(source.paths.encoded()), dtype=object)
+    names = np.array([os.path.normpath(name) for name in source.paths.encoded()], dtype=object)
     for what, keys in (("image", names), ("group", source.groups)):
         if keys is not None and (shared := set(keys[is_test]) & set(keys[~is_test])):
             first = next(row for row, key in enumerate(keys) if key in shared)

@@ -20,6 +20,7 @@ GPU_STEPS = 50_000
 CPU_BUDGET = 900.0  # seconds
 MOST_EPOCHS = 1_000
 REDUCED, LARGEST_REDUCED = 8, 448  # side of reduced images in sides of a view, and the largest unless views need more
+MOST_DECODED = 4 << 30  # bytes of reduced images, which are kept in memory
 FEATURES = 1024
 SPEED = 3e9  # multiplications of the forward pass per second and core while training, measured
 FEWEST_SEEN = 150_000  # images over a run, with repetitions, below which views are smaller
@@ -157,9 +158,10 @@ def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
 
 
 def side_advice(facts: Facts, size: int) -> dict[str, Advice]:
-    """Return the side to which images are reduced for views of `size`; nothing unless they are much larger."""
+    """Return the side to which images are reduced for views of `size`; nothing unless they are much larger, or if the
+    reduced ones, of 3 bytes a pixel and 4:3, would not fit in memory."""
     side = max(min(REDUCED * size, LARGEST_REDUCED), 2 * size)
-    if facts.side < 2 * side:
+    if facts.side < 2 * side or facts.images * side**2 * 4 > MOST_DECODED:
         return {}
     reason = f"images of {facts.side} px are reduced once, rather than decoded in every epoch; views have {size} px"
     return {"side": Advice(side, reason)}

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of memory, in CGROUPS
+HELD = {"memory.stat": "anon", "memory/memory.stat": "total_rss"}  # by processes, in CGROUPS
 NOTHING = opcode.opmap["NOP"]  # which Python compiles the docstring of a field to
 
 
@@ -55,7 +56,7 @@ def total_memory(device: torch.device) -> float:
 
 def free_memory(device: torch.device) -> float:
     """Return the free memory, bytes: of a GPU with the unused part of torch's cache; else what the system reports as
-    available, within the limit of a container."""
+    available, and of a container its limit without the memory that its processes hold."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
@@ -63,6 +64,11 @@ def free_memory(device: torch.device) -> float:
     with contextlib.suppress(OSError, StopIteration):  # Linux only
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = min(free, 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    for file, name in HELD.items():
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            lines = (CGROUPS / file).read_text().splitlines()
+            held = int(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+            free = min(free, max(total_memory(device) - held, 0.0))
     return free
 
 

@@ -88,7 +88,7 @@ class Distill(Training):
 
     def __call__(self) -> dict[str, Any]:
         given = load(self.teacher)
-        source = given.scaled(open_for_pretraining(self.data))
+        source = self.reduced(given.scaled(open_for_pretraining(self.data)))
         names = self.class_names(given.card)
         test = self.measured(source, given.card)
         labels = self.labels(source) if self.label_weight else None

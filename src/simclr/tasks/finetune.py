@@ -112,7 +112,7 @@ class FineTune(LabelSubset, Training):
     def __call__(self) -> dict[str, Any]:
         start = load(self.run)
         source, measured, fraction = self.images()
-        source, measured = start.scaled(source), start.scaled(measured)
+        source, measured = self.reduced(start.scaled(source)), start.scaled(measured)
         names, labels = class_names(source), torch.from_numpy(multilabel.targets(source))
         fabric = self.machine.launch()
         batch = self.largest_batch(len(source), fabric.world_size)

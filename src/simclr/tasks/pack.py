@@ -60,8 +60,8 @@ class Pack:
     """index of the tar files: none, write (in random order, see above), or only, for the tar files DATA, which stay as
     they are and have classes in .cls files or none (default: none for a folder, write for a URL)"""
     side: int | None = setting(None, at_least=1)
-    """maximum shorter side, pixels, to which larger images are reduced when they are read: in training, large
-    photographs are then decoded once rather than in every epoch (default: not reduced)"""
+    """maximum shorter side, pixels, to which larger image files are reduced, in training when they are read: large
+    photographs are then decoded once rather than in every epoch if they fit in memory (default: not reduced)"""
     shard_mb: int = setting(500, at_least=1)
     """size of a tar file, MB, at which the next one is started"""
     overwrite: bool = False

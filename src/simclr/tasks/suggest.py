@@ -159,8 +159,8 @@ def settings_without_trial(data: Any, device: Device, start: Start | None = None
 
 
 def operations(card: Card, size: int) -> float:
-    """Return the multiplications and additions of an encoder's forward pass for one image, or the multiplications for
-    its two views."""
+    """Return the multiplications and additions of an encoder's forward pass for one view, which are as many as the
+    multiplications for two."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         card.build_encoder().eval()(torch.zeros(1, card.channels, size, size))
     return float(counter.get_total_flops())

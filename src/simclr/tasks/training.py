@@ -59,8 +59,8 @@ class Training(ABC):
     fresh: bool = False
     """new start: the run in `out` is deleted once the new one has a checkpoint"""
     side: int | None = setting(None, at_least=1)
-    """maximum shorter side, pixels, to which larger images are reduced when they are read: in training, large
-    photographs are then decoded once rather than in every epoch (default: not reduced)"""
+    """maximum shorter side, pixels, to which larger image files are reduced, in training when they are read: large
+    photographs are then decoded once rather than in every epoch if they fit in memory (default: not reduced)"""
     optimizer: str = "lars"
     """optimizer: lars (papers, for pretraining), sgd with Nesterov momentum (v1, for fine-tuning), adamw, or the name
     of any optimizer of timm, such as muon, adan or lion"""

@@ -44,7 +44,8 @@ class Loading:
 
     storage: Literal["auto", "resident", "streamed"] = "auto"
     """resident: decoded images on the device; streamed: decoded by worker processes in every epoch; auto: resident for
-    images in memory already, and for files of one size that fit"""
+    images in memory already, and for files of one size that fit, else streamed from files that are decoded once if they
+    fit, if worker processes are forked and decoding is exact"""
     workers: int | None = None
     """number of decoding processes, 0 for this process alone; default: one per CPU core"""
     decode: Literal["exact", "fast"] = "exact"
@@ -260,7 +261,7 @@ def open_batches(
             return Resident(source, policies, sampler, loading, device, loaded)
         # worker processes that are not forked would each copy the images
         is_shared = loading.workers == 0 or (loading.start_method or get_start_method()) == "fork"
-        if is_shared and loading.decode == "exact":
+        if is_shared and loading.decode == "exact" and loaded is None:
             decoded = decode_once(source, loading.max_decoded)
             return Streamed(source, policies, sampler, loading, device, decoded)
     return Streamed(source, policies, sampler, loading, device)
