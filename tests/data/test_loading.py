@@ -5,12 +5,10 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 
-from simclr.data import open_source
-from simclr.data.loading import decode_all, loader, prefetch
+from simclr.data.loading import loader, prefetch
 from simclr.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
@@ -142,16 +140,3 @@ def test_a_worker_that_is_ended_while_it_starts_is_no_failure():
         signal.signal(signal.SIGALRM, before)
     time.sleep(0.5)  # the process ends meanwhile
     assert error.value.__traceback__
-
-
-def test_images_that_turn_out_too_large_are_not_decoded():
-    """The images that are measured first are smaller than the others."""
-    first = np.linspace(0, 99, 32).round().astype(int)
-    images = [np.full((4 if i in first else 20, 5, 3), i, np.uint8) for i in range(100)]
-    total, guess = sum(image.nbytes for image in images), 100 * images[0].nbytes
-    assert guess < total
-    source = open_source(images, "all")
-    assert decode_all(source, total - 1) is None
-    assert decode_all(source, guess) is None
-    found = decode_all(source, total)
-    assert all(np.array_equal(one, other) for one, other in zip(found, images, strict=True))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from simclr.data import decoding, open_source
-from simclr.data.loading import load_images
+from simclr.data.in_memory import load_images
 from simclr.errors import SettingError, TooManyBadImages, UnreadableImage
 from simclr.runs.files import write_unreadable
 from simclr.training.batches import Loading, Resident, Streamed, open_batches

@@ -12,8 +12,8 @@ from numpy import ndarray
 
 from simclr.data.datasets import cifar10, sample, torchvision_set
 from simclr.data.folders import explain_missing_classes, open_folder, open_shards
+from simclr.data.in_memory import first_errors
 from simclr.data.indexed import open_indexed
-from simclr.data.loading import first_errors
 from simclr.data.multilabel import is_multilabel
 from simclr.data.paths import Paths, list_images
 from simclr.data.remote import is_url

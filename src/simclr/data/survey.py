@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from simclr.data.decoding import file_form
-from simclr.data.loading import first_errors, try_read
+from simclr.data.in_memory import first_errors, try_read
 from simclr.data.miniature import miniature
 from simclr.data.source import Arrays, Objects, Source
 from simclr.data.splits import sample_rows

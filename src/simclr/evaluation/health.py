@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simclr.data import Source
-from simclr.data.loading import CHUNK, loader, try_read
+from simclr.data.in_memory import try_read
+from simclr.data.loading import CHUNK, loader
 from simclr.data.splits import sample_rows
 from simclr.errors import DataError
 from simclr.evaluation.metrics import alignment, embedding_std, rankme, uniformity

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from simclr.data.loading import CHUNK, MAX_BYTES, Loaded, load_images, loader, prefetch
+from simclr.data.in_memory import MAX_BYTES, Loaded, load_images
+from simclr.data.loading import CHUNK, loader, prefetch
 from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores

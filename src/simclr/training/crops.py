@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Int64, Real
 from torch import Tensor
 
 from simclr.data.decoding import LazyImage
-from simclr.data.loading import decode_all
+from simclr.data.in_memory import decode_all
 from simclr.data.source import Objects, Source
 from simclr.errors import TooManyBadImages, UnreadableImage
 from simclr.runs.environment import free_memory
