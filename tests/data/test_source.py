@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -220,6 +221,14 @@ def test_objects_give_images_alone_with_a_label_or_in_a_dict():
         assert all(np.array_equal(source.read(i), rgb[i]) for i in range(2))
         assert source.labels is None if k < 3 else source.labels.tolist() == [1, 0]
         assert source.classes == (None if k < 3 else ["a", "b"])
+
+
+def test_objects_are_reduced_like_files(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    picture.save(tmp_path / "0.png")
+    objects, files = (replace(open_source(data, "all"), side=8) for data in ([picture], tmp_path))
+    assert objects.read(0).shape == (8, 12, 3)
+    assert np.array_equal(objects.read(0), files.read(0))
 
 
 def test_an_object_that_raises_is_an_unreadable_image():

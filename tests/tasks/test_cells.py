@@ -8,7 +8,7 @@ import torch
 from support import cells as work
 
 from simclr.errors import Interrupted, RunError, SettingError
-from simclr.runs.environment import cores
+from simclr.runs.environment import PARALLEL, cores
 from simclr.runs.files import FAILURE, OUTPUT
 from simclr.runs.machine import Machine
 from simclr.tasks.cells import Cell, check_parallel, environment_of, run_cells, share_of
@@ -74,6 +74,7 @@ def test_slots_share_the_threads_and_take_the_gpus_in_turn(monkeypatch):
     shown = [environment_of(slot, 3) for slot in range(3)]
     assert [own["CUDA_VISIBLE_DEVICES"] for own in shown] == ["0", "1", "0"]
     assert {own["OMP_NUM_THREADS"] for own in shown} == {str(max(1, cores() // 3))}
+    assert {own[PARALLEL] for own in shown} == {"3"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,7,5")
     assert [environment_of(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["GPU-a", "7", "5"]
 

@@ -77,6 +77,15 @@ def test_the_other_commands_read_the_channels_from_the_card(tmp_path):
             command(run=run, data=data)()
 
 
+def test_images_that_cannot_be_reduced_are_refused(tmp_path):
+    data = save(tmp_path / "images.npz", values(3, "uint8"))
+    for settings in ({"side": 13}, {"side": 20, "channels": 3, "keep_levels": True}):
+        with pytest.raises(SettingError) as error:
+            pretrain(data=data, out=tmp_path / "run", **settings)()
+        assert error.value.field == "side" and not (tmp_path / "run").exists()
+    pretrain(data=data, out=tmp_path / "run", side=14)()  # the shorter side that they have
+
+
 @pytest.mark.parametrize("batches", [Resident, Streamed])
 def test_16_bits_keep_their_levels(batches, tmp_path):
     """A ramp of 4,096 values: crops without resize or colours are the stored values, to a rounding of float32."""

@@ -15,7 +15,9 @@ from PIL import Image
 from simclr.data import decoding, open_source
 from simclr.data.in_memory import load_images
 from simclr.errors import SettingError, TooManyBadImages, UnreadableImage
+from simclr.runs.environment import PARALLEL
 from simclr.runs.files import write_unreadable
+from simclr.training import crops
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
 from simclr.training.crops import CropDataset
 from simclr.training.sampler import BatchSampler
@@ -304,7 +306,7 @@ def test_files_that_are_decoded_once_give_the_batches_of_files_that_are_read_in_
     assert batches.bad.keys() == {"05.png", "11.png", "23.png"}
 
 
-def test_photographs_are_decoded_once_if_they_fit_and_if_every_epoch_would_read_the_same(tmp_path):
+def test_photographs_are_decoded_once_if_they_fit_and_if_every_epoch_would_read_the_same(tmp_path, monkeypatch):
     """Regions of JPEG files, some of them turned, against crops of whole images."""
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -329,6 +331,11 @@ def test_photographs_are_decoded_once_if_they_fit_and_if_every_epoch_would_read_
             assert all(same(one, other) for one, other in zip(batches(range(4)), expected, strict=True))
     own = open_source([Image.new("RGB", size[::-1]) for size in sizes], "all")  # which may return others each time
     assert batches_of(open_batches, own, batch=6, seed=3, workers=0)._crops.decoded is None
+    monkeypatch.setattr(crops, "free_memory", lambda device: total / crops.PART_OF_FREE)
+    for cells, is_decoded in (("1", True), ("2", False)):  # that share the memory
+        monkeypatch.setenv(PARALLEL, cells)
+        batches = batches_of(open_batches, source, batch=6, seed=3, workers=0)
+        assert (batches._crops.decoded is not None) == is_decoded
 
 
 @pytest.mark.parametrize("storage", ["auto", "streamed"])

@@ -45,7 +45,7 @@ class Source:
     scaling: Scaling | None = None
     """how stored values become those of a network; None for 8-bit RGB images"""
     side: int | None = None
-    """shorter side, pixels, to which larger image files are reduced when they are read as 8-bit RGB; None for none"""
+    """shorter side, pixels, to which larger images are reduced when they are read as 8-bit RGB; None for none"""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -244,7 +244,8 @@ class Objects(Source):
         return as_values(self._image(i), self.paths[i])
 
     def _rgb(self, i: int | np.integer) -> UInt8[np.ndarray, "h w 3"]:
-        return as_rgb(self._image(i), self.paths[i])
+        image = LazyImage.of(as_rgb(self._image(i), self.paths[i]), self.paths[i])
+        return (image if self.side is None else image.reduced(self.side)).read().pixels
 
     def _image(self, i: int | np.integer) -> Any:
         try:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of memory, in CGROUPS
 HELD = {"memory.stat": "anon", "memory/memory.stat": "total_rss"}  # by processes, in CGROUPS
+PARALLEL = "SIMCLR_PARALLEL"  # environment variable: number of cells of a study that share this machine at a time
 NOTHING = opcode.opmap["NOP"]  # which Python compiles the docstring of a field to
 
 

@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 
 from simclr.errors import DivergedError, Error, Interrupted, SettingError
 from simclr.report.words import duration, plural
-from simclr.runs.environment import cores
+from simclr.runs.environment import PARALLEL, cores
 from simclr.runs.files import FAILURE, OUTPUT, write_atomically
 from simclr.runs.machine import Machine
 from simclr.training.stopping import SIGNALS
@@ -199,10 +199,11 @@ def _run_processes(queue: _Queue, parallel: int) -> None:
 
 
 def environment_of(slot: int, parallel: int) -> dict[str, str]:
-    """Return the environment variables of a process in one of `parallel` slots: its threads, and its GPU if there are
-    any, of those that this process may use."""
+    """Return the environment variables of a process in one of `parallel` slots: its threads, its share of the
+    memory, and its GPU if there are any, of those that this process may use."""
     threads = str(max(1, cores() // parallel))
     own = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    own[PARALLEL] = str(parallel)
     if torch.cuda.is_available():
         shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = shown.split(",")

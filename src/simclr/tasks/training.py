@@ -152,6 +152,8 @@ class Training(ABC):
         """Return the images with at most `side` pixels in the shorter side."""
         if self.side is not None and source.scaling is not None:
             raise SettingError("side", "absent with channels or keep_levels, whose images are not reduced", self.side)
+        if self.side is not None and source.images is not None and self.side < min(source.images.shape[1:3]):
+            raise SettingError("side", "absent for images in an array, which are not reduced", self.side)
         return source if self.side == source.side else dataclasses.replace(source, side=self.side)
 
     def open_batches(

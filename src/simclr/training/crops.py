@@ -1,5 +1,6 @@
 """Crops from worker processes: each image is decoded once, its crops are cut and sent."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from simclr.data.decoding import LazyImage
 from simclr.data.in_memory import decode_all
 from simclr.data.source import Objects, Source
 from simclr.errors import TooManyBadImages, UnreadableImage
-from simclr.runs.environment import free_memory
+from simclr.runs.environment import PARALLEL, free_memory
 from simclr.training.ahead import is_copied
 from simclr.training.sampler import BatchSampler
 from simclr.views import ViewParameters, Views, by_size
@@ -43,14 +44,15 @@ def decode_once(source: Source, max_bytes: int) -> Decoded | None:
     them again; None if they do not fit, or could change from one reading to the next. The crops are the same."""
     if source.scaling is not None or isinstance(source, Objects) or is_copied(source):
         return None
-    sharing = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
+    processes = dist.get_world_size() if dist.is_initialized() else 1  # all may be on this node
     rank = dist.get_rank() if dist.is_initialized() else 0
 
     def announce(seconds: float) -> None:
         if seconds > LONG and rank == 0:
             print(f"decoding {len(source):,} images once, for about {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    return decode_all(source, min(max_bytes, PART_OF_FREE * free_memory(torch.device("cpu"))) / sharing, announce)
+    free = free_memory(torch.device("cpu")) / int(os.environ.get(PARALLEL, "1"))
+    return decode_all(source, min(max_bytes, PART_OF_FREE * free) / processes, announce)
 
 
 def draw_views(
