@@ -182,6 +182,11 @@ def test_a_model_of_timm_brings_its_own_normalisation_and_size(tmp_path):
     x = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(encoder.network(x), theirs(2 * x - 1), rtol=1e-4, atol=1e-5)
+    smaller = import_weights(tmp_path / "vit.pth", Architecture(name, image_size=96))
+    assert smaller.card.image_size == 96 and smaller.encoder.pos_embed.shape == (1, 1 + 6 * 6, 192)
+    with pytest.raises(RunError) as refused:  # with patches of another size nothing is resampled
+        import_weights(tmp_path / "vit.pth", Architecture(name, {"patch_size": 8}, 112))
+    assert "patch_embed.proj.weight" in refused.value.problem
     torch.save({k: v for k, v in theirs.state_dict().items() if k != "pos_embed"}, tmp_path / "vit.pth")
     with pytest.raises(RunError) as refused:
         load(f"timm:{name}:{tmp_path / 'vit.pth'}")

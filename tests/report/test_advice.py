@@ -152,9 +152,10 @@ def test_few_images_are_advised_against():
 def test_the_encoders_that_are_advised_instead_exist():
     import timm
 
-    words = caution(facts(300, 224, MACHINES[1])).split('"')[1::2]
-    words += re.findall(r"timm:([a-z]\S+):", start_advice(facts(5_000, 224, MACHINES[1])))
-    assert len(words) == 3 and all(name in timm.list_pretrained() for name in words)
+    text = caution(facts(300, 224, MACHINES[1])) + start_advice(facts(5_000, 224, MACHINES[1]))
+    names = set(re.findall(r"timm[:/]([\w.]*\w)", text))
+    assert len(names) == 2
+    assert all(timm.get_pretrained_cfg(name).hf_hub_id == f"timm/{name}" for name in names)
 
 
 def test_weights_to_start_from_are_proposed_for_few_images_as_comments():

@@ -9,7 +9,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import own_network
 from support.evaluated import write_arrays, write_encoder
 
@@ -51,6 +51,12 @@ def task(images, out, init, **settings):
         epochs=2, warmup_epochs=0, temperature=0.2, lr=0.5, knn_every=0, save_every=2, machine=MACHINE,
     )  # fmt: skip
     return Pretrain(**{**defaults, **settings})
+
+
+def write_safetensors(path, network):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), path)
+    return path
 
 
 def assembled(task):
@@ -172,6 +178,36 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run, images, tm
             task(images, tmp_path / "run", init, **settings)()
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "run").exists()
+
+
+def test_weights_in_the_cache_of_timm_need_no_file(images, tmp_path, monkeypatch):
+    """The folders of a download of huggingface_hub, in a cache that is otherwise empty."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(RunError) as refused:
+        load("timm:test_resnet")
+    assert refused.value.path == "timm:test_resnet"
+    folder = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123")
+    network = timm.create_model("test_resnet")
+    write_safetensors(folder / "snapshots" / "0123" / "model.safetensors", network)
+    network.reset_classifier(0)
+    assert same(load("timm:test_resnet").network.state_dict(), network.state_dict())
+    interrupt(task(images, tmp_path / "run", "timm:test_resnet"), monkeypatch)
+    shutil.rmtree(folder)
+    assert task(images, tmp_path / "run", "timm:test_resnet")()["steps"] == 8  # without them
+
+
+@pytest.mark.parametrize("size", [32, 160, 224])
+def test_a_transformer_starts_at_any_size_of_images(size, images, tmp_path):
+    """Position embeddings as timm itself resamples them when it loads the file."""
+    torch.manual_seed(0)
+    file = write_safetensors(tmp_path / "vit.safetensors", timm.create_model("test_vit"))
+    started = task(images, tmp_path / "run", f"timm:test_vit:{file}", views=Views(size=size, blur=0.0))
+    local = {"file": str(file)}
+    theirs = timm.create_model("test_vit", True, pretrained_cfg_overlay=local, img_size=size, num_classes=0)
+    assert same(assembled(started)[0], theirs.state_dict())
+    assert started.start.takes(size) and not started.start.takes(size + 1)  # the side of a patch is 16 px
 
 
 def test_a_normalised_encoder_takes_images_in_0_to_1_everywhere(images, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from simclr.models.start import Start
 from simclr.report.advice import SPEED, epochs_in, estimated_rate, widths_for
 from simclr.runs.machine import Device
 from simclr.runs.run import Run
-from simclr.tasks.suggest import Suggest, largest_that_fits, measure, operations, settings_without_trial
+from simclr.tasks.suggest import Suggest, cost, largest_that_fits, measure, settings_without_trial, within_memory
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,21 @@ def test_operations_are_those_that_the_speed_of_training_is_estimated_from(tmp_p
     facts = measure(open_for_pretraining(str(write_folder(tmp_path / "data"))), torch.device("cpu"))
     for size in (16, 32):
         card = card_of("simclr_convnet", size, widths=widths_for(size), features=1024)
-        assert SPEED * facts.cores / operations(card, size) == pytest.approx(estimated_rate(facts, size), rel=0.01)
+        operations, _ = cost(Start("", "", card, {}, {}), size)
+        assert SPEED * facts.cores / operations == pytest.approx(estimated_rate(facts, size), rel=0.01)
+
+
+def test_a_batch_fits_in_memory():
+    assert within_memory(256, 10.0, 2560.0) == {"batch": 256}
+    assert within_memory(256, 10.0, 2559.0) == {"batch": 128}
+    assert within_memory(256, 10.0, 319.0) == {"batch": 32, "micro_batch": 16}
+    assert within_memory(100, 10.0, 130.0) == {"batch": 24, "micro_batch": 12}
+    assert within_memory(16, 10.0, 0.0) == {"batch": 16, "micro_batch": 2}
+
+
+def test_a_view_of_twice_the_side_keeps_four_times_the_bytes():
+    start = Start("", "", card_of("simclr_resnet18", 32, stem="small"), {}, {})
+    assert cost(start, 64)[1] == pytest.approx(4 * cost(start, 32)[1], rel=0.01)
 
 
 def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(tmp_path):
@@ -115,7 +129,9 @@ def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(
         settings = settings_without_trial(data, Device(accelerator="cpu"), start)
         assert settings["views"]["size"] == expected
         assert not settings.keys() & {"encoder", "encoder_options", "image_size"}
-        fitting = epochs_in(facts, SPEED * facts.cores / operations(start.card, expected))
+        operations, _ = cost(start, expected)
+        assert settings["batch"] == plain["batch"]
+        fitting = epochs_in(facts, SPEED * facts.cores / operations)
         assert settings["epochs"] == min(plain["epochs"], fitting)
         assert settings["knn_every"] <= settings["epochs"]
     assert settings["epochs"] < plain["epochs"]

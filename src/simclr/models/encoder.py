@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -118,3 +119,14 @@ def _measured_features(name: str, encoder: nn.Module, image_size: int, channels:
         allowed = "a model that returns features (B, D)"
         raise SettingError("encoder", allowed, f"{name}, which returns {shape}", "Choose options that pool")
     return output.shape[1]
+
+
+def resampled(tensors: dict[str, torch.Tensor], encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a transformer of timm with its embeddings of positions resampled, as timm does, if
+    `encoder` is for images of another size and nothing else differs; otherwise the tensors unchanged."""
+    expected, module = encoder.state_dict(), type(encoder).__module__
+    wrong = [name for name, x in tensors.items() if name in expected and expected[name].shape != x.shape]
+    resample = getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
+    if not wrong or resample is None or not all("pos" in name for name in wrong):
+        return tensors
+    return resample(tensors, encoder)

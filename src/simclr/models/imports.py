@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
-from simclr.models.encoder import create_encoder
+from simclr.models.encoder import create_encoder, resampled
 from simclr.models.options import is_own
 from simclr.models.resnet import DEPTHS
 from simclr.models.toolkits import SCHEMES, Placement, Scheme, place, state_in
@@ -198,7 +198,7 @@ def _fill(encoder: nn.Module, tensors: Mapping[str, Tensor], placement: Placemen
     """Load the tensors into the encoder; raise RunError unless all of them match. The counter of batches, which old
     versions of torch did not save, is not needed."""
     expected = encoder.state_dict()
-    actual = {name: tensors[key] for name, key in placement.placed.items()}
+    actual = resampled({name: tensors[key] for name, key in placement.placed.items()}, encoder)
     actual |= {key: tensors[key] for key in placement.left}
     counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
     check_match(expected, {**counters, **actual}, path)

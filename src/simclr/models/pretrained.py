@@ -188,11 +188,11 @@ class Encoder:
 def load(run_or_file: str | Path) -> Encoder:
     """Return the encoder of a finished run folder, or of the folder of a given encoder.safetensors.
 
-    `timm:NAME:FILE` is the model of timm with the weights in a local file; `package.module:function:RUN` is a run whose
-    encoder is made by a function of the user's own; a file that `simclr export --to onnx` wrote is run by onnxruntime.
-    Raises RunError unless every tensor of the network is in the file
-    and the other way round, and the preprocessing of the card gives images of the size and channels that the network
-    was trained on.
+    `timm:NAME:FILE` is the model of timm with the weights in a local file, and `timm:NAME` that with the weights in
+    timm's cache; `package.module:function:RUN` is a run whose encoder is made by a function of the user's own; a file
+    that `simclr export --to onnx` wrote is run by onnxruntime. Raises RunError unless every tensor of the network is in
+    the file and the other way round, and the preprocessing of the card gives images of the size and channels that the
+    network was trained on.
     """
     named = named_run(run_or_file)
     if named.is_timm:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from simclr.errors import RunError
+from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
+from simclr.models.encoder import create_encoder, resampled
 from simclr.models.head import ProjectionHead
 from simclr.models.imports import Architecture, import_weights
 from simclr.models.options import is_own
@@ -42,6 +43,19 @@ class Start(NamedTuple):
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in (head.state_dict(), self.head)]
         return bool(self.head) and shapes[0] == shapes[1]
 
+    def build(self, size: int) -> nn.Module:
+        """Return the network for images of `size` pixels, with random weights."""
+        return create_encoder(self.card.encoder["name"], size, self.options)
+
+    def takes(self, size: int) -> bool:
+        """Return whether the weights can start an encoder for images of `size` pixels."""
+        try:
+            encoder = self.build(size)
+            check_match(encoder.state_dict(), self._fitted_to(encoder), self.name)
+        except (SettingError, RunError):
+            return False
+        return True
+
     def describe(self, head: ProjectionHead) -> str:
         """Return as text what starts from these weights."""
         form = self.card.source.get("format", "run")
@@ -50,24 +64,24 @@ class Start(NamedTuple):
 
     def fill(self, encoder: nn.Module, head: ProjectionHead) -> None:
         """Load the weights into an encoder, and into a head of the same shape."""
-        tensors = self._with_channels_of(encoder)
+        tensors = self._fitted_to(encoder)
         check_match(encoder.state_dict(), tensors, self.name)
         encoder.load_state_dict(tensors)
         if self.fits(head):
             head.load_state_dict(self.head)
 
-    def _with_channels_of(self, encoder: nn.Module) -> Mapping[str, Tensor]:
-        """Return the tensors of the encoder, with the first convolution for RGB images inflated if `encoder` takes
-        other channels: the filters of red, green and blue are repeated in order and scaled by 3 / channels, so that
-        sums over channels keep their size; for one channel they are added."""
+    def _fitted_to(self, encoder: nn.Module) -> Mapping[str, Tensor]:
+        """Return the tensors of the encoder, resampled for images of another size, see `resampled`. A first convolution
+        for RGB images is inflated if `encoder` takes other channels: the filters of red, green and blue are repeated in
+        order and scaled by 3 / channels, so that sums over channels keep their size; for one channel they are added."""
         tensors = dict(self.encoder)
-        for name, expected in encoder.state_dict().items():
+        for name, wanted in encoder.state_dict().items():
             given = tensors.get(name)
-            if given is None or expected.ndim != 4 or given.shape == expected.shape or given.shape[1] != 3:
+            if given is None or wanted.ndim != 4 or given.shape == wanted.shape or given.shape[1] != 3:
                 continue
-            tensors[name] = adapt_input_conv(expected.shape[1], given)
+            tensors[name] = adapt_input_conv(wanted.shape[1], given)
             break  # the first layer; others that differ are refused
-        return tensors
+        return resampled(tensors, encoder)
 
 
 def open_start(init: str | Path, encoder: str | None = None, options: Mapping[str, Any] | None = None) -> Start:

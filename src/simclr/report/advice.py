@@ -173,9 +173,9 @@ def caution(facts: Facts) -> str | None:
         return None
     return (
         f"{facts.images} images are few: an encoder trained on them mostly learns colours and textures.\n"
-        "Compare it with a pretrained one. In Python, with timm, which downloads the weights once:\n"
-        '  timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0)\n'
-        '  timm.create_model("resnet50.a1_in1k", pretrained=True, num_classes=0)'
+        "Compare it with a pretrained one, whose weights are downloaded once, such as:\n"
+        "  hf download timm/vit_small_patch14_dinov2.lvd142m model.safetensors\n"
+        "  simclr knn timm:vit_small_patch14_dinov2.lvd142m LABELLED-IMAGES"
     )
 
 
@@ -186,7 +186,7 @@ def start_advice(facts: Facts) -> str:
     lines = (
         f"{facts.images:,} images are few for random weights: a run on more images is a better start, by 5 to 10",
         "points in results/own-images (`simclr reproduce cifar10-cpu-15min` makes one, `simclr convert` imports some),",
-        "or timm:NAME:FILE, such as timm:resnet18.a1_in1k:model.safetensors, with a file that you have downloaded.",
+        "or a model of timm, timm:resnet18.a1_in1k, after `hf download timm/resnet18.a1_in1k model.safetensors`.",
         "The weights decide the encoder: leave out encoder and encoder_options. `simclr knn` in place of pretraining",
         "says what they achieve as they are.",
     )

@@ -87,16 +87,30 @@ class NamedRun(NamedTuple):
 
 def named_run(run: str | Path) -> NamedRun:
     """Return what RUN names: a run folder or a weights file in it, `timm:NAME:FILE` for the weights of a model of timm,
-    or `package.module:function:RUN` for a run whose encoder comes from code of the user's own."""
+    `timm:NAME` for those in timm's cache, or `package.module:function:RUN` for a run whose encoder comes from code of
+    the user's own."""
     first, second, path = [*str(run).split(":", 2), "", ""][:3]
     if first == "timm" and second:
-        if not path:
-            remedy = "Give a local file with its weights, timm:NAME:FILE, since nothing is downloaded"
-            raise RunError(run, "names a model of timm without a weights file", remedy)
-        return NamedRun(Path(path), second, is_timm=True)
+        return NamedRun(Path(path) if path else _cached_weights(run, second), second, is_timm=True)
     if path and is_import_path(f"{first}:{second}"):
         return NamedRun(Path(path), f"{first}:{second}")
     return NamedRun(Path(run))
+
+
+def _cached_weights(run: str | Path, name: str) -> Path:
+    """Return the file in the cache of Hugging Face in which timm keeps the weights of a model that it has downloaded;
+    raise RunError if it is not there."""
+    import timm  # takes a second, and other runs do not need it
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    repository = (config and config.hf_hub_id) or f"timm/{name}"
+    file = (config and config.hf_hub_filename) or "model.safetensors"
+    found = try_to_load_from_cache(repository, file)
+    if not isinstance(found, str):
+        remedy = f"`hf download {repository} {file}` gets them; or name a file, timm:{name}:FILE"
+        raise RunError(run, "names a model of timm whose weights are not on this machine", remedy)
+    return Path(found)
 
 
 def run_folder(run: str | Path) -> Path:

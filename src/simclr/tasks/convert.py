@@ -36,7 +36,7 @@ class Convert:
 
     checkpoint: Path
     """checkpoint: of TensorFlow a folder, SavedModel, hub module or path without `.index`; otherwise a file
-    (.safetensors, .pt, .pth, .ckpt) or timm:NAME:FILE"""
+    (.safetensors, .pt, .pth, .ckpt) or timm:NAME[:FILE]"""
     out: Path
     """folder to write, with encoder.safetensors, head.safetensors and card.json"""
     weights: Literal["model", "ema"] = "model"

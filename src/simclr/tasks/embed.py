@@ -41,7 +41,7 @@ class Embed:
     command: ClassVar[str] = "embed"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """images to embed"""
     part: Literal["all", "train", "test"] = "all"

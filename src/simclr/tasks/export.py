@@ -42,7 +42,7 @@ class Export:
     command: ClassVar[str] = "export"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     to: Literal["pt2", "onnx", "onnx-int8", "timm", "torchvision", "huggingface"] = "pt2"
     """format of the file"""
     layer: str = "h"

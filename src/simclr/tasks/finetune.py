@@ -57,7 +57,7 @@ class FineTune(LabelSubset, Training):
     start_field: ClassVar[str] = "run"
 
     run: Path
-    """run folder of the pretrained encoder, or timm:NAME:FILE with local weights"""
+    """run folder of the pretrained encoder, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     optimizer: str = default("optimizer", "sgd")
     lr: float = default("lr", 0.05)
     weight_decay: float = default("weight_decay", 0.0)

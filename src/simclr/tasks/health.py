@@ -34,7 +34,7 @@ class Health:
     command: ClassVar[str] = "health"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """images; a source without a test split is divided by a hash of the file names"""
     images: int = setting(2048, at_least=2)

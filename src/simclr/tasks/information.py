@@ -46,7 +46,7 @@ class Information:
     command: ClassVar[str] = "information"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """images; a source without a test split is divided by a hash of the file names"""
     layers: tuple[str, ...] | Literal["all"] | None = None

@@ -38,7 +38,7 @@ class Knn(LabelSubset):
     command: ClassVar[str] = "knn"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """labelled images with a training and a test split"""
     k: int = setting(20, at_least=1)

@@ -55,7 +55,7 @@ class Linear(LabelSubset):
     command: ClassVar[str] = "linear"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """labelled images with a training and a test split"""
     protocol: Literal["lbfgs", "sgd", "bank"] = "lbfgs"

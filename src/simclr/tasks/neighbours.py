@@ -35,7 +35,7 @@ class Neighbours:
     command: ClassVar[str] = "neighbours"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     images: list[Path]
     """image files to search for"""
     among: str

@@ -98,7 +98,7 @@ class Pretrain(StartsFromWeights, Contrast):
     """options of the encoder: width, sk_ratio, se_ratio and stem, or those of the timm model or function; mean and std,
     to normalise the images"""
     init: Path | None = None
-    """weights to start from: a run folder, a file (.safetensors, .pt, .pth) or timm:NAME:FILE (default: random ones)"""
+    """weights to start from: a run folder, a file (.safetensors, .pt, .pth), timm:NAME[:FILE] (default: random ones)"""
     head_layers: int = setting(2, at_least=0)
     """number of layers of the projection head (v1 paper 2; v2 paper and official code 3); 0 for no head"""
     head_features: int = setting(128, at_least=1)

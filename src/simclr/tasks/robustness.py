@@ -42,7 +42,7 @@ class Robustness:
     command: ClassVar[str] = "robustness"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: str
     """labelled images with a training and a test split"""
     images: int = setting(10_000, at_least=1)

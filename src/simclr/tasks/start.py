@@ -31,10 +31,15 @@ class StartsFromWeights:
 
     @cached_property
     def start(self) -> Start | None:
-        """The weights to start from; None for random ones, and for a run that has begun and whose file is gone."""
+        """The weights to start from; None for random ones, and for a run that has begun and whose weights are gone."""
         if self.init is None:
             return None
-        path = named_run(self.init).path
+        try:
+            path = named_run(self.init).path
+        except RunError:  # weights that are not in timm's cache
+            if self._has_begun:
+                return None
+            raise
         if path.resolve() == self.folder.resolve():
             raise SettingError("init", "another folder than that of the run", str(self.init))
         if not (path.is_file() or weights_path(path).is_file()) and self._has_begun:

@@ -20,7 +20,6 @@ from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
-from simclr.models.card import Card
 from simclr.models.start import Start
 from simclr.optim import total_steps
 from simclr.report.advice import (
@@ -36,7 +35,7 @@ from simclr.report.advice import (
     start_advice,
     suggest,
 )
-from simclr.report.resources import rough_duration
+from simclr.report.resources import kept_for_backward, rough_duration
 from simclr.runs.environment import cores, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
@@ -50,6 +49,7 @@ from simclr.views import Views
 FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
 NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
            "held_out"}  # fmt: skip
+HALF, FEWEST = 0.5, 32  # part of the memory for activations; images of a batch that is not reduced to fit in it
 SMALL = 64  # pixels of a view up to which the settings for small images are suggested
 SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
@@ -137,33 +137,49 @@ class Suggest:
 def settings_without_trial(data: Any, device: Device, start: Start | None = None) -> dict[str, Any]:
     """Return the suggested settings from the images, the device and the number of cores, without a measurement.
 
-    Weights to start from decide the encoder and the side of its images. Views keep the suggested size on a CPU if the
-    network has a small stem, and the epochs are those that fit by the operations of the network.
+    Weights to start from decide the encoder and the side of its images, of at most 224 px if it takes them. Views keep
+    the suggested size on a CPU if the network has a small stem, and the epochs are those that fit by the operations of
+    the network. The batch is one whose activations fit in half of the memory.
     """
     facts = measure(open_for_pretraining(data), torch.device(device.kind))
     if start is None:
         return nested(suggest(facts))
     advice = suggest(facts)
     size, is_cpu = start.card.image_size, facts.device == "cpu"
+    if size > SIZES[-1] and start.takes(SIZES[-1]):
+        size = SIZES[-1]
     if is_cpu and size <= SMALL:
         size = min(size, advice["views.size"].value)
     of_views = size <= SMALL  # those that are suggested for small images
     kept = {name: a for name, a in advice.items() if not name.startswith(("encoder", "image_size", "side"))
             and (of_views or not name.startswith("views."))}  # fmt: skip
     settings = nested(kept | side_advice(facts, size) | {"views.size": Advice(size, "")})
+    operations, kept_bytes = cost(start, size)
+    settings |= within_memory(settings["batch"], 2 * kept_bytes, HALF * facts.memory)
     if is_cpu:
-        rate = SPEED * facts.cores / operations(start.card, size)
+        rate = SPEED * facts.cores / operations
         settings["epochs"] = min(settings["epochs"], epochs_in(facts, rate))
         settings["knn_every"] = max(1, round(settings["epochs"] / 10))
     return settings
 
 
-def operations(card: Card, size: int) -> float:
-    """Return the multiplications and additions of an encoder's forward pass for one view, which are as many as the
-    multiplications for two."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        card.build_encoder().eval()(torch.zeros(1, card.channels, size, size))
-    return float(counter.get_total_flops())
+def cost(start: Start, size: int) -> tuple[float, float]:
+    """Return the multiplications and additions of the encoder's forward pass for one view, which are as many as the
+    multiplications for two, and the bytes that it keeps of each view for the backward pass."""
+    encoder, views = start.build(size).train(), torch.zeros(2, start.card.channels, size, size)
+    with FlopCounterMode(display=False) as counter, kept_for_backward(encoder) as kept:
+        encoder(views)
+    return counter.get_total_flops() / len(views), sum(kept) / len(views)
+
+
+def within_memory(batch: int, each: float, memory: float) -> dict[str, int]:
+    """Return settings of a batch of at most `batch` images, of `each` bytes, that fits in `memory`: a smaller batch, of
+    at least 32, and a micro-batch if that does not fit."""
+    held = batch
+    while held > 2 and held * each > memory:
+        held //= 2
+    whole = held * max(1, min(batch, FEWEST) // held)
+    return {"batch": whole} | ({"micro_batch": held} if held < whole else {})
 
 
 def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Transfer:
     command: ClassVar[str] = "transfer"
 
     run: Path
-    """run folder of the encoder, a weights file in it, or timm:NAME:FILE with local weights"""
+    """run folder of the encoder, a weights file in it, or timm:NAME[:FILE], weights in FILE or in timm's cache"""
     data: list[str]
     """labelled data sets, each with a training and a test split"""
     protocols: tuple[Literal["linear", "finetune", "scratch"], ...] = ("linear",)
