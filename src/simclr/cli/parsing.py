@@ -144,7 +144,8 @@ def _positional(words: list[str], command: str, names: tuple[str, ...]) -> Itera
             yield name, words[0]
             words = words[1:]
     if words:
-        raise UsageError(f"{command}: unexpected argument {words[0]!r}; settings are written --NAME VALUE")
+        allowed = "settings are written --NAME VALUE, several values --NAME A,B"
+        raise UsageError(f"{command}: unexpected argument {words[0]!r}; {allowed}")
 
 
 def _check_name(name: str, command: str, known: dict[str, Flag], where: str = "") -> None:
