@@ -65,7 +65,7 @@ def _plain(name):
          "pretrain has no setting machine.devces; did you mean machine.devices?"),
         (["pretrain", "sample", "--views.sise", "32"], "pretrain has no setting views.sise; did you mean views.size?"),
         (["pretrain", "sample", "extra"],
-         "pretrain: unexpected argument 'extra'; settings are written --NAME VALUE"),
+         "pretrain: unexpected argument 'extra'; settings are written --NAME VALUE, several values --NAME A,B"),
         (["pretrain", "sample", "-x"], "pretrain has no setting -x; settings are written --NAME VALUE"),
         (["pretrain", "sample", "--batch", "many"], "batch must be a whole number, got 'many'"),
         (["pretrain", "sample", "--batch"], "--batch needs a value: a whole number"),
