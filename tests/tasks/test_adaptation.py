@@ -123,6 +123,25 @@ def test_a_run_records_what_was_tried_and_trains_what_was_chosen(chosen):
     assert {path.name for path in out.iterdir()} >= {"encoder.safetensors", "supervised.safetensors", "result.json"}
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_of_short_trainings_is_tried_for_longer(encoder, data, tmp_path, monkeypatch, sign):
+    """Which alone decides."""
+    tried_for = []
+
+    def gains(tried, fabric, source, held_out, steps):
+        tried_for.append((len(tried), steps))
+        return iter([torch.full((9,), sign * (steps - 3) * (k + 1.0)) for k in range(len(tried))])
+
+    monkeypatch.setattr(adaptation, "_gains", gains)
+    monkeypatch.setattr(adaptation, "MOST_STEPS", 2)
+    choice = task(encoder, data, tmp_path / "run", steps=9)()["chosen"]
+    assert tried_for == [(4, 2), (4, 2), (1, 4), (1, 4)]
+    assert [sign * c["gain"] for c in choice["candidates"]] == [-1, -2, -3, -4, 1]
+    best = ("block_group3", 0.0125) if sign > 0 else ("nothing", 0.05)
+    assert tuple(choice["candidates"][-1].values())[:2] == best
+    assert choice["trained"] == (sign > 0) and (choice["freeze"] == "encoder") == (sign < 0)
+
+
 def test_no_label_of_the_test_images_decides(encoder, data, chosen, tmp_path):
     with np.load(data) as arrays:
         np.savez(tmp_path / "other.npz", **{**arrays, "test_labels": np.roll(arrays["test_labels"], 1)})

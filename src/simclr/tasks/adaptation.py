@@ -79,7 +79,7 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
 def settings_for(labels: int) -> dict[str, Any]:
     """Return the settings of a fine-tuning with this number of labels."""
     batch = 32 if labels <= 1000 else 64
-    return {"adapt": True, "from_probe": True, "batch": batch, "min_steps": MOST_STEPS, "lr": 0.25,
+    return {"adapt": True, "from_probe": True, "batch": batch, "min_steps": MOST_STEPS, "lr": 0.125,
             "crop_area": [0.2, 1.0]}  # fmt: skip
 
 
@@ -105,9 +105,10 @@ def can_be_fitted(features: Float[Tensor, "n d"]) -> bool:
 def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Run) -> Choice:
     """Return what to train after the linear probe, and the learning rate; a run that resumes keeps its choice.
 
-    Each candidate is trained on one half of the labelled images and measured on the other, and the other way round. The
-    best one is chosen if its accuracy is higher than that of the probe on the same halves by more than two standard
-    errors, otherwise the probe is.
+    Each candidate is trained on one half of the labelled images and measured on the other, and the other way round, for
+    a few steps; the best one again for half of the run's steps, if these are more, since with many labels a longer
+    training decides. It is chosen if its accuracy is higher than that of the probe on the same halves by more than two
+    standard errors, otherwise the probe is.
     """
     saved = (run.restore() or {}).get("circumstances", {}).get("chosen")
     if (saved := fabric.broadcast(saved)) is not None:
@@ -123,28 +124,38 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
         for freeze in (("block_group3", "nothing") if has_stages else ("nothing",))
         for lr in (task.lr / SLOWER, task.lr)
     ]
-    length = min(steps, MOST_STEPS)
+    length, longer = min(steps, MOST_STEPS), steps // 2
+    again = f", the best again for {longer}" if longer > length else ""
     fabric.print(
-        f"choice among the probe and {len(tried)} settings, each trained on two halves of the labels for {length} steps"
+        f"choice among the probe and {len(tried)} settings, each trained on two halves of the labels for {length} "
+        f"steps{again}"
     )
     try:
-        folds = [list(_gains(tried, fabric, source, held_out, length)) for held_out in (half, ~half)]
+        candidates = list(_candidates(tried, fabric, source, half, length))
+        best = max(candidates, key=lambda c: c["gain"])
+        if longer > length:
+            (best,) = _candidates([tried[candidates.index(best)]], fabric, source, half, longer)
+            candidates.append(best)
     except Interrupted:
         raise Interrupted(
             "interrupted during the choice of what to train, which the same command begins again"
         ) from None
-    gains = [torch.cat(parts) for parts in zip(*folds, strict=True)]
-    figures = [(gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()) for gain in gains]
-    candidates = [
-        {"freeze": t.freeze, "lr": t.lr, "gain": gain, "standard_error": error}
-        for t, (gain, error) in zip(tried, figures, strict=True)
-    ]
-    best = max(candidates, key=lambda c: c["gain"])
     better = best["gain"] > ERRORS * best["standard_error"]
     choice = Choice(best["freeze"], best["lr"]) if better else probe_alone
     kept = "the probe, without further training: no setting is better by two standard errors"
     fabric.print(f"chosen: {'freeze {freeze}, lr {lr:g}'.format(**best) if better else kept}")
     return fabric.broadcast(replace(choice, candidates=candidates))
+
+
+def _candidates(
+    tried: "list[FineTune]", fabric: Fabric, source: Source, half: np.ndarray, steps: int
+) -> Iterator[dict[str, Any]]:
+    """Yield for each candidate its settings, its mean gain over the probe on both halves, and the standard error."""
+    folds = [list(_gains(tried, fabric, source, held_out, steps)) for held_out in (half, ~half)]
+    for task, parts in zip(tried, zip(*folds, strict=True), strict=True):
+        gain = torch.cat(parts)
+        yield {"freeze": task.freeze, "lr": task.lr, "steps": steps, "gain": gain.mean().item(),
+               "standard_error": (gain.std() / len(gain) ** 0.5).item()}  # fmt: skip
 
 
 def _gains(

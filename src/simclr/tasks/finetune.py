@@ -83,8 +83,8 @@ class FineTune(LabelSubset, Training):
     images, its penalty chosen on hold-outs of them"""
     adapt: bool = False
     """choice of what is trained (nothing beyond the probe, the last stage or all of the encoder) and of the learning
-    rate (`lr` or a quarter of it) on two halves of the labelled images, by at most 8 runs of at most 200 steps; the
-    probe is kept unless a choice is better by two standard errors"""
+    rate (`lr` or a quarter of it) on two halves of the labelled images, by at most 8 runs of at most 200 steps, and 2
+    of half of the run's steps if these are more; the probe is kept unless a choice is better by two standard errors"""
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
     """minimum and maximum area of a training crop, as fractions of the image"""
     augment: dict[str, Any] = field(default_factory=dict)
