@@ -131,7 +131,7 @@ def choose(task: "FineTune", fabric: Fabric, source: Source, steps: int, run: Ru
         f"steps{again}"
     )
     try:
-        candidates = list(_candidates(tried, fabric, source, half, length))
+        candidates = fabric.broadcast(list(_candidates(tried, fabric, source, half, length)))  # all train the same best
         best = max(candidates, key=lambda c: c["gain"])
         if longer > length:
             (best,) = _candidates([tried[candidates.index(best)]], fabric, source, half, longer)

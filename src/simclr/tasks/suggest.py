@@ -49,7 +49,8 @@ from simclr.views import Views
 FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
 NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
            "held_out"}  # fmt: skip
-HALF, FEWEST = 0.5, 32  # part of the memory for activations; images of a batch that is not reduced to fit in it
+ON_CPU, ON_GPU = 0.5, 1.5  # float32 activations of a step, in parts of the memory; a GPU keeps them in bfloat16
+FEWEST = 32  # images of a batch that is not reduced to fit in memory
 SMALL = 64  # pixels of a view up to which the settings for small images are suggested
 SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
@@ -139,7 +140,7 @@ def settings_without_trial(data: Any, device: Device, start: Start | None = None
 
     Weights to start from decide the encoder and the side of its images, of at most 224 px if it takes them. Views keep
     the suggested size on a CPU if the network has a small stem, and the epochs are those that fit by the operations of
-    the network. The batch is one whose activations fit in half of the memory.
+    the network. The batch is one whose activations fit in memory.
     """
     facts = measure(open_for_pretraining(data), torch.device(device.kind))
     if start is None:
@@ -155,7 +156,7 @@ def settings_without_trial(data: Any, device: Device, start: Start | None = None
             and (of_views or not name.startswith("views."))}  # fmt: skip
     settings = nested(kept | side_advice(facts, size) | {"views.size": Advice(size, "")})
     operations, kept_bytes = cost(start, size)
-    settings |= within_memory(settings["batch"], 2 * kept_bytes, HALF * facts.memory)
+    settings |= within_memory(settings["batch"], 2 * kept_bytes, (ON_CPU if is_cpu else ON_GPU) * facts.memory)
     if is_cpu:
         rate = SPEED * facts.cores / operations
         settings["epochs"] = min(settings["epochs"], epochs_in(facts, rate))
