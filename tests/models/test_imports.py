@@ -193,7 +193,8 @@ def test_a_model_of_timm_brings_its_own_normalisation_and_size(tmp_path):
     assert "pos_embed" in refused.value.problem
 
 
-def test_a_model_without_a_file_is_refused_and_nothing_is_downloaded():
+def test_a_model_without_a_file_is_refused_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # and not the user's
     for run in ("timm:resnet18", "timm:resnet18:"):
         with pytest.raises(RunError) as refused:
             load(run)

@@ -155,7 +155,8 @@ def test_a_start_that_is_gone_is_missed_without_a_checkpoint(finished, run, imag
     assert refused.value.path == str(run)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(run, images, tmp_path):
+def test_what_does_not_fit_is_refused_before_anything_is_written(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))  # and not the user's
     four = shutil.copytree(run, tmp_path / "four")
     card = json.loads((four / "card.json").read_text())
     (four / "card.json").write_text(json.dumps({**card, "channels": 4}))
