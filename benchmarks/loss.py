@@ -31,7 +31,7 @@ def plain(z_a: Tensor, z_b: Tensor) -> Tensor:
     logits = z @ z.T / TEMPERATURE
     logits.fill_diagonal_(-torch.inf)
     n = len(z_a)
-    return F.cross_entropy(logits, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
+    return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
 
 
 def masks(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def masks(z_a: Tensor, z_b: Tensor) -> Tensor:
     z = F.normalize(torch.cat([z_a, z_b]), dim=1)
     similarity = torch.exp(torch.einsum("if,jf->ij", z, z) / TEMPERATURE)
     n = len(z_a)
-    images = torch.arange(n).repeat(2)
+    images = torch.arange(n, device=z.device).repeat(2)
     positive = (images[:, None] == images).float().fill_diagonal_(0)
     negative = (images[:, None] != images).float()
     chosen = (similarity * positive).sum(1)

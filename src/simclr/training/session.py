@@ -73,7 +73,7 @@ def wrap(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return network and optimizer wrapped for the devices; compile the network if the machine settings say so."""
     if machine.compile:
-        network.compile()  # before it is wrapped: a compiled wrapper would call itself for ever
+        network.compile(dynamic=False)  # before it is wrapped: a compiled wrapper would call itself for ever
     return fabric.setup(network, optimizer)
 
 
