@@ -1,6 +1,9 @@
-"""NT-Xent forward and backward on a GPU, D = 128, up to N = 131,072 images: python benchmarks/loss_gpu.py [--out FILE.json]
+"""NT-Xent forward and backward on a GPU, D = 128, up to N = 131,072 images.
 
-Time of a call is the median of several, from the device's clock; memory is what a call holds beyond its inputs, at most.
+    python benchmarks/loss_gpu.py [--out FILE.json]
+
+Time of a call is the median of several, from the device's clock; memory is what a call holds beyond its inputs, at
+most.
 Up to 4,096 images the loss and its gradient are compared with the whole matrix in float64, beyond that the loss with a
 sum over rows in float64. The other implementations are those of `loss.py`, as far as they fit.
 """

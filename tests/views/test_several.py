@@ -42,6 +42,7 @@ def test_what_is_no_sequence_of_policies_is_refused(changes, field):
 
 def test_views_from_any_number_on_are_those_drawn_one_by_one():
     images = np.arange(5)
-    for k, drawn in enumerate(BASE.draw_all(images, 1, 3, 7, (40, 50), 2), start=2):
-        alone = BASE.draw(images, 1, k, 7, (40, 50))
+    together = BASE.draw_together(images, 1, 3, 7, (40, 50), 2)
+    for k in range(3):
+        drawn, alone = together[5 * k : 5 * k + 5], BASE.draw(images, 1, 2 + k, 7, (40, 50))
         assert np.array_equal(drawn.crop, alone.crop) and np.array_equal(drawn.factors, alone.factors)

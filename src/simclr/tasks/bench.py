@@ -1,10 +1,10 @@
 """Throughput of each part of a pretraining run, and what to change."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,9 +19,10 @@ from simclr.runs.environment import cores, environment
 from simclr.runs.files import require_new_file, write_atomically
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.pretrain import Pretrain
-from simclr.training.crops import draw_views
+from simclr.training.crops import draw_groups
 from simclr.training.fit import Parts
 from simclr.training.throughput import Agree, loop_rate, memory_used, step_of, synchronise
+from simclr.views import by_policy
 
 WAIT = 0.1  # fraction of a step spent waiting for data above which data loading is what to change
 STAGES = ("views", "loss", "step", "loader", "all")
@@ -92,13 +93,13 @@ class Bench:
         task = self.pretrain
         pixels = source.images[:n] if source.images is not None else np.stack([source.read(0)] * min(n, 64))
         images = torch.from_numpy(np.resize(pixels, (n, *pixels.shape[1:]))).to(device)
-        epochs = count()
+        epochs, backend = itertools.count(), "compiled" if task.machine.compile and device.type == "cuda" else "auto"
 
         def work() -> None:
             epoch = next(epochs)
-            drawn = draw_views(task.view_policies, np.arange(n), epoch, task.seed, tuple(images.shape[1:3]))
-            for policy, parameters in zip(task.view_policies, drawn, strict=True):
-                policy.apply(images, parameters)
+            drawn = draw_groups(task.view_policies, np.arange(n), epoch, task.seed, tuple(images.shape[1:3]))
+            for (count, policy), parameters in zip(by_policy(task.view_policies), drawn, strict=True):
+                policy.apply(images.repeat(count, 1, 1, 1), parameters, backend)
 
         return work
 

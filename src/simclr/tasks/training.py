@@ -167,6 +167,7 @@ class Training(ABC):
             workers=self.machine.worker_processes,
             decode=decode,
             max_bad=self.max_bad,
+            compile=self.machine.compile,
         )
         return open_batches(self.reduced(source), policies, sampler, loading, fabric.device)
 

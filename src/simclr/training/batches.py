@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
 from simclr.data.in_memory import MAX_BYTES, Loaded, load_images
@@ -19,9 +19,9 @@ from simclr.data.source import Source
 from simclr.errors import SettingError, TooManyBadImages
 from simclr.runs.environment import cores
 from simclr.training.ahead import Ahead, is_copied
-from simclr.training.crops import CropDataset, Crops, Decoded, decode_once, draw_views
+from simclr.training.crops import CropDataset, Crops, Decoded, decode_once, draw_groups
 from simclr.training.sampler import BadImages, BatchSampler
-from simclr.views import ViewParameters, Views, by_size
+from simclr.views import Backend, ViewParameters, Views, by_policy, by_size
 from simclr.views.torch_backend import to_device_async
 
 Device = torch.device | str
@@ -59,6 +59,8 @@ class Loading:
     max_decoded: int = 2 * MAX_BYTES
     """maximum size of decoded files of other sizes that auto keeps in memory, if it is at most a quarter of what is
     free"""
+    compile: bool = False
+    """views on a GPU are computed by functions that torch.compile makes"""
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
     """how worker processes are started; default: Python's on this system"""
 
@@ -90,6 +92,7 @@ class Resident:
         self.bad = record.reasons
         self._unreadable = np.isin(np.arange(len(source)), list(loaded.bad))
         self._images = torch.from_numpy(loaded.images).to(device)
+        self._backend = _backend(loading, self._images.device)
 
     def with_policies(self, policies: Sequence[Views]) -> "Resident":
         """Return batches of the same images with other views."""
@@ -99,11 +102,11 @@ class Resident:
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in prefetch(self._draw(steps)):
-            images = self._images[to_device_async(indices, self._images.device)]
-            memory = _empty_views(self.policies, len(indices), images.shape[3], images.device)
-            outputs = (out for group in memory for out in group)
-            for policy, drawn, out in zip(self.policies, parameters, outputs, strict=True):
-                policy.apply(images, drawn, out=out, layout="channels last")
+            rows = to_device_async(indices, self._images.device)
+            memory = _empty_views(self.policies, len(indices), self._images.shape[3], self._images.device)
+            outputs = _of_policies(memory, self.policies)
+            for (count, policy), drawn, out in zip(by_policy(self.policies), parameters, outputs, strict=True):
+                policy.apply(self._images[rows.repeat(count)], drawn, self._backend, out, "channels last")
             yield Batch(step, indices, _channels_first(memory))
 
     def _draw(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
@@ -113,7 +116,7 @@ class Resident:
             for k in np.flatnonzero(self._unreadable[indices]):
                 others = self.sampler.replacements(step, int(indices[k]))
                 indices[k] = next(i for i in others if not self._unreadable[i])
-            yield step, indices, draw_views(self.policies, indices, epoch, self.sampler.seed, size)
+            yield step, indices, draw_groups(self.policies, indices, epoch, self.sampler.seed, size)
 
 
 class Streamed:
@@ -139,6 +142,7 @@ class Streamed:
         loading = loading or Loading()
         self.sampler, self.policies = sampler, tuple(policies)
         self.device = torch.device(device)
+        self._backend = _backend(loading, self.device)
         self.workers = cores() if loading.workers is None else loading.workers
         self.start_method = loading.start_method
         self._crops = CropDataset(source, self.policies, sampler, loading.decode, decoded)
@@ -177,11 +181,11 @@ class Streamed:
         for step in steps:
             indices, sizes, crops = self._gathered(islice(chunks, per_step))
             # drawn again here rather than sent: it is cheap, and the same by construction
-            parameters = draw_views(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
+            parameters = draw_groups(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
             memory = _empty_views(self.policies, len(indices), source.channels, self.device)
-            pairs = (pair for group in zip(crops, memory, strict=True) for pair in zip(*group, strict=True))
-            for policy, drawn, (cut, out) in zip(self.policies, parameters, pairs, strict=True):
-                policy.colour(cut, drawn, out=out, layout="channels last")
+            parts = (_of_policies(group, self.policies) for group in (crops, memory))
+            for (_, policy), drawn, cut, out in zip(by_policy(self.policies), parameters, *parts, strict=True):
+                policy.colour(cut, drawn, self._backend, out, "channels last")
             yield Batch(step, indices, _channels_first(memory))
 
     @property
@@ -294,6 +298,23 @@ def _empty_views(
     if device.type == "cpu":  # numpy asks for huge pages; getting ordinary ones can cost as much as the views
         return [torch.from_numpy(np.empty(shape, np.float32)) for shape in shapes]
     return [torch.empty(shape, device=device) for shape in shapes]
+
+
+def _of_policies(
+    memory: Sequence[Real[Tensor, "_ b _ _ c"]], policies: Sequence[Views]
+) -> Iterator[Real[Tensor, "_ _ _ c"]]:
+    """Yield the part of the memory by size that holds the views of each group of `by_policy`, view-major."""
+    counts = (count for count, _ in by_policy(policies))
+    for group in memory:
+        start = 0
+        while start < len(group):
+            stop = start + next(counts)
+            yield group[start:stop].flatten(0, 1)
+            start = stop
+
+
+def _backend(loading: Loading, device: torch.device) -> Backend:
+    return "compiled" if loading.compile and device.type == "cuda" else "auto"
 
 
 def _channels_first(memory: list[Float[Tensor, "_ b _ _ c"]]) -> tuple[Float[Tensor, "_ b c _ _"], ...]:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from simclr.errors import TooManyBadImages, UnreadableImage
 from simclr.runs.environment import PARALLEL, free_memory
 from simclr.training.ahead import is_copied
 from simclr.training.sampler import BatchSampler
-from simclr.views import ViewParameters, Views, by_size
+from simclr.views import ViewParameters, Views, by_policy, by_size
 
 Decoded = Sequence[Real[np.ndarray, "_ _ c"] | UnreadableImage]
 PART_OF_FREE = 0.25  # of the memory, for decoded images
@@ -63,9 +63,23 @@ def draw_views(
     sizes: Int[np.ndarray, "b 2"] | tuple[int, int],
 ) -> list[ViewParameters]:
     """Return the parameters of view k by policy k, for every policy."""
-    drawn: list[ViewParameters] = []
-    for policy, group in groupby(policies):
-        drawn += policy.draw_all(indices, epoch, len(list(group)), seed, sizes, len(drawn))
+    b = len(indices)
+    groups = draw_groups(policies, indices, epoch, seed, sizes)
+    return [drawn[k : k + b] for drawn in groups for k in range(0, len(drawn), b)]
+
+
+def draw_groups(
+    policies: Sequence[Views],
+    indices: Int[np.ndarray, " b"],
+    epoch: int,
+    seed: int,
+    sizes: Int[np.ndarray, "b 2"] | tuple[int, int],
+) -> list[ViewParameters]:
+    """Return the parameters of the views of each group of `by_policy`, view-major."""
+    drawn, first = [], 0
+    for count, policy in by_policy(policies):
+        drawn.append(policy.draw_together(indices, epoch, count, seed, sizes, first))
+        first += count
     return drawn
 
 

@@ -2,11 +2,21 @@
 
 from simclr.views.draw import ViewParameters
 from simclr.views.policy import Views
-from simclr.views.several import by_size, count_key_views, describe_sizes, growing_policies, view_policies
+from simclr.views.rendering import Backend
+from simclr.views.several import (
+    by_policy,
+    by_size,
+    count_key_views,
+    describe_sizes,
+    growing_policies,
+    view_policies,
+)
 
 __all__ = [
+    "Backend",
     "ViewParameters",
     "Views",
+    "by_policy",
     "by_size",
     "count_key_views",
     "describe_sizes",

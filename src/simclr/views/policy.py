@@ -13,7 +13,7 @@ from simclr.errors import SettingError
 from simclr.settings import check_settings, setting
 from simclr.views import draw, operations, torch_backend
 from simclr.views.draw import Style, ViewParameters
-from simclr.views.rendering import copy_to, is_rgb, render
+from simclr.views.rendering import Backend, copy_to, is_rgb, render
 
 PAIRS = (
     "crop_area", "crop_ratio", "blur_sigma", "solarise_threshold", "posterise_bits", "noise_deviation", "cutout_side",
@@ -183,7 +183,7 @@ class Views:
         sizes = np.broadcast_to(np.asarray(default, np.int64), (len(indices), 2))
         return operations.draw_parameters(self, draw.Request(seed, epoch, indices, view, sizes))
 
-    def draw_all(
+    def draw_together(
         self,
         indices: Int[np.ndarray, " b"],
         epoch: int,
@@ -191,19 +191,30 @@ class Views:
         seed: int,
         sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
         first: int = 0,
-    ) -> list[ViewParameters]:
-        """Draw `count` views, numbered from `first`, in one pass: for few images much faster than one by one."""
-        b = len(indices)
+    ) -> ViewParameters:
+        """Draw `count` views of each image, numbered from `first`: all images of the first one, then of the next."""
         if not (sizes is None or isinstance(sizes, tuple)):
             sizes = np.tile(sizes, (count, 1))
-        drawn = self.draw(np.tile(indices, count), epoch, np.repeat(np.arange(first, first + count), b), seed, sizes)
+        views = np.repeat(np.arange(first, first + count), len(indices))
+        return self.draw(np.tile(indices, count), epoch, views, seed, sizes)
+
+    def draw_all(
+        self,
+        indices: Int[np.ndarray, " b"],
+        epoch: int,
+        count: int,
+        seed: int,
+        sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
+    ) -> list[ViewParameters]:
+        """Draw `count` views in one pass, one by one: for few images much faster than by as many calls."""
+        drawn, b = self.draw_together(indices, epoch, count, seed, sizes), len(indices)
         return [drawn[v * b : (v + 1) * b] for v in range(count)]
 
     def apply(
         self,
         images: Real[Tensor, "b ..."] | Real[np.ndarray, "b ..."] | Sequence[Real[np.ndarray, "_ _ c"]],
         parameters: ViewParameters,
-        backend: Literal["auto", "torch", "numba"] = "auto",
+        backend: Backend = "auto",
         out: Float[Tensor, "b s s c"] | None = None,
         layout: Literal["auto", "channels last"] = "auto",
     ) -> Float[Tensor, "b c s s"]:
@@ -216,7 +227,8 @@ class Views:
 
         backend auto: compiled kernels for uint8 images of three channels on the CPU, batched tensor operations
         otherwise; both agree to 2e-5 (to 1e-3 if torch multiplies matrices in TF32). The first use in a new environment
-        compiles the kernels for about 15 seconds and caches them on disk.
+        compiles the kernels for about 15 seconds and caches them on disk. backend compiled: the batched operations,
+        fused by torch.compile for each number and size of images; for a GPU, where they are hundreds of small kernels.
         """
         if not isinstance(images, Tensor | np.ndarray):
             return self._apply_each(images, parameters, backend, out)
@@ -233,7 +245,7 @@ class Views:
         sizes = [tuple(size) for size in parameters.sizes.tolist()]
         if sizes != (given := [image.shape[:2] for image in images]):
             raise ValueError(f"parameters are for sizes {sizes}, images are {given}")
-        if backend == "torch" or not is_rgb(images):
+        if backend in ("torch", "compiled") or not is_rgb(images):
             views = [self.apply(image[None], parameters[i], backend, None, "channels last")
                      for i, image in enumerate(images)]  # fmt: skip
             return copy_to(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
@@ -263,7 +275,7 @@ class Views:
         self,
         crops: Real[Tensor, "b ..."] | Real[np.ndarray, "b ..."],
         parameters: ViewParameters,
-        backend: Literal["auto", "torch", "numba"] = "auto",
+        backend: Backend = "auto",
         out: Float[Tensor, "b s s c"] | None = None,
         layout: Literal["auto", "channels last"] = "auto",
     ) -> Float[Tensor, "b c s s"]:

@@ -1,6 +1,7 @@
 """Rendering of views by one of the backends."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from simclr.views import operations, torch_backend
 from simclr.views.draw import Style, ViewParameters
+from simclr.views.fused import compiled_views
 
+Backend = Literal["auto", "torch", "numba", "compiled"]
 MAX_VALUES = 1 << 25  # values of the views that the batched operations compute together
 
 
@@ -17,7 +20,7 @@ def render(
     images: Tensor | Sequence[np.ndarray],
     parameters: ViewParameters,
     style: Style,
-    backend: str,
+    backend: Backend,
     out: Float[Tensor, "b s s c"] | None,
     cropped: bool,
 ) -> Float[Tensor, "b c s s"]:
@@ -29,7 +32,7 @@ def render(
     if backend == "numba" or (backend == "auto" and device.type == "cpu" and is_rgb(images)):
         views = _compiled(images, parameters, style, out, cropped, device)
     else:
-        views = _batched(images, parameters, style, out, cropped)
+        views = _batched(images, parameters, style, out, cropped, fused=backend == "compiled")
     if parameters.finishing:
         with torch.autocast(device.type, enabled=False):
             for s in _parts(views):
@@ -68,13 +71,16 @@ def _compiled(
 
 
 def _batched(
-    images: Tensor, parameters: ViewParameters, style: Style, out: Tensor | None, cropped: bool
+    images: Tensor, parameters: ViewParameters, style: Style, out: Tensor | None, cropped: bool, fused: bool
 ) -> Float[Tensor, "b c s s"]:
     device, size = images.device, style.size
     if out is None:
         out = torch.empty(len(images), size, size, images.shape[3], device=device)
     with torch.autocast(device.type, enabled=False):
         for s in _parts(out):
+            if fused:
+                copy_to(out[s], compiled_views(images[s], parameters[s], style, cropped))
+                continue
             decisions = torch_backend.Decisions.of(parameters[s], device)
             if cropped:
                 x = torch_backend.as_fractions(images[s].permute(0, 3, 1, 2))

@@ -71,6 +71,11 @@ def describe_sizes(policies: Sequence[Views]) -> str:
     return " + ".join(f"{count} x {size}" for count, size in groups) + " px"
 
 
+def by_policy(policies: Sequence[Views]) -> list[tuple[int, Views]]:
+    """Return (number of views, policy) of each group of consecutive views of one policy."""
+    return [(len(list(group)), policy) for policy, group in groupby(policies)]
+
+
 def by_size(policies: Sequence[Views]) -> list[tuple[int, int]]:
     """Return (number of views, size) of each group of consecutive views of one size."""
     return [(len(list(group)), size) for size, group in groupby(policy.size for policy in policies)]
