@@ -1,7 +1,7 @@
 """Own images: the settings of `simclr suggest` beside the best of a search, and random weights beside those of another
 set.
 
-    python benchmarks/own_images.py SET [SET ...] --out FOLDER [--budget 150] [--seeds 3] [--init RUN]
+    python benchmarks/own_images.py SET [SET ...] --out FOLDER [--budget 150] [--seeds 3] [--init RUN] [--search false]
 
 SET: labelled images with a training and a test split. The suggested settings are those for a CPU and `--budget`
 seconds, with the speed that the rules estimate, so that runs beside other work have as many steps as on free cores. The
@@ -9,8 +9,8 @@ search changes one of them at a time (`CHANGES`; other sizes of view at equal ti
 linear classifier on a tenth of the training images, which takes no part in pretraining, with the first seed. The
 suggested settings, the best of the search and the suggested settings from the weights in `--init` are then trained on
 all training images and measured once on the test images, with every seed, beside raw pixels and the untrained network.
-Finished runs in FOLDER are not repeated. Prints tables in Markdown (top-1 in %, mean ± standard deviation over the
-seeds) and writes FOLDER/SET.json.
+Without the search only the suggested settings are trained. Finished runs in FOLDER are not repeated. Prints tables in
+Markdown (top-1 in %, mean ± standard deviation over the seeds) and writes FOLDER/SET.json.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=150.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--init", type=Path)
+    parser.add_argument("--search", choices=("true", "false"), default="true")
     arguments = parser.parse_args()
     for spec in arguments.sets:
         name = Path(spec).stem
@@ -68,7 +69,8 @@ def measure_set(spec: str, folder: Path, arguments: argparse.Namespace) -> dict[
     print(f"\n{folder.name}: {facts.images:,} images of {facts.side} px, views of {base.views.size} px\n")
     print("| searched | epochs | linear, held out |\n|---|---|---|")
     searched = []
-    for changes in ({}, *CHANGES, *other_sizes(facts, base.views.size)):
+    every = ({}, *CHANGES, *other_sizes(facts, base.views.size)) if arguments.search == "true" else ()
+    for changes in every:
         label = ", ".join(f"{name} {value}" for name, value in changes.items() if "." not in name or "views" in name)
         task = replace(
             with_settings(base, changes), held_out=facts.images // 10, out=folder / "search" / (slug(changes) or "base")
@@ -78,7 +80,7 @@ def measure_set(spec: str, folder: Path, arguments: argparse.Namespace) -> dict[
                                               machine=Device(**WORKERS)))["value"]  # fmt: skip
         searched.append({"changes": changes, "epochs": task.epochs, "held_out": value})
         print(f"| {label or 'suggested'} | {task.epochs:g} | {100 * value:.1f} |", flush=True)
-    best = max(searched, key=lambda row: row["held_out"])
+    best = max(searched, key=lambda row: row["held_out"], default={"changes": {}})
     arms = {"suggested": base, "best of the search": with_settings(base, best["changes"])}
     if arguments.init:
         start = {"encoder": None, "encoder_options": {}}
