@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 RESULTS = Path(__file__).parents[2] / "results"
 OF_THREE_SEEDS = ("sample", "cifar10-cpu-15min")
-OF_ONE_SEED = ("cifar10-cpu", "cifar10-cpu-40min")
+OF_ONE_SEED = ("cifar10-cpu", "cifar10-cpu-40min", "cifar10-fast")
 SETTINGS = {
     "encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}, "views": {"size": 16, "blur": 0.0}, "batch": 32,
     "epochs": 1, "warmup_epochs": 0, "knn_every": 0, "machine": {"accelerator": "cpu"},
