@@ -27,6 +27,7 @@ from simclr.report.advice import (
     widths_for,
 )
 from simclr.report.resources import kept_for_backward
+from simclr.runs.recipe import recipe_folder
 
 NUMBERS = (2, 17, 300, 5_000, 50_000, 130_000, 1_300_000, 100_000_000)
 SIDES = (8, 28, 32, 64, 96, 224, 4000)
@@ -186,13 +187,25 @@ def test_the_feature_map_is_that_of_the_network(size, stem):
 
 
 def test_the_peak_rate_is_that_of_the_sources():
-    """Official issue 166: 0.2 per square root of the batch and temperature 0.2 on CIFAR-10; paper, App. B.1: 0.075 on
-    ImageNet; both with the official loss, which is twice the mean."""
+    """Recipe `cifar10-fast` for small images; paper, App. B.1: 0.075 per square root of the batch on ImageNet, with the
+    official loss, which is twice the mean."""
+    fast = yaml.safe_load((recipe_folder() / "cifar10-fast.yaml").read_text())
     for side in SIDES:
         for n, machine in itertools.product((50_000, 1_300_000), MACHINES[:3]):
             advice = {name: setting.value for name, setting in suggest(facts(n, side, machine)).items()}
-            base = 0.2 if advice["views.size"] <= 64 else 0.075
+            if advice["views.size"] <= 64:
+                names = ("lr", "scaling", "optimizer", "temperature", "head_hidden", "head_norm", "weight_decay",
+                         "decay_biases")  # fmt: skip
+                assert all(advice[name] == fast[name] for name in names)
+                assert (advice["views.grey"], advice["views.semantics"]) == (0.1, fast["views"]["semantics"])
+                continue
             peak = peak_lr(advice["lr"], advice["batch"], advice["scaling"])
-            assert peak == pytest.approx(base * math.sqrt(advice["batch"]))
+            assert peak == pytest.approx(0.075 * math.sqrt(advice["batch"]))
             assert advice["temperature"] == (0.1 if advice["batch"] >= 1024 else 0.2)
             assert advice["loss_scale"] == 2
+
+
+def test_small_images_on_a_gpu_are_compiled_where_that_works():
+    assert value("machine.compile", 50_000, 32, MACHINES[1], compiles=True) is True
+    for side, machine, compiles in ((32, MACHINES[1], False), (224, MACHINES[1], True), (32, MACHINES[3], True)):
+        assert "machine.compile" not in suggest(facts(50_000, side, machine, compiles=compiles))

@@ -7,13 +7,15 @@ from PIL import Image
 from support.evaluated import squares, write_folder
 
 from simclr.cli import main
+from simclr.cli.parsing import parse
 from simclr.data.specs import open_for_pretraining
 from simclr.errors import SettingError
 from simclr.models.card import Card
 from simclr.models.start import Start
-from simclr.report.advice import SPEED, epochs_in, estimated_rate, widths_for
-from simclr.runs.machine import Device
+from simclr.report.advice import SPEED, Facts, epochs_in, estimated_rate, suggest, widths_for
+from simclr.runs.machine import Device, Machine
 from simclr.runs.run import Run
+from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.suggest import Suggest, cost, largest_that_fits, measure, settings_without_trial, within_memory
 
 pytestmark = pytest.mark.slow
@@ -135,3 +137,15 @@ def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(
         assert settings["epochs"] == min(plain["epochs"], fitting)
         assert settings["knn_every"] <= settings["epochs"]
     assert settings["epochs"] < plain["epochs"]
+
+
+def test_compilation_is_part_of_the_suggested_settings_and_a_flag_turns_it_off(tmp_path, monkeypatch):
+    write_folder(tmp_path / "images")
+    gpu = Facts(images=5_000, side=32, device="cuda", memory=24e9, compiles=True)
+    monkeypatch.setattr("simclr.tasks.suggest.measure", lambda source, device: gpu)
+    words = [str(tmp_path / "images"), "--machine.accelerator", "cpu"]
+    task = parse(Pretrain, "pretrain", ("data",), words)
+    assert task.machine.compile and task.machine.accelerator == "cpu" and task.optimizer == "momentum"
+    assert not parse(Pretrain, "pretrain", ("data",), [*words, "--machine.compile", "false"]).machine.compile
+    made = Suggest(data=str(tmp_path / "images")).task(suggest(gpu), Machine(accelerator="cpu"))
+    assert made.machine == Machine(accelerator="cpu", compile=True)

@@ -3,9 +3,11 @@
 import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,6 +122,7 @@ class Suggest:
         """Return the suggested run."""
         settings = nested(advice)
         views = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.pop("views").items()}
+        machine = replace(machine, **settings.pop("machine", {}))
         return Pretrain(data=self.data, views=Views(**views), machine=machine, **settings)
 
     def _header(self, facts: Facts, source: Source, duration: str, rate: float) -> str:
@@ -222,7 +225,13 @@ def measure(source: Source, device: torch.device) -> Facts:
     sizes = [size for size in SIZES if size < side]
     lost = contrast_lost((source.read(image.row) for image in images[:DETAILED]), sizes)
     memory = total_memory(device)
-    return Facts(images=len(source), side=side, device=device.type, memory=memory, lost=lost, cores=cores())
+    return Facts(images=len(source), side=side, device=device.type, memory=memory, lost=lost, cores=cores(),
+                 compiles=device.type == "cuda" and compiles())  # fmt: skip
+
+
+def compiles() -> bool:
+    """Return whether there are Triton and a C compiler, which torch.compile needs for a GPU."""
+    return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
 
 
 def largest_that_fits(batch: int, run: Callable[[int], None]) -> int:
