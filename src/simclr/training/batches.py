@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Real
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from simclr.data.in_memory import MAX_BYTES, Loaded, load_images
@@ -21,6 +21,7 @@ from simclr.runs.environment import cores
 from simclr.training.ahead import Ahead, is_copied
 from simclr.training.crops import CropDataset, Crops, Decoded, decode_once, draw_groups
 from simclr.training.sampler import BadImages, BatchSampler
+from simclr.training.view_memory import at_once, channels_first, empty_views, of_policies
 from simclr.views import Backend, ViewParameters, Views, by_policy, by_size
 from simclr.views.torch_backend import to_device_async
 
@@ -102,12 +103,14 @@ class Resident:
 
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in prefetch(self._draw(steps)):
-            rows = to_device_async(indices, self._images.device)
-            memory = _empty_views(self.policies, len(indices), self._images.shape[3], self._images.device)
-            outputs = _of_policies(memory, self.policies)
+            images = self._images[to_device_async(indices, self._images.device)]
+            memory = empty_views(self.policies, len(indices), images.shape[3], images.device)
+            outputs = of_policies(memory, self.policies)
             for (count, policy), drawn, out in zip(by_policy(self.policies), parameters, outputs, strict=True):
-                policy.apply(self._images[rows.repeat(count)], drawn, self._backend, out, "channels last")
-            yield Batch(step, indices, _channels_first(memory))
+                for views, rows in at_once(count, out):
+                    repeated = images if views == 1 else images.repeat(views, 1, 1, 1)
+                    policy.apply(repeated, drawn[rows], self._backend, out[rows], "channels last")
+            yield Batch(step, indices, channels_first(memory))
 
     def _draw(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
         size = tuple(self._images.shape[1:3])
@@ -182,11 +185,12 @@ class Streamed:
             indices, sizes, crops = self._gathered(islice(chunks, per_step))
             # drawn again here rather than sent: it is cheap, and the same by construction
             parameters = draw_groups(self.policies, indices, self.sampler.epoch(step), self.sampler.seed, sizes)
-            memory = _empty_views(self.policies, len(indices), source.channels, self.device)
-            parts = (_of_policies(group, self.policies) for group in (crops, memory))
-            for (_, policy), drawn, cut, out in zip(by_policy(self.policies), parameters, *parts, strict=True):
-                policy.colour(cut, drawn, self._backend, out, "channels last")
-            yield Batch(step, indices, _channels_first(memory))
+            memory = empty_views(self.policies, len(indices), source.channels, self.device)
+            parts = (of_policies(group, self.policies) for group in (crops, memory))
+            for (count, policy), drawn, cut, out in zip(by_policy(self.policies), parameters, *parts, strict=True):
+                for _, rows in at_once(count, out):
+                    policy.colour(cut[rows], drawn[rows], self._backend, out[rows], "channels last")
+            yield Batch(step, indices, channels_first(memory))
 
     @property
     def _chunk(self) -> int:
@@ -290,32 +294,5 @@ def _memory_for_images(device: Device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _empty_views(
-    policies: Sequence[Views], images: int, channels: int, device: torch.device
-) -> list[Float[Tensor, "_ b _ _ c"]]:
-    """Return memory for views by size, with the channels last, for which convolutions are fastest."""
-    shapes = [(count, images, size, size, channels) for count, size in by_size(policies)]
-    if device.type == "cpu":  # numpy asks for huge pages; getting ordinary ones can cost as much as the views
-        return [torch.from_numpy(np.empty(shape, np.float32)) for shape in shapes]
-    return [torch.empty(shape, device=device) for shape in shapes]
-
-
-def _of_policies(
-    memory: Sequence[Real[Tensor, "_ b _ _ c"]], policies: Sequence[Views]
-) -> Iterator[Real[Tensor, "_ _ _ c"]]:
-    """Yield the part of the memory by size that holds the views of each group of `by_policy`, view-major."""
-    counts = (count for count, _ in by_policy(policies))
-    for group in memory:
-        start = 0
-        while start < len(group):
-            stop = start + next(counts)
-            yield group[start:stop].flatten(0, 1)
-            start = stop
-
-
 def _backend(loading: Loading, device: torch.device) -> Backend:
     return "compiled" if loading.compile and device.type == "cuda" else "auto"
-
-
-def _channels_first(memory: list[Float[Tensor, "_ b _ _ c"]]) -> tuple[Float[Tensor, "_ b c _ _"], ...]:
-    return tuple(group.permute(0, 1, 4, 2, 3) for group in memory)
