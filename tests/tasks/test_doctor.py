@@ -133,8 +133,8 @@ def test_a_detached_head_is_named(monkeypatch):
 
 
 def test_views_that_are_the_same_in_each_epoch_are_named(monkeypatch):
-    true = Views.draw_all
-    monkeypatch.setattr(Views, "draw_all", lambda self, rows, epoch, *rest: true(self, rows, 0, *rest))
+    true = Views.draw_together
+    monkeypatch.setattr(Views, "draw_together", lambda self, rows, epoch, *rest: true(self, rows, 0, *rest))
     assert "epochs" in failures()
 
 
