@@ -55,7 +55,7 @@ def main() -> None:
     for name in arguments.studies:
         study = study_of(name, arguments)
         for folder, other in shared(study, arguments.out):
-            shutil.copytree(other, folder)
+            shutil.copytree(other, folder, ignore=shutil.ignore_patterns("finetune*", "distill*", "linear*"))
             print(f"{folder}: the run in {other}", flush=True)
         study()
 

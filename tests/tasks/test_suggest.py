@@ -147,5 +147,6 @@ def test_compilation_is_part_of_the_suggested_settings_and_a_flag_turns_it_off(t
     task = parse(Pretrain, "pretrain", ("data",), words)
     assert task.machine.compile and task.machine.accelerator == "cpu" and task.optimizer == "momentum"
     assert not parse(Pretrain, "pretrain", ("data",), [*words, "--machine.compile", "false"]).machine.compile
+    assert not parse(Pretrain, "pretrain", ("data",), [*words, "--machine.recompute", "true"]).machine.compile
     made = Suggest(data=str(tmp_path / "images")).task(suggest(gpu), Machine(accelerator="cpu"))
     assert made.machine == Machine(accelerator="cpu", compile=True)

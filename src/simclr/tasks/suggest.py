@@ -210,6 +210,8 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
     else:
         return {}
+    if task.machine.recompute:  # which does not go together with compilation
+        settings.pop("machine", None)
     if not int(os.environ.get("LOCAL_RANK") or 0):
         print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
     return settings
