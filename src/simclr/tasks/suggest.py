@@ -200,7 +200,9 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
     recipe = task.folder / "recipe.yaml"
     if recipe.is_file() and not task.fresh:
         settings, origin = saved_recipe(task.folder), f"the run in {task.folder}"
+        compiled = settings.get("machine", {}).get("compile") and task.machine.kind == "cuda" and compiles()
         settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
+        settings |= {"machine": {"compile": True}} if compiled else {}
         if is_import_path(settings.get("encoder")):
             raise code_refused(recipe, settings["encoder"])
     elif len(open_for_pretraining(task.data)) < FEW:
