@@ -91,7 +91,7 @@ def simclr(size: int, semantics: str) -> Contestant:
     def run(images: Images) -> None:
         sizes = np.array([image.shape[:2] for image in images])
         epoch[0] += 1
-        for drawn in views.draw_all(np.arange(len(images)), epoch[0], 2, 0, sizes):
+        for drawn in views.draw_together(np.arange(len(images)), epoch[0], 2, 0, sizes).split(2):
             views.apply(np.stack(images) if len(images) > BATCH else images, drawn)
 
     return run
@@ -317,7 +317,7 @@ def simclr_files(semantics: str, folder: Callable[[], Path], regions: bool = Tru
         for k in range(0, len(files), 8):
             pictures = [LazyImage.open(data) for data in files[k : k + 8]]
             sizes = np.array([picture.size for picture in pictures])
-            drawn = views.draw_all(np.arange(k, k + len(pictures)), epoch, 2, 0, sizes)
+            drawn = views.draw_together(np.arange(k, k + len(pictures)), epoch, 2, 0, sizes).split(2)
             corners = [[p.crop[:, :2], p.crop[:, :2] + p.crop[:, 2:]] for p in drawn]
             start = np.minimum(corners[0][0], corners[1][0])
             extent = np.maximum(corners[0][1], corners[1][1]) - start

@@ -268,6 +268,19 @@ def test_images_that_do_not_fit_are_decoded_once(folder, monkeypatch):
     assert len(reads) == 2
 
 
+def test_views_computed_at_once_are_those_computed_one_by_one(even, monkeypatch):
+    """As on a GPU."""
+    policies = (VIEWS, VIEWS, VIEWS, Views(size=8, jitter=0.0), Views(size=4), Views(size=4))
+    for kind in (Resident, Streamed):
+        batches = kind(even, policies, BatchSampler(30, 10, 5), Loading(workers=0))
+        alone = next(iter(batches(range(1))))
+        with monkeypatch.context() as patch:
+            for module in ("batches", "view_memory"):
+                patch.setattr(f"simclr.training.{module}.at_once", lambda views, out: [(views, slice(0, len(out)))])
+            together = next(iter(batches(range(1))))
+        assert [torch.equal(a, b) for a, b in zip(alone.views, together.views, strict=True)] == [True, True]
+
+
 def test_each_view_has_a_policy_of_its_own(even):
     policies = (VIEWS, Views(size=8, blur=0.0, jitter=0.0), VIEWS)
     for kind in (Resident, Streamed):

@@ -157,7 +157,7 @@ def test_subsets_of_parameters(drawn):
 def test_all_views_of_an_image_are_drawn_as_each_alone(semantics):
     views, images = Views(size=32, semantics=semantics), np.array([4, 0, 77])
     sizes = np.array([[40, 30], [32, 32], [500, 375]])
-    for v, together in enumerate(views.draw_all(images, epoch=2, count=3, seed=5, sizes=sizes)):
+    for v, together in enumerate(views.draw_together(images, epoch=2, count=3, seed=5, sizes=sizes).split(3)):
         alone = views.draw(images, epoch=2, view=v, seed=5, sizes=sizes)
         for field in fields(together):
             np.testing.assert_array_equal(getattr(together, field.name), getattr(alone, field.name))

@@ -107,5 +107,5 @@ class _Pairs:
         if not images:
             return None
         sizes = np.array([image.shape[:2] for image in images.values()])
-        drawn = self.views.draw_all(np.array(list(images)), 0, 2, self.seed, sizes)
+        drawn = self.views.draw_together(np.array(list(images)), 0, 2, self.seed, sizes).split(2)
         return torch.stack([self.views.apply(list(images.values()), parameters) for parameters in drawn])

@@ -77,5 +77,5 @@ def nt_xent(
 def _fastest_block(z: Tensor, candidates: int) -> int:
     """Return the fastest block side as measured: on a CPU blocks win once the matrix leaves the cache, on a GPU once it
     is large."""
-    threshold, block = (2048, 8192) if z.is_cuda else (256, 512)
+    threshold, block = (4096, 8192) if z.is_cuda else (256, 512)
     return block if candidates > threshold else 0

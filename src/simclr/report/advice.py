@@ -147,7 +147,7 @@ def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
     if size <= 32:
         advice["views.crop_area"] = Advice([0.2, 1.0], "smaller crops of 32 px images show little")
     if small and facts.compiles:
-        advice["machine.compile"] = Advice(True, "twice as fast for small images, after half a minute (results/gpu)")
+        advice["machine.compile"] = Advice(True, "faster for small images, after half a minute (results/gpu)")
         advice["log_every"] = Advice(100, "steps: a line takes as long as a step or two of small images")
     return advice | side_advice(facts, size)
 

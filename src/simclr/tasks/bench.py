@@ -22,7 +22,7 @@ from simclr.tasks.pretrain import Pretrain
 from simclr.training.crops import draw_groups
 from simclr.training.fit import Parts
 from simclr.training.throughput import Agree, loop_rate, memory_used, step_of, synchronise
-from simclr.views import by_policy
+from simclr.training.view_memory import views_of
 
 WAIT = 0.1  # fraction of a step spent waiting for data above which data loading is what to change
 QUEUED = 8  # calls after which a GPU is waited for
@@ -99,8 +99,7 @@ class Bench:
         def work() -> None:
             epoch = next(epochs)
             drawn = draw_groups(task.view_policies, np.arange(n), epoch, task.seed, tuple(images.shape[1:3]))
-            for (count, policy), parameters in zip(by_policy(task.view_policies), drawn, strict=True):
-                policy.apply(images.repeat(count, 1, 1, 1), parameters, backend)
+            views_of(images, task.view_policies, drawn, backend)
 
         return work
 

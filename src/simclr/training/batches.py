@@ -21,7 +21,7 @@ from simclr.runs.environment import cores
 from simclr.training.ahead import Ahead, is_copied
 from simclr.training.crops import CropDataset, Crops, Decoded, decode_once, draw_groups
 from simclr.training.sampler import BadImages, BatchSampler
-from simclr.training.view_memory import at_once, channels_first, empty_views, of_policies
+from simclr.training.view_memory import at_once, channels_first, empty_views, of_policies, views_of
 from simclr.views import Backend, ViewParameters, Views, by_policy, by_size
 from simclr.views.torch_backend import to_device_async
 
@@ -104,13 +104,8 @@ class Resident:
     def __call__(self, steps: range) -> Iterator[Batch]:
         for step, indices, parameters in prefetch(self._draw(steps)):
             images = self._images[to_device_async(indices, self._images.device)]
-            memory = empty_views(self.policies, len(indices), images.shape[3], images.device)
-            outputs = of_policies(memory, self.policies)
-            for (count, policy), drawn, out in zip(by_policy(self.policies), parameters, outputs, strict=True):
-                for views, rows in at_once(count, out):
-                    repeated = images if views == 1 else images.repeat(views, 1, 1, 1)
-                    policy.apply(repeated, drawn[rows], self._backend, out[rows], "channels last")
-            yield Batch(step, indices, channels_first(memory))
+            views = views_of(images, self.policies, parameters, self._backend)
+            yield Batch(step, indices, channels_first(views))
 
     def _draw(self, steps: range) -> Iterator[tuple[int, np.ndarray, list[ViewParameters]]]:
         size = tuple(self._images.shape[1:3])

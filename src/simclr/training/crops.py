@@ -63,9 +63,8 @@ def draw_views(
     sizes: Int[np.ndarray, "b 2"] | tuple[int, int],
 ) -> list[ViewParameters]:
     """Return the parameters of view k by policy k, for every policy."""
-    b = len(indices)
-    groups = draw_groups(policies, indices, epoch, seed, sizes)
-    return [drawn[k : k + b] for drawn in groups for k in range(0, len(drawn), b)]
+    groups = zip(by_policy(policies), draw_groups(policies, indices, epoch, seed, sizes), strict=True)
+    return [view for (count, _), drawn in groups for view in drawn.split(count)]
 
 
 def draw_groups(

@@ -7,7 +7,20 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from simclr.views import Views, by_policy, by_size
+from simclr.views import Backend, ViewParameters, Views, by_policy, by_size
+
+
+def views_of(
+    images: Real[Tensor, "b h w c"], policies: Sequence[Views], drawn: Sequence[ViewParameters], backend: Backend
+) -> list[Float[Tensor, "_ b _ _ c"]]:
+    """Return views of images by size, computed on their device; `drawn` are those of each group of `by_policy`."""
+    memory = empty_views(policies, len(images), images.shape[3], images.device)
+    outputs = of_policies(memory, policies)
+    for (count, policy), parameters, out in zip(by_policy(policies), drawn, outputs, strict=True):
+        for views, rows in at_once(count, out):
+            repeated = images if views == 1 else images.repeat(views, 1, 1, 1)
+            policy.apply(repeated, parameters[rows], backend, out[rows], "channels last")
+    return memory
 
 
 def empty_views(

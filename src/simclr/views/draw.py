@@ -73,6 +73,11 @@ class ViewParameters:
         arrays = {name: getattr(self, name)[rows] for name in _ARRAYS}
         return ViewParameters(**arrays, finishing={name: array[rows] for name, array in self.finishing.items()})
 
+    def split(self, views: int) -> "list[ViewParameters]":
+        """Return the decisions of each of `views` views that were drawn together."""
+        images = len(self) // views
+        return [self[first * images : (first + 1) * images] for first in range(views)]
+
 
 _ARRAYS = [field.name for field in fields(ViewParameters) if field.name != "finishing"]
 

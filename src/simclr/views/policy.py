@@ -192,23 +192,12 @@ class Views:
         sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
         first: int = 0,
     ) -> ViewParameters:
-        """Draw `count` views of each image, numbered from `first`: all images of the first one, then of the next."""
+        """Draw `count` views of each image, numbered from `first`, view-major, in one pass: for few images much faster
+        than one by one. `ViewParameters.split` separates them."""
         if not (sizes is None or isinstance(sizes, tuple)):
             sizes = np.tile(sizes, (count, 1))
         views = np.repeat(np.arange(first, first + count), len(indices))
         return self.draw(np.tile(indices, count), epoch, views, seed, sizes)
-
-    def draw_all(
-        self,
-        indices: Int[np.ndarray, " b"],
-        epoch: int,
-        count: int,
-        seed: int,
-        sizes: Int[np.ndarray, "b 2"] | tuple[int, int] | None = None,
-    ) -> list[ViewParameters]:
-        """Draw `count` views in one pass, one by one: for few images much faster than by as many calls."""
-        drawn, b = self.draw_together(indices, epoch, count, seed, sizes), len(indices)
-        return [drawn[v * b : (v + 1) * b] for v in range(count)]
 
     def apply(
         self,
@@ -246,7 +235,7 @@ class Views:
         if sizes != (given := [image.shape[:2] for image in images]):
             raise ValueError(f"parameters are for sizes {sizes}, images are {given}")
         if backend in ("torch", "compiled") or not is_rgb(images):
-            views = [self.apply(image[None], parameters[i], backend, None, "channels last")
+            views = [self.apply(image[None], parameters[i], "torch", None, "channels last")
                      for i, image in enumerate(images)]  # fmt: skip
             return copy_to(out, torch.cat(views) if views else torch.empty(0, 3, self.size, self.size))
         return render(images, parameters, self.style, backend, out, cropped=False)
