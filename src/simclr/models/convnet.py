@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simclr.errors import SettingError
 from simclr.models.norm import BatchNorm2d
+from simclr.models.resnet import pooled
 
 WIDTHS, FEATURES, NARROWEST = (16, 32, 64, 128), 1024, 8  # torch 2.14 crashes on a CPU below 8 channels, see `resnet`
 
@@ -51,7 +52,7 @@ class ConvNet(nn.Module):
         return maps
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return self.forward_features(x).mean((2, 3))
+        return pooled(self.forward_features(x))
 
 
 def half_width(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from simclr.errors import SettingError
 from simclr.models.encoder import normalised_input
 from simclr.models.head import ProjectionHead
+from simclr.models.resnet import pooled
 
 STAGES = ("initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4")
 
@@ -58,4 +59,4 @@ class _Stage(nn.Module):
         self.encoder, self.stage = encoder, stage
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return self.encoder.stages(x)[self.stage].mean((2, 3))
+        return pooled(self.encoder.stages(x)[self.stage])

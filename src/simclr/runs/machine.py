@@ -18,6 +18,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.errors import SettingError
+from simclr.runs.allocation import keep_freed_memory
 from simclr.runs.environment import cores
 from simclr.settings import check_settings, setting
 
@@ -72,6 +73,7 @@ class Device:
     def join(self) -> bool:
         """Return whether the processes that torchrun or SLURM started work together on a command that evaluates; the
         first call forms their group. False in a command that trains, which has formed one before."""
+        keep_freed_memory()
         if not _form_group():
             return False
         if self.kind == "cuda":
@@ -145,6 +147,7 @@ class Machine(Device):
 
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""
+        keep_freed_memory()
         precision = self.precision_in_use
         if precision == "64" and self.kind == "mps":
             raise SettingError("machine.precision", "auto, 32, bf16 or 16 on MPS, which has no float64", "64")
