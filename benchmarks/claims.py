@@ -55,7 +55,10 @@ def main() -> None:
     for name in arguments.studies:
         study = study_of(name, arguments)
         for folder, other in shared(study, arguments.out):
-            shutil.copytree(other, folder, ignore=shutil.ignore_patterns("finetune*", "distill*", "linear*"))
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(other, partial, ignore=shutil.ignore_patterns("finetune*", "distill*", "linear*"))
+            partial.rename(folder)
             print(f"{folder}: the run in {other}", flush=True)
         study()
 

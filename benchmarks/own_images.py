@@ -67,9 +67,10 @@ def measure_set(spec: str, folder: Path, arguments: argparse.Namespace) -> dict[
         Pretrain(data=spec, machine=Machine(**WORKERS)), flat(nested(suggest(facts))) | {"knn_every": 0}
     )
     print(f"\n{folder.name}: {facts.images:,} images of {facts.side} px, views of {base.views.size} px\n")
-    print("| searched | epochs | linear, held out |\n|---|---|---|")
-    searched = []
-    every = ({}, *CHANGES, *other_sizes(facts, base.views.size)) if arguments.search == "true" else ()
+    searched, every = [], ()
+    if arguments.search == "true":
+        every = ({}, *CHANGES, *other_sizes(facts, base.views.size))
+        print("| searched | epochs | linear, held out |\n|---|---|---|")
     for changes in every:
         label = ", ".join(f"{name} {value}" for name, value in changes.items() if "." not in name or "views" in name)
         task = replace(

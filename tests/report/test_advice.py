@@ -14,6 +14,7 @@ from simclr.report.advice import (
     KEPT,
     SIZES,
     SPEED,
+    SPEED_BF16,
     Facts,
     as_yaml,
     caution,
@@ -111,8 +112,9 @@ def test_the_estimated_rate_is_from_the_multiplications_of_the_network(size):
             module.register_forward_hook(add)
     feature = network.forward_features(torch.rand(2, 3, size, size))
     assert feature.shape[-1] in (2, 3, 4)
-    rate = estimated_rate(Facts(images=1, side=size, device="cpu", memory=1e9, cores=4), size)
-    assert rate * count == pytest.approx(4 * SPEED)
+    for computes_bf16, speed in ((False, SPEED), (True, SPEED_BF16)):
+        facts = Facts(images=1, side=size, device="cpu", memory=1e9, cores=4, computes_bf16=computes_bf16)
+        assert estimated_rate(facts, size) * count == pytest.approx(4 * speed)
 
 
 @pytest.mark.parametrize("machine", [MACHINES[0], MACHINES[1]])

@@ -12,7 +12,7 @@ from simclr.data.specs import open_for_pretraining
 from simclr.errors import SettingError
 from simclr.models.card import Card
 from simclr.models.start import Start
-from simclr.report.advice import SPEED, Facts, epochs_in, estimated_rate, suggest, widths_for
+from simclr.report.advice import Facts, epochs_in, estimated_rate, speed, suggest, widths_for
 from simclr.runs.machine import Device, Machine
 from simclr.runs.run import Run
 from simclr.tasks.pretrain import Pretrain
@@ -105,7 +105,7 @@ def test_operations_are_those_that_the_speed_of_training_is_estimated_from(tmp_p
     for size in (16, 32):
         card = card_of("simclr_convnet", size, widths=widths_for(size), features=1024)
         operations, _ = cost(Start("", "", card, {}, {}), size)
-        assert SPEED * facts.cores / operations == pytest.approx(estimated_rate(facts, size), rel=0.01)
+        assert speed(facts) / operations == pytest.approx(estimated_rate(facts, size), rel=0.01)
 
 
 def test_a_batch_fits_in_memory():
@@ -133,7 +133,7 @@ def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(
         assert not settings.keys() & {"encoder", "encoder_options", "image_size"}
         operations, _ = cost(start, expected)
         assert settings["batch"] == plain["batch"]
-        fitting = epochs_in(facts, SPEED * facts.cores / operations)
+        fitting = epochs_in(facts, speed(facts) / operations)
         assert settings["epochs"] == min(plain["epochs"], fitting)
         assert settings["knn_every"] <= settings["epochs"]
     assert settings["epochs"] < plain["epochs"]
@@ -150,3 +150,15 @@ def test_compilation_is_part_of_the_suggested_settings_and_a_flag_turns_it_off(t
     assert not parse(Pretrain, "pretrain", ("data",), [*words, "--machine.recompute", "true"]).machine.compile
     made = Suggest(data=str(tmp_path / "images")).task(suggest(gpu), Machine(accelerator="cpu"))
     assert made.machine == Machine(accelerator="cpu", compile=True)
+
+
+def test_a_large_encoder_to_start_from_takes_the_method_of_large_images_on_a_gpu(tmp_path, monkeypatch):
+    gpu = Facts(images=5_000, side=32, device="cuda", memory=24e9, compiles=True)
+    monkeypatch.setattr("simclr.tasks.suggest.measure", lambda source, device: gpu)
+    data = str(write_folder(tmp_path / "data"))
+    start = Start("weights", "", card_of("simclr_resnet18", 224, stem="imagenet"), {}, {})
+    settings = settings_without_trial(data, Device(accelerator="cpu"), start)
+    assert (settings["optimizer"], settings["scaling"], settings["loss_scale"]) == ("lars", "sqrt", 2.0)
+    assert not settings.keys() & {"machine", "head_hidden", "head_norm", "decay_biases"}
+    small = settings_without_trial(data, Device(accelerator="cpu"))
+    assert (small["optimizer"], small["machine"]) == ("momentum", {"compile": True})

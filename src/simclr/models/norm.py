@@ -143,7 +143,7 @@ class SyncBatchNorm(_BatchNorm):
         elif x.is_cuda:
             y = self._cuda(x)
         elif norm_cpu.applies(x):
-            y = self._on_cpu(x)
+            y = self._on_cpu(x.float()).to(x.dtype)
         else:
             y = self._reduced(x)
         for child in self.children():

@@ -27,10 +27,11 @@ Vector = Float[np.ndarray, " c"]
 
 
 def applies(x: Tensor) -> bool:
-    """Return whether the kernels take this tensor: float32, on a CPU, with its channels last in memory."""
+    """Return whether the kernels take this tensor, in float32: on a CPU, with its channels last in memory, and of no
+    higher precision."""
     return (
         x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.dim() == 4
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)

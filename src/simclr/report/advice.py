@@ -22,7 +22,7 @@ MOST_EPOCHS = 1_000
 REDUCED, LARGEST_REDUCED = 8, 448  # side of reduced images in sides of a view, and the largest unless views need more
 MOST_DECODED = 4 << 30  # bytes of reduced images, which are kept in memory
 FEATURES = 1024
-SPEED = 3e9  # multiplications of the forward pass per second and core while training, measured
+SPEED, SPEED_BF16 = 4e9, 5.5e9  # multiplications of the forward pass per second and core while training, measured
 FEWEST_SEEN = 150_000  # images over a run, with repetitions, below which views are smaller
 MANY_SEEN = 250_000  # images over a run above which the batch is larger
 
@@ -50,7 +50,9 @@ class Facts:
     rate: float | None = None
     """images per second as measured with the suggested settings; None estimates it"""
     compiles: bool = False
-    """whether torch.compile works on the device: Triton and a C compiler are there"""
+    """whether torch.compile works on the device"""
+    computes_bf16: bool = False
+    """whether a CPU multiplies bfloat16 in hardware"""
 
 
 class Advice(NamedTuple):
@@ -248,7 +250,12 @@ def estimated_rate(facts: Facts, size: int) -> float:
         side = -(-side // 2) if i else side
         count += side**2 * 9 * before * width
         before = width
-    return SPEED * facts.cores / (2 * (count + side**2 * before * FEATURES))
+    return speed(facts) / (2 * (count + side**2 * before * FEATURES))
+
+
+def speed(facts: Facts) -> float:
+    """Return the multiplications of the forward pass per second while training on a CPU."""
+    return (SPEED_BF16 if facts.computes_bf16 else SPEED) * facts.cores
 
 
 def epochs_in(facts: Facts, rate: float) -> int:

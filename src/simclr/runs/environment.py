@@ -32,6 +32,13 @@ def cores() -> int:
     return max(1, math.ceil(min(available, _quota())))
 
 
+def cpu_computes_bf16() -> bool:
+    """Return whether the CPU multiplies bfloat16 numbers in hardware, as oneDNN uses it: AVX-512 BF16 or AMX. False for
+    torch before 2.10, which does not say."""
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
 def _quota() -> float:
     """Return the CPU quota of this process's control group (versions 2 and 1) in cores; infinity if there is none."""
     for folder, files in (("", ("cpu.max",)), ("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"))):

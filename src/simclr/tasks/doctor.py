@@ -234,7 +234,7 @@ class Doctor:
             # at least 3 steps: the weights of a block that begin at 0 keep gradients from the rest of it at first
             if len(losses) >= 3 and (losses[-1] <= goal or not math.isfinite(losses[-1]) or late):
                 break
-        yield checks.check_gradients(reached, finite, task.machine.precision)
+        yield checks.check_gradients(reached, finite, task.machine.precision_in_use)
         spread = embedding_std(torch.cat(outputs.z).float())
         complete = len(losses) == STEPS
         yield checks.check_overfits_one_batch(losses, n, task.temperature, spread, complete, key_views)

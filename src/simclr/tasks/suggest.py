@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -26,19 +27,21 @@ from simclr.models.start import Start
 from simclr.optim import total_steps
 from simclr.report.advice import (
     SIZES,
-    SPEED,
     Advice,
     Facts,
     as_yaml,
     caution,
     epochs_in,
     nested,
+    of_small_images,
+    of_the_paper,
     side_advice,
+    speed,
     start_advice,
     suggest,
 )
 from simclr.report.resources import kept_for_backward, rough_duration
-from simclr.runs.environment import cores, total_memory
+from simclr.runs.environment import cores, cpu_computes_bf16, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
 from simclr.runs.recipe import is_import_path, saved_recipe
@@ -53,6 +56,7 @@ NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_
            "held_out"}  # fmt: skip
 ON_CPU, ON_GPU = 0.5, 1.5  # float32 activations of a step, in parts of the memory; a GPU keeps them in bfloat16
 FEWEST = 32  # images of a batch that is not reduced to fit in memory
+OLDEST_GPU = (7, 0)  # compute capability from which Triton works
 SMALL = 64  # pixels of a view up to which the settings for small images are suggested
 SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
@@ -157,12 +161,14 @@ def settings_without_trial(data: Any, device: Device, start: Start | None = None
     of_views = size <= SMALL  # those that are suggested for small images
     kept = {name: a for name, a in advice.items() if not name.startswith(("encoder", "image_size", "side"))
             and (of_views or not name.startswith("views."))}  # fmt: skip
+    if not (is_cpu or of_views):
+        of_small = {*of_small_images(1), "machine.compile", "log_every"}
+        kept = {name: a for name, a in kept.items() if name not in of_small} | of_the_paper(advice["batch"].value)
     settings = nested(kept | side_advice(facts, size) | {"views.size": Advice(size, "")})
     operations, kept_bytes = cost(start, size)
     settings |= within_memory(settings["batch"], 2 * kept_bytes, (ON_CPU if is_cpu else ON_GPU) * facts.memory)
     if is_cpu:
-        rate = SPEED * facts.cores / operations
-        settings["epochs"] = min(settings["epochs"], epochs_in(facts, rate))
+        settings["epochs"] = min(settings["epochs"], epochs_in(facts, speed(facts) / operations))
         settings["knn_every"] = max(1, round(settings["epochs"] / 10))
     return settings
 
@@ -230,12 +236,15 @@ def measure(source: Source, device: torch.device) -> Facts:
     lost = contrast_lost((source.read(image.row) for image in images[:DETAILED]), sizes)
     memory = total_memory(device)
     return Facts(images=len(source), side=side, device=device.type, memory=memory, lost=lost, cores=cores(),
-                 compiles=device.type == "cuda" and compiles())  # fmt: skip
+                 compiles=device.type == "cuda" and compiles(), computes_bf16=cpu_computes_bf16())  # fmt: skip
 
 
 def compiles() -> bool:
-    """Return whether there are Triton and a C compiler, which torch.compile needs for a GPU."""
-    return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
+    """Return whether there is what torch.compile needs for a GPU: one that Triton supports, Triton, a C compiler and
+    Python's header files."""
+    compiler = any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    return compiler and headers and find_spec("triton") is not None and torch.cuda.get_device_capability() >= OLDEST_GPU
 
 
 def largest_that_fits(batch: int, run: Callable[[int], None]) -> int:

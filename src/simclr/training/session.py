@@ -58,7 +58,7 @@ def prepare(machine: Machine, fabric: Fabric, model: nn.Module, *, local_norms: 
     and, in float32 on a CPU, the same arithmetic for any number of processes; `local_norms` have those of each."""
     several = fabric.world_size > 1
     if not (several and local_norms) and (
-        several or (fabric.device.type == "cpu" and machine.precision in ("auto", "32"))
+        several or (fabric.device.type == "cpu" and machine.precision_in_use == "32")
     ):
         model = norm.replace_norms(model)
     if machine.recompute:
@@ -73,6 +73,7 @@ def wrap(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return network and optimizer wrapped for the devices; compile the network if the machine settings say so."""
     if machine.compile:
+        torch.compiler.reset()  # what earlier runs of this process have compiled: torch compiles a few versions only
         network.compile(dynamic=False)  # before it is wrapped: a compiled wrapper would call itself for ever
     return fabric.setup(network, optimizer)
 
