@@ -97,3 +97,17 @@ def test_several_processes_compute_what_one_does_in_float32(world):
     for result in results:
         for name, value in result["state"].items():
             torch.testing.assert_close(value, whole["state"][name], rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_is_normalised_in_float32_and_rounded_once():
+    x, gradient = inputs((16, 8, 6, 6), offset=3.0)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        norm = SyncBatchNorm(BatchNorm2d(8))
+        rounded = x.bfloat16().to(dtype).requires_grad_()
+        y = norm(rounded)
+        y.backward(gradient.bfloat16().to(dtype))
+        assert (y.dtype, rounded.grad.dtype) == (dtype, dtype)
+        results.append((y.detach().bfloat16(), rounded.grad.bfloat16(), norm.running_mean, norm.running_var))
+    for half, single in zip(*results, strict=True):
+        assert torch.equal(half, single)

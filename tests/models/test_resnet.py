@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from simclr.errors import SettingError
 from simclr.models import resnet
-from simclr.models.resnet import DEPTHS, SelectiveKernel, ShortcutPool, SqueezeExcite, TensorFlowMaxPool
+from simclr.models.resnet import DEPTHS, SelectiveKernel, ShortcutPool, SqueezeExcite, TensorFlowMaxPool, pooled
 
 
 def same_padding(side):
@@ -33,6 +33,21 @@ def test_shortcut_pooling_counts_padding_only_at_stride_two(h, w):
     torch.testing.assert_close(ShortcutPool(2)(x), F.avg_pool2d(padded, 2, 2))
     counts = F.avg_pool2d(F.pad(torch.ones_like(x), (0, 1, 0, 1)), 2, 1)
     torch.testing.assert_close(ShortcutPool(1)(x), F.avg_pool2d(padded, 2, 1) / counts)
+
+
+def test_the_gradient_of_the_mean_over_positions_lies_as_the_features_do():
+    x = torch.randn(4, 16, 3, 5).to(memory_format=torch.channels_last)
+    received = []
+    for mean in (pooled, lambda values: values.double().mean((2, 3))):
+        values = x.clone().requires_grad_()
+        features = values * 1
+        features.register_hook(received.append)
+        y = mean(features)
+        y.backward(torch.arange(64.0).view(4, 16).to(y.dtype))
+        torch.testing.assert_close(y.double(), x.double().mean((2, 3)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(received[0], received[1].float())
+    assert received[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pooled(x), pooled(x.clone().requires_grad_()))
 
 
 def test_squeeze_excite_gates_channels_by_their_means():
