@@ -36,6 +36,7 @@ RESNET = {
 SCALES: dict[str, dict[str, Any]] = {
     "leave-out": {"views.size": 20, "views.blur": 0.5, "image_size": 40},  # at 16 px a blur has one tap
     "colour": {"views.size": 20, "image_size": 40},
+    "temperature": {"knn_every": EPOCHS},  # whose claims need the health check
     **{name: RESNET for name in ("size", "selective-kernels", "label-fraction")},
     **{name: {"head_layers": 3} for name in ("head-depth", "distillation")},
 }

@@ -4,12 +4,11 @@ import sys
 import types
 
 import pytest
-import torch
 from lightning_fabric import Fabric
 
 from simclr.cli import _rank
 from simclr.errors import SettingError
-from simclr.runs.environment import cores, cpu_computes_bf16
+from simclr.runs.environment import cores
 from simclr.runs.machine import Machine, is_first_process
 
 
@@ -71,18 +70,3 @@ def test_of_processes_without_a_group_the_first_one_writes(monkeypatch):
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
         assert is_first_process() == (rank == 0)
-
-
-@pytest.mark.parametrize(
-    ("features", "precision"),
-    [({}, "32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False}, "32")],
-)
-def test_a_cpu_trains_in_bfloat16_if_it_computes_it_in_hardware(monkeypatch, features, precision):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
-    assert Machine(accelerator="cpu").precision_in_use == precision
-    assert Machine(accelerator="cpu", precision="32").precision_in_use == "32"
-
-
-def test_a_torch_that_does_not_say_what_a_cpu_computes(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert cpu_computes_bf16() is False

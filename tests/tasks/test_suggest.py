@@ -1,5 +1,7 @@
 """Suggested settings: the recipe trains, and no file is overwritten."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from simclr.errors import SettingError
 from simclr.models.card import Card
 from simclr.models.start import Start
 from simclr.report.advice import Facts, epochs_in, estimated_rate, speed, suggest, widths_for
+from simclr.runs.environment import cpu_computes_bf16
 from simclr.runs.machine import Device, Machine
 from simclr.runs.run import Run
 from simclr.tasks.pretrain import Pretrain
@@ -124,7 +127,7 @@ def test_a_view_of_twice_the_side_keeps_four_times_the_bytes():
 def test_weights_to_start_from_decide_the_size_of_views_and_the_epochs_that_fit(tmp_path):
     data = str(write_folder(tmp_path / "data"))
     plain = settings_without_trial(data, Device(accelerator="cpu"))
-    facts = measure(open_for_pretraining(data), torch.device("cpu"))
+    facts = replace(measure(open_for_pretraining(data), torch.device("cpu")), computes_bf16=False)
     for image_size, expected in ((64, plain["views"]["size"]), (224, 224)):
         stem = "small" if image_size <= 64 else "imagenet"
         start = Start("weights", "", card_of("simclr_resnet18", image_size, stem=stem), {}, {})
@@ -150,6 +153,33 @@ def test_compilation_is_part_of_the_suggested_settings_and_a_flag_turns_it_off(t
     assert not parse(Pretrain, "pretrain", ("data",), [*words, "--machine.recompute", "true"]).machine.compile
     made = Suggest(data=str(tmp_path / "images")).task(suggest(gpu), Machine(accelerator="cpu"))
     assert made.machine == Machine(accelerator="cpu", compile=True)
+
+
+def test_bfloat16_is_suggested_for_the_suggested_encoder_on_a_cpu_that_computes_it(tmp_path, monkeypatch):
+    data, run = write_folder(tmp_path / "data"), tmp_path / "run"
+    features = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    words = [str(data), "--machine.accelerator", "cpu", "--out", str(run)]
+    task = parse(Pretrain, "pretrain", ("data",), words)
+    assert (task.machine.precision, task.encoder) == ("bf16", "simclr_convnet")
+    single = parse(Pretrain, "pretrain", ("data",), [*words, "--machine.precision", "32"])
+    assert single.machine.precision == "32"
+    start = Start("weights", "", card_of("simclr_resnet18", 64, stem="small"), {}, {})
+    assert "machine" not in settings_without_trial(str(data), Device(accelerator="cpu"), start)
+
+    replace(task, epochs=1, warmup_epochs=0.1, knn_every=0)()
+    features.clear()  # another machine resumes the run in its precision
+    assert parse(Pretrain, "pretrain", ("data",), words).machine.precision == "bf16"
+    fresh = parse(Pretrain, "pretrain", ("data",), [*words, "--fresh"])
+    assert fresh.machine.precision == "auto"
+
+
+@pytest.mark.parametrize("features", [{}, {"amx_bf16": True}, {"avx512_bf16": True, "amx_bf16": False}])
+def test_what_a_cpu_computes_in_hardware(monkeypatch, features):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert cpu_computes_bf16() is bool(features)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cpu_computes_bf16() is False  # a torch that does not say
 
 
 def test_a_large_encoder_to_start_from_takes_the_method_of_large_images_on_a_gpu(tmp_path, monkeypatch):

@@ -12,13 +12,15 @@ from simclr.report.checks import Finding
 @contextmanager
 def kept_for_backward(model: nn.Module) -> Iterator[list[int]]:
     """Yield a list to which the sizes in bytes of tensors kept by autograd are appended, without the parameters of
-    `model`."""
+    `model` and their copies of half precision."""
     seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}
     sizes: list[int] = []
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in seen:
+        is_copy = x.dtype in (torch.bfloat16, torch.float16) and x.shape in shapes
+        if storage.data_ptr() not in seen and not is_copy:
             seen.add(storage.data_ptr())
             sizes.append(storage.nbytes())
         return x

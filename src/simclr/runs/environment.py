@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from simclr.runs.allocation import return_freed_memory
+
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of memory, in CGROUPS
 HELD = {"memory.stat": "anon", "memory/memory.stat": "total_rss"}  # by processes, in CGROUPS
@@ -34,7 +36,7 @@ def cores() -> int:
 
 def cpu_computes_bf16() -> bool:
     """Return whether the CPU multiplies bfloat16 numbers in hardware, as oneDNN uses it: AVX-512 BF16 or AMX. False for
-    torch before 2.10, which does not say."""
+    a torch that does not say."""
     features = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
@@ -68,6 +70,7 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
+    return_freed_memory()  # which counts as used
     free = total_memory(device)
     with contextlib.suppress(OSError, StopIteration):  # Linux only
         lines = Path("/proc/meminfo").read_text().splitlines()

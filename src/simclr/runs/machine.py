@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simclr.errors import SettingError
 from simclr.runs.allocation import keep_freed_memory
-from simclr.runs.environment import cores, cpu_computes_bf16
+from simclr.runs.environment import cores
 from simclr.settings import check_settings, setting
 
 # torch 2.14 gave the setting another name and warns of the old one
@@ -101,8 +101,8 @@ class Machine(Device):
     nodes: int = setting(1, at_least=1)
     """number of nodes"""
     precision: Literal["auto", "32", "bf16", "16", "64"] = "auto"
-    """precision of the forward and backward pass; auto: bf16 on a GPU or CPU that computes it in hardware, otherwise 32
-    (convolutions on a GPU may then round to TF32, PyTorch's default)"""
+    """precision of the forward and backward pass; auto: bf16 on a GPU that supports it, otherwise 32 (convolutions on a
+    GPU may then round to TF32, PyTorch's default)"""
     timeout: float = setting(1800.0, above=0)
     """time that a process waits for the others in one operation, s; one that has died is noticed within 70 s"""
     storage: Literal["auto", "resident", "streamed"] = "auto"
@@ -142,9 +142,8 @@ class Machine(Device):
         """The precision: that of the settings, or the one that auto stands for on this machine."""
         if self.precision != "auto":
             return self.precision
-        if self.kind == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-        return "bf16" if self.kind == "cpu" and cpu_computes_bf16() else "32"
+        native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "32"
 
     def launch(self) -> Fabric:
         """Start the processes and join them; each of them returns from here with its own rank."""

@@ -150,6 +150,8 @@ def settings_without_trial(data: Any, device: Device, start: Start | None = None
     the network. The batch is one whose activations fit in memory.
     """
     facts = measure(open_for_pretraining(data), torch.device(device.kind))
+    if start is not None or getattr(device, "precision", "auto") not in ("auto", "bf16"):
+        facts = replace(facts, computes_bf16=False)  # bf16 has been measured with the suggested encoder
     if start is None:
         return nested(suggest(facts))
     advice = suggest(facts)
@@ -206,9 +208,11 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
     recipe = task.folder / "recipe.yaml"
     if recipe.is_file() and not task.fresh:
         settings, origin = saved_recipe(task.folder), f"the run in {task.folder}"
-        compiled = settings.get("machine", {}).get("compile") and task.machine.kind == "cuda" and compiles()
-        settings = {name: value for name, value in settings.items() if name not in ("data", "machine")}
-        settings |= {"machine": {"compile": True}} if compiled else {}
+        machine = settings.get("machine", {})
+        kept = {"precision": machine.get("precision", "auto")}
+        if machine.get("compile") and task.machine.kind == "cuda" and compiles():
+            kept["compile"] = True
+        settings = {name: value for name, value in settings.items() if name != "data"} | {"machine": kept}
         if is_import_path(settings.get("encoder")):
             raise code_refused(recipe, settings["encoder"])
     elif len(open_for_pretraining(task.data)) < FEW:
@@ -219,7 +223,7 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
     else:
         return {}
     if task.machine.recompute:  # which does not go together with compilation
-        settings.pop("machine", None)
+        settings.get("machine", {}).pop("compile", None)
     if not int(os.environ.get("LOCAL_RANK") or 0):
         print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
     return settings

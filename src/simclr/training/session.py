@@ -10,6 +10,7 @@ from torch import nn
 
 from simclr.errors import RunError
 from simclr.models import norm
+from simclr.models.bfloat16 import refuse_wrong_convolutions
 from simclr.models.classifier import Classifier
 from simclr.optim import parameter_groups
 from simclr.runs.machine import Machine
@@ -61,6 +62,8 @@ def prepare(machine: Machine, fabric: Fabric, model: nn.Module, *, local_norms: 
         several or (fabric.device.type == "cpu" and machine.precision_in_use == "32")
     ):
         model = norm.replace_norms(model)
+    if fabric.device.type == "cpu" and machine.precision_in_use == "bf16":
+        model = refuse_wrong_convolutions(model)
     if machine.recompute:
         model = recompute_blocks(model)
     if machine.precision == "64":

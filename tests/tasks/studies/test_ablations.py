@@ -133,6 +133,10 @@ def test_losses_are_searched_with_the_same_number_of_runs():
     assert {np.prod([len(values) for values in grid.values()]) for grid in grids.values()} == {12}
     assert all(("margin" in grid) == label.startswith("margin") for label, grid in grids.items())
     assert all(SMALL.lr in grid["lr"] for grid in grids.values())
+    members = ablation.members(SMALL)
+    for label, grid in grids.items():
+        for values in itertools.product(*grid.values()):  # none is refused
+            replace(members[label][0], **dict(zip(grid, values, strict=True)))
 
 
 def test_learning_rates_of_table_b1():

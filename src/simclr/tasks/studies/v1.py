@@ -151,7 +151,8 @@ V1 = {
                    "nt-xent": 63.9},
         conditions=f"{RESNET50}; learning rate, margin and temperature tuned for each loss",
         tuning={
-            **dict.fromkeys(("margin", "margin-semi-hard"), search(margin=[0.0, 0.4, 0.8, 1.6])),
+            "margin": search(margin=[0.0, 0.4, 0.8, 1.6]),
+            "margin-semi-hard": search(margin=[0.2, 0.4, 0.8, 1.6]),  # which needs a margin above 0
             **dict.fromkeys(("nt-logistic", "nt-logistic-semi-hard", "nt-xent", "dcl", "supcon-with-labels"),
                             search(temperature=[0.1, 0.2, 0.5, 1.0])),
         },
