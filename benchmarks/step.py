@@ -37,7 +37,9 @@ def bare(channels_last: bool = True, two_passes: bool = False, compiled: bool = 
     from simclr import LARS, nt_xent
     from simclr.models import ProjectionHead
     from simclr.optim import parameter_groups
+    from simclr.runs.allocation import keep_freed_memory
 
+    keep_freed_memory()  # as the whole loop does
     network = nn.Sequential(encoder(), ProjectionHead(512, 128, 2))
     form = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=form)
