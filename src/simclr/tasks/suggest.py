@@ -98,8 +98,8 @@ class Suggest:
             raise SettingError("budget", "a duration such as 15min, 2h or 1d", self.budget)
         source = open_for_pretraining(self.data)
         machine = Machine(accelerator=self.machine.accelerator, workers=self.machine.workers)
-        fabric = machine.launch()
-        facts = replace(measure(source, fabric.device), budget=budget)
+        facts = replace(measure(source, torch.device(machine.kind)), budget=budget)
+        fabric = self.task(suggest(facts), machine).machine.launch()  # in the suggested precision
         if facts.device == "cuda":
             largest = suggest(replace(facts, fits=len(source)))["batch"].value
             task = self.task(suggest(facts), machine)
