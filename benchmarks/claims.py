@@ -56,7 +56,7 @@ def main() -> None:
     for name in arguments.studies:
         study = study_of(name, arguments)
         for folder, other in shared(study, arguments.out):
-            partial = folder.with_name(f"{folder.name}.partial")
+            partial = folder.with_name(f".{folder.name}")  # which no pattern of runs matches
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(other, partial, ignore=shutil.ignore_patterns("finetune*", "distill*", "linear*"))
             partial.rename(folder)

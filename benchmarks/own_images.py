@@ -27,7 +27,8 @@ import torch
 from simclr import Knn, Linear, Pretrain
 from simclr.data import open_source
 from simclr.data.specs import open_for_pretraining
-from simclr.report.advice import SIZES, Facts, epochs_in, estimated_rate, nested, suggest, widths_for
+from simclr.report.advice import SIZES, Facts, epochs_in, estimated_rate, suggest, widths_for
+from simclr.report.suggestions import nested
 from simclr.runs.machine import Device, Machine
 from simclr.tasks.measuring import measure_once
 from simclr.tasks.suggest import measure

@@ -45,6 +45,8 @@ def test_a_convolution_of_padding_alone_is_refused_in_bfloat16_only():
         layer(torch.rand(2, 8, 3, 3))
         with pytest.raises(SettingError) as refused:
             layer(small)
+        with pytest.raises(SettingError):
+            refuse_wrong_convolutions(nn.Sequential(nn.Conv2d(8, 8, 3, padding="same")))(small)
     assert refused.value.field == "machine.precision"
     layer(small)
     assert is_wrong([(4, 3, 1, 1, 1), (1, 3, 1, 1, 1)])  # one side is enough

@@ -16,18 +16,17 @@ from simclr.report.advice import (
     SPEED,
     SPEED_BF16,
     Facts,
-    as_yaml,
     caution,
     estimated_rate,
     feature_map,
     fitting,
-    nested,
     power_of_two,
     start_advice,
     suggest,
     widths_for,
 )
 from simclr.report.resources import kept_for_backward
+from simclr.report.suggestions import as_yaml, nested
 from simclr.runs.recipe import recipe_folder
 
 NUMBERS = (2, 17, 300, 5_000, 50_000, 130_000, 1_300_000, 100_000_000)

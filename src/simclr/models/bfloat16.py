@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from simclr.errors import SettingError
 
-ALLOWED = "32 on a CPU for feature maps as small as those of a convolution of this network, or larger views"
+REMEDY = "Views may be larger instead: torch computes convolutions of small feature maps wrongly in bfloat16"
 
 
 def refuse_wrong_convolutions(module: nn.Module) -> nn.Module:
@@ -21,10 +21,13 @@ def refuse_wrong_convolutions(module: nn.Module) -> nn.Module:
 def _check(layer: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
     if not torch.is_autocast_enabled("cpu"):
         return
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
+    padding = layer.padding
+    if isinstance(padding, str):  # valid or same
+        taps = zip(layer.kernel_size, layer.dilation, strict=True)
+        padding = tuple(dilation * (kernel - 1) // 2 if padding == "same" else 0 for kernel, dilation in taps)
     sides = zip(inputs[0].shape[-2:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
     if is_wrong(list(sides)):
-        raise SettingError("machine.precision", ALLOWED, "bf16")
+        raise SettingError("machine.precision", "32 for this network and size of views on a CPU", "bf16", REMEDY)
 
 
 def is_wrong(sides: list[tuple[int, int, int, int, int]]) -> bool:

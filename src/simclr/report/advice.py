@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import yaml
 
 from simclr.optim import peak_lr, total_steps
 from simclr.report.resources import rough_duration
+from simclr.report.suggestions import Advice
 
 FEW = 1000  # number of images below which training an encoder is not recommended
 FEW_TO_START = 20_000  # number of images below which weights that exist are proposed to start from
@@ -55,13 +53,6 @@ class Facts:
     """whether a CPU multiplies bfloat16 in hardware"""
 
 
-class Advice(NamedTuple):
-    """A suggested setting with its reason and source."""
-
-    value: Any
-    reason: str
-
-
 def suggest(facts: Facts) -> dict[str, Advice]:
     """Return the settings of `simclr pretrain` that are not the default or need a reason, by dotted name."""
     return suggest_for_cpu(facts) if facts.device == "cpu" else suggest_for_gpu(facts)
@@ -103,7 +94,9 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
         "save_every": Advice(min(max(total_steps(n, batch, epochs) // 50, 50), 1000), "steps: a fiftieth of the run"),
     }  # fmt: skip
     if facts.computes_bf16:
-        advice["machine.precision"] = Advice("bf16", "a third faster on this CPU, as good (docs/performance.md)")
+        advice["machine.precision"] = Advice(
+            "bf16", "faster, since this CPU computes it in hardware (docs/performance.md)"
+        )
     return advice | side_advice(facts, size)
 
 
@@ -279,30 +272,3 @@ def fitting(encoder: str, size: int, stem: str, memory: float, *, halves: bool) 
 def power_of_two(x: int) -> int:
     """Return the largest power of two that is at most x."""
     return 1 << (x.bit_length() - 1)
-
-
-def nested(advice: dict[str, Advice]) -> dict[str, Any]:
-    """Return settings as a recipe has them, with nested mappings."""
-    settings: dict[str, Any] = {}
-    for name, suggestion in advice.items():
-        group, _, field = name.rpartition(".")
-        (settings.setdefault(group, {}) if group else settings)[field] = suggestion.value
-    return settings
-
-
-def as_yaml(advice: dict[str, Advice]) -> str:
-    """Return a recipe with the reason beside each line."""
-    rows: list[tuple[str, str]] = []
-    for name in nested(advice):
-        if name in advice:
-            rows.append((f"{name}: {_as_yaml(advice[name].value)}", advice[name].reason))
-            continue
-        rows.append((f"{name}:", ""))
-        inner = {key.partition(".")[2]: value for key, value in advice.items() if key.startswith(f"{name}.")}
-        rows += [(f"  {field}: {_as_yaml(value.value)}", value.reason) for field, value in inner.items()]
-    width = max(len(setting) for setting, _ in rows)
-    return "".join(f"{setting:<{width}}  # {reason}\n" if reason else f"{setting}\n" for setting, reason in rows)
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]

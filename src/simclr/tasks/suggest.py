@@ -27,12 +27,9 @@ from simclr.models.start import Start
 from simclr.optim import total_steps
 from simclr.report.advice import (
     SIZES,
-    Advice,
     Facts,
-    as_yaml,
     caution,
     epochs_in,
-    nested,
     of_small_images,
     of_the_paper,
     side_advice,
@@ -41,6 +38,7 @@ from simclr.report.advice import (
     suggest,
 )
 from simclr.report.resources import kept_for_backward, rough_duration
+from simclr.report.suggestions import Advice, as_yaml, nested
 from simclr.runs.environment import cores, cpu_computes_bf16, total_memory
 from simclr.runs.files import printable, require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
