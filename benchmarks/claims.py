@@ -1,6 +1,7 @@
 """The claims of both papers at a small scale: each study with the members that its claims contrast, and no others.
 
     python benchmarks/claims.py DATA --out FOLDER [--studies NAME ...] [--seeds 3] [--parallel 1] [--transfer_to SET]
+        [--precision bf16]
 
 DATA: labelled images of about 32 px with a training and a test split, such as cifar10:FOLDER. The base is that of
 `SCALES`: the recipe `cifar10-cpu-15min` with views of 16 px and a third of its epochs; studies that vary a ResNet have
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--transfer_to", nargs="*", default=[])
+    parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
     for name in arguments.studies:
         study = study_of(name, arguments)
@@ -67,6 +69,7 @@ def main() -> None:
 def study_of(name: str, arguments: argparse.Namespace) -> Study:
     """Return the study of the members that the claims name."""
     words = [arguments.data, "--config", RECIPE, "--out", str(arguments.out / name), "--machine.workers", "0"]
+    words += ["--machine.precision", arguments.precision]
     base = with_settings(parse(Pretrain, "pretrain", ("data",), words), SMALL | SCALES.get(name, {}))
     return Study(
         base=base, name=name, data=arguments.data, seeds=arguments.seeds, only=contrasted(STUDIES[name], base),

@@ -110,7 +110,8 @@ class Machine(Device):
     they fit and are of one size (streamed crops are rounded to 8 bits, so results differ slightly and a run resumes
     with its own), else streamed, from files that are decoded once if they fit in a quarter of the free memory"""
     compile: bool = False
-    """compile the network, and on a GPU the views, with torch.compile"""
+    """compile the network, and on a GPU the views, with torch.compile; on one GPU a pretraining without micro-batches
+    starts the kernels of its network together, as CUDA graphs"""
     recompute: bool = False
     """keep only the activations at the ends of blocks and compute the others again: less memory, a third more
     computation"""

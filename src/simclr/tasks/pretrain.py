@@ -233,7 +233,7 @@ class Pretrain(StartsFromWeights, Contrast):
         optimizer = self.create_optimizer(groups, self.batch)
         network = EncoderWithHead(model["encoder"], model["head"])
         shuffle = self.connect(network, model, optimizer)
-        network, optimizer = wrap(self.machine, fabric, network, optimizer)
+        network, optimizer = wrap(self.machine, fabric, network, optimizer, once_per_step=not self.micro_batch)
         batches = self.open_batches(fabric, source, self.view_policies, self.batch, self.decode)
         batches = Phases(batches, phases) if self.first_size else batches
         if self.micro_batch:
