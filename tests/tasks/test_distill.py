@@ -42,7 +42,7 @@ def teacher(tmp_path_factory, data):
 def task(teacher, data, out, **settings):
     options = dict(encoder="simclr_resnet10", encoder_options={"width": 0.125}, batch=40, epochs=12, warmup_epochs=1,
                    crop_area=(0.5, 1.0), optimizer="sgd", lr=0.1, scaling="none", log_every=50)  # fmt: skip
-    return Distill(teacher=teacher, data=str(data), out=out, machine=MACHINE, **{**options, **settings})
+    return Distill(teacher=teacher, data=str(data), out=out, **{"machine": MACHINE, **options, **settings})
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
@@ -69,6 +69,17 @@ def test_a_student_learns_from_the_teacher_without_labels(teacher, data, tmp_pat
     scores = load_supervised(tmp_path / "student")(torch.from_numpy(student.embed(open_source(data, "test").images)))
     hits = scores.argmax(1).numpy() == open_source(data, "test").labels
     assert hits.mean() == pytest.approx(found["student_top1"])
+
+
+def test_a_teacher_that_bfloat16_would_change_is_refused(teacher, data, tmp_path, monkeypatch):
+    of_one_pixel = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten()
+    )
+    monkeypatch.setattr(distill, "load_classifier", lambda run: of_one_pixel)
+    with pytest.raises(SettingError) as raised:
+        task(teacher, data, tmp_path / "student", encoder="simclr_convnet", encoder_options={"widths": [8]},
+             machine=Machine(accelerator="cpu", workers=0, precision="bf16"))()  # fmt: skip
+    assert raised.value.field == "machine.precision"
 
 
 def test_the_squared_temperature_scales_the_gradient(teacher, data, tmp_path):

@@ -21,6 +21,7 @@ from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import describe, evaluated_images, open_labelled
 from simclr.losses import distillation
 from simclr.models import ProjectionHead, create_encoder
+from simclr.models.bfloat16 import refuse_wrong_convolutions
 from simclr.models.card import Card
 from simclr.models.classifier import Classifier
 from simclr.models.options import check_options
@@ -106,7 +107,8 @@ class Distill(Training):
         student = Classifier(encoder, ProjectionHead(card.features, layers=0), len(names))
         student = prepare(self.machine, fabric, student)
         dtype = next(student.parameters()).dtype
-        teacher = load_classifier(self.teacher).requires_grad_(False).to(fabric.device, dtype)
+        teacher = refuse_wrong_convolutions(load_classifier(self.teacher).requires_grad_(False))
+        teacher = teacher.to(fabric.device, dtype)
         parts = self.assemble(fabric, source, student, teacher, card.image_size, batch)
         fabric.print(
             f"{len(source):,} images of {source.name} -> {run.path}\n"
