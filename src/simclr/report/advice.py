@@ -160,7 +160,7 @@ def of_small_images(batch: int) -> dict[str, Advice]:
         "head_norm": Advice(False, measured),
         "temperature": Advice(0.5, "paper, CIFAR-10"),
         "optimizer": Advice("momentum", measured),
-        "lr": Advice(0.04, f"per 256 images: {peak_lr(0.04, batch, 'linear'):.3g} at {batch}"),
+        "lr": Advice(0.03, f"per 256 images: {peak_lr(0.03, batch, 'linear'):.3g} at {batch}"),
         "scaling": Advice("linear", measured),
         "weight_decay": Advice(5e-4, measured),
         "decay_biases": Advice(True, measured),
