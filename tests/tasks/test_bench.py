@@ -90,6 +90,7 @@ def figures(**changed):
         ({}, "smaller encoder"),
         ({"loss": {"seconds": 0.2}}, "larger encoder"),
         ({"device": "cuda:0", "step": {"share_of_peak": 0.1}}, "machine.compile"),
+        ({"device": "cuda:0", "storage": "resident", "all": {"data_wait": 0.4}}, "smaller encoder"),
         ({"all": {"data_wait": 0.4}}, "raise machine.workers from 1 towards 7"),
         ({"all": {"data_wait": 0.4}, "storage": "resident"}, "a GPU for the step"),
         ({"all": {"data_wait": 0.4}, "loader": {"images_per_s": 300.0}}, "a GPU for the step"),

@@ -149,7 +149,7 @@ def test_the_recipes_are_those_that_the_figures_were_taken_with():
         recipe = plain(parse(Pretrain, "pretrain", ("data",), ["x", "--config", name]))
         taken = yaml.safe_load((RESULTS / folder / "recipe.yaml").read_text())
         for one in (recipe, taken):
-            for setting in ("data", "out", "fresh", "machine", "seed", "save_every"):  # which change no figure
+            for setting in ("data", "out", "fresh", "machine", "seed", "save_every"):  # of the run, not of the method
                 one.pop(setting, None)
         now, then = dict(flatten(recipe)), dict(flatten(taken))  # settings that were added since are not among those
         assert {key: now[key] for key in then} == then

@@ -17,7 +17,7 @@ from simclr.data.in_memory import load_images
 from simclr.errors import SettingError, TooManyBadImages, UnreadableImage
 from simclr.runs.environment import PARALLEL
 from simclr.runs.files import write_unreadable
-from simclr.training import crops
+from simclr.training import batches, crops
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
 from simclr.training.crops import CropDataset
 from simclr.training.sampler import BatchSampler
@@ -427,3 +427,10 @@ def test_fast_decoding_keeps_the_pixels_of_every_view(tmp_path, monkeypatch):
         next(iter(Streamed(source, policies, BatchSampler(8, 8, 3), Loading(workers=0, decode="fast"))(range(1))))
         assert max(parts) <= most
     assert max(parts) == 8
+
+
+def test_compiled_views_are_for_a_gpu():
+    for compile in (True, False):
+        assert batches._backend(Loading(compile=compile), torch.device("cpu")) == "auto"
+    assert batches._backend(Loading(compile=True), torch.device("cuda")) == "compiled"
+    assert batches._backend(Loading(), torch.device("cuda")) == "auto"

@@ -131,11 +131,12 @@ class Bench:
         together, step = figures.get("all"), figures.get("step")
         if not together or not step:
             return "measure all stages for advice"
-        if together["data_wait"] > WAIT:
+        on_device = figures["storage"] == "resident" and figures["device"] != "cpu"  # which makes views of its images
+        if together["data_wait"] > WAIT and not on_device:
             rates = f"the loader gives {figures['loader']['images_per_s']:,.0f} images/s, the step takes "
             rates += f"{step['images_per_s']:,.0f}: "
             enough = figures["loader"]["images_per_s"] > step["images_per_s"]  # alone, with all cores
-            if figures["storage"] == "resident" or (enough and figures["device"] == "cpu"):
+            if figures["device"] == "cpu" and (enough or figures["storage"] == "resident"):
                 return rates + "views and step share this processor; use a GPU for the step"
             if machine.worker_processes < cores() - 1:
                 return rates + f"raise machine.workers from {machine.worker_processes} towards {cores() - 1}"
