@@ -306,7 +306,9 @@ def test_without_a_recipe_the_base_is_what_suggest_says(tmp_path, task, words):
     base = parse(task, task.command, positional, words).base
     assert (base.encoder, base.batch, base.views) == (suggested.encoder, suggested.batch, suggested.views)
     own = parse(task, task.command, positional, [*words, "--batch", "32"]).base
-    assert (own.batch, own.encoder) == (32, Pretrain(data="").encoder)
+    assert (own.batch, own.encoder) == (32, suggested.encoder)
+    own = parse(task, task.command, positional, [*words, "--optimizer", "sgd"]).base
+    assert (own.batch, own.encoder) == (4096, Pretrain(data="").encoder)
 
 
 def test_images_without_labels_are_refused(tmp_path, trained):

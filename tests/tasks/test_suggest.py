@@ -18,6 +18,7 @@ from simclr.report.advice import Facts, epochs_in, estimated_rate, speed, sugges
 from simclr.runs.environment import cpu_computes_bf16
 from simclr.runs.machine import Device, Machine
 from simclr.runs.run import Run
+from simclr.tasks import suggest as suggesting
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.suggest import Suggest, cost, largest_that_fits, measure, settings_without_trial, within_memory
 
@@ -91,12 +92,56 @@ def test_pretraining_on_few_images_without_a_recipe_takes_suggested_settings(tmp
     assert main(words) == 0  # the same command finds its finished run
 
 
-def test_a_setting_of_the_method_turns_suggestions_off(capsys, tmp_path):
-    words = ["pretrain", str(write_folder(tmp_path / "data")), "--print_config"]
-    assert main([*words, "--batch", "16"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["encoder"] == "simclr_resnet50"
-    assert main([*words, "--config", "cifar10"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["encoder"] == "simclr_resnet18"
+def printed(capsys, words):
+    assert main([*words, "--print_config"]) == 0
+    output = capsys.readouterr()
+    return yaml.safe_load(output.out), output.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        (["--batch", "16"], {"batch": 16}),
+        (["--temperature", "0.5", "--channels", "1"], {"temperature": 0.5, "channels": 1}),
+        (["--loss", "dcl", "--views.grey", "0.1"], {"loss": "dcl"}),
+        (["--machine.precision", "32"], {}),
+    ],
+)
+def test_flags_change_suggested_settings(capsys, tmp_path, flags, changed):
+    words = ["pretrain", str(write_folder(tmp_path / "data"))]
+    suggested, message = printed(capsys, words)
+    found, same = printed(capsys, [*words, *flags])
+    assert same == message
+    assert {name: found[name] for name in changed} == changed
+    kept = set(found) - set(changed) - {"views", "machine", "encoder_options"}
+    assert {name: found[name] for name in kept} == {name: suggested[name] for name in kept}
+    assert found["views"]["size"] == suggested["views"]["size"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "encoder"),
+    [
+        (["--encoder", "simclr_resnet18"], "simclr_resnet18"),
+        (["--encoder_options.stem", "small"], "simclr_resnet50"),
+        (["--views.size", "32"], "simclr_resnet50"),
+        (["--channels", "4"], "simclr_resnet50"),
+        (["--config", "cifar10"], "simclr_resnet18"),
+    ],
+)
+def test_flags_that_suggestions_depend_on_leave_the_defaults(capsys, tmp_path, flags, encoder):
+    words = ["pretrain", str(write_folder(tmp_path / "data"))]
+    suggested, message = printed(capsys, words)
+    found, said = printed(capsys, [*words, *flags])
+    assert found["encoder"] == encoder != suggested["encoder"]
+    assert bool(said) == ("--config" not in flags)
+    assert said != message
+
+
+def test_a_batch_that_is_given_has_no_micro_batch_of_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(suggesting, "settings_without_trial", lambda *facts: {"batch": 32, "micro_batch": 8})
+    task = Pretrain(data=str(write_folder(tmp_path / "data")), out=tmp_path / "run")
+    assert suggesting.settings_without_recipe(task, {"temperature"}) == {"batch": 32, "micro_batch": 8}
+    assert suggesting.settings_without_recipe(task, {"batch"}) == {"batch": 32}
 
 
 def card_of(encoder, image_size, **options):

@@ -64,7 +64,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         trained = getattr(built, part.name)
         trained = dataclasses.replace(trained, data=getattr(built, "data", trained.data))
         names -= hidden(task, part) - {field.name for field in dataclasses.fields(trained)}
-    if hasattr(trained, "suggested") and (settings := trained.suggested(names)):
+    if hasattr(trained, "suggested") and not recipes and (settings := trained.suggested(names)):
         built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
         settings = plain(built)

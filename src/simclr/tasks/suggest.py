@@ -50,8 +50,9 @@ from simclr.training.throughput import loop_rate, step_of
 from simclr.views import Views
 
 FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
-NEUTRAL = {"data", "out", "fresh", "init", "epochs", "seed", "log_every", "save_every", "max_bad", "knn_every",
-           "held_out"}  # fmt: skip
+# settings that suggested ones depend on
+DECIDING = {"encoder", "encoder_options", "policies", "views.size", "image_size", "first_size", "keep_levels",
+            "optimizer", "optimizer_options", "scaling"}  # fmt: skip
 ON_CPU, ON_GPU = 0.5, 1.5  # float32 activations of a step, in parts of the memory; a GPU keeps them in bfloat16
 FEWEST = 32  # images of a batch that is not reduced to fit in memory
 OLDEST_GPU = (7, 0)  # compute capability from which Triton works
@@ -195,13 +196,15 @@ def within_memory(batch: int, each: float, memory: float) -> dict[str, int]:
 def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
     """Return the settings to use in place of the defaults of a run whose command line sets the names `given`.
 
-    Without a recipe or a setting of the method they are those of the run in `out` if there is one, otherwise those of
-    `simclr suggest` if there are fewer images than the defaults are made for. Weights to start from decide the encoder
-    and the size of the views.
+    They are those of the run in `out` if there is one, otherwise those of `simclr suggest` if there are fewer images
+    than the defaults are made for. Settings that these depend on, such as another encoder, leave the defaults as they
+    are. Weights to start from decide the encoder and the size of the views.
     """
     is_run = isinstance(task.data, str) and (Path(task.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
-    of_method = {name for name in given - NEUTRAL if not name.startswith("machine.")}
-    if task.data is None or is_run or of_method:
+    if task.data is None or is_run:
+        return {}
+    if decided := deciding(task, given):
+        _say_defaults(task, decided)
         return {}
     recipe = task.folder / "recipe.yaml"
     if recipe.is_file() and not task.fresh:
@@ -220,11 +223,32 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
     else:
         return {}
+    if "batch" in given:
+        settings.pop("micro_batch", None)  # of another batch
     if task.machine.recompute:  # which does not go together with compilation
         settings.get("machine", {}).pop("compile", None)
     if not int(os.environ.get("LOCAL_RANK") or 0):
         print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
     return settings
+
+
+def deciding(task: Pretrain, given: set[str]) -> list[str]:
+    """Return those of the settings `given` on the command line that suggested ones depend on."""
+    names = {name for name in given if {name, name.partition(".")[0]} & DECIDING}
+    return sorted(names | ({"channels"} if task.channels > 3 else set()))
+
+
+def _say_defaults(task: Pretrain, decided: list[str]) -> None:
+    """Say on the first process that the defaults, which are those of ImageNet, apply to fewer images."""
+    try:
+        few = len(open_for_pretraining(task.data)) < FEW
+    except DataError:  # which the run raises
+        return
+    if not few or int(os.environ.get("LOCAL_RANK") or 0):
+        return
+    others = f"the other settings are the paper's for ImageNet, such as {task.epochs:g} epochs, batch {task.batch:,}"
+    remedy = "`simclr suggest DATA --out FILE.yaml` and --config FILE.yaml with these flags adapt them to few images"
+    print(printable(f"{', '.join(decided)} given: {others}; {remedy}"), file=sys.stderr)
 
 
 def measure(source: Source, device: torch.device) -> Facts:
