@@ -9,9 +9,11 @@ import torch
 from support.evaluated import squares, write_arrays, write_encoder
 
 from simclr.data import open_source
+from simclr.errors import SettingError
 from simclr.evaluation.examples import MAPPED, Examples, examples_of, read_examples, save_examples, with_features
 from simclr.evaluation.features import Features
 from simclr.evaluation.projection import pca
+from simclr.runs.machine import Device
 from simclr.tasks.knn import Knn
 from simclr.tasks.linear import Linear
 
@@ -93,3 +95,20 @@ def test_a_measurement_keeps_the_images_of_its_figure(task, tmp_path):
     assert hits.tolist() == (examples.labels == examples.predicted).tolist()
     assert examples.labels.tolist() == squares(60, 1)[1].tolist()
     assert json.loads((run / f"{task.command}.json").read_text())["settings"]["data"] == examples.data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [Knn, Linear])
+def test_a_file_of_the_user_beside_the_result_is_kept(command, encoder, data, tmp_path):
+    def measure(out):
+        command(run=encoder, data=str(data), baselines=False, out=out, machine=Device(workers=0))()
+
+    for content in (data.read_bytes(), b"notes"):
+        (tmp_path / "photos.npz").write_bytes(content)
+        with pytest.raises(SettingError) as refused:
+            measure(tmp_path / "photos.json")
+        assert refused.value.field == "out"
+        assert (tmp_path / "photos.npz").read_bytes() == content
+    for _ in range(2):  # images of an older result are replaced
+        measure(tmp_path / "own.json")
+    assert read_examples(tmp_path / "own.json") is not None

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.evaluated import write_arrays
 
 from simclr.data import open_source
 from simclr.errors import SettingError
 from simclr.evaluation.features import Features
+from simclr.evaluation.linear import FEW, USUAL, fit_linear
 from simclr.evaluation.protocol import models_to_evaluate
 from simclr.models.layers import layer_names, read_layer
 from simclr.models.pretrained import load
@@ -47,6 +49,32 @@ def test_layers_are_the_activations_of_the_network(encoder):
     for name, value in expected.items():
         torch.testing.assert_close(read_layer(start.network, start.head, name).eval()(x), value)
     assert layer_names(start.network, None)[-1] == "h"
+
+
+def features_of(source, images, width=6):
+    labels = torch.from_numpy(source.labels[:images])
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(images, width))).float()
+    shift = torch.nn.functional.one_hot(labels, width).float()
+    return Features(noise + shift, labels, torch.arange(images), [])
+
+
+def test_the_penalty_of_a_thousand_images_or_fewer_is_chosen_on_several_holdouts(tmp_path):
+    source = open_source(str(write_arrays(tmp_path / "squares.npz", train=FEW + 1)), "train")
+    for images, is_same in ((FEW, True), (FEW + 1, False)):
+        train = features_of(source, images)
+        one, several = (fit_linear(train, source, few=few) for few in (False, True))
+        assert (one.detail == several.detail) == is_same
+
+
+def test_one_image_of_each_class_is_enough(encoder, tmp_path):
+    with np.load(write_arrays(tmp_path / "squares.npz")) as arrays:
+        content = dict(arrays)
+    first = np.unique(content["train_labels"], return_index=True)[1]
+    content |= {name: content[name][first] for name in ("train_images", "train_labels")}
+    np.savez(tmp_path / "one.npz", **content)
+    (row,) = Linear(run=encoder, data=str(tmp_path / "one.npz"), baselines=False, out=tmp_path / "result.json",
+                    machine=Device(workers=0))()["results"]  # fmt: skip
+    assert row["detail"]["penalty"] == USUAL
 
 
 @pytest.mark.parametrize("field", ["lrs", "decays"])

@@ -1,6 +1,8 @@
 """Test images as a model sees them: their classes, their map and nearest neighbours, kept beside a result file for the
 report."""
 
+import contextlib
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from simclr.data import Source
 from simclr.data.arrays import read_arrays
-from simclr.errors import DataError
+from simclr.errors import DataError, SettingError
 from simclr.evaluation.features import Features
 from simclr.evaluation.neighbours import nearest
 from simclr.evaluation.projection import pca
@@ -75,6 +77,21 @@ def with_features(examples: Examples, features: Float[Tensor, "n d"], seed: int)
         mapped=mapped, points=points.astype(np.float32), explained=explained, queries=queries,
         neighbours=neighbours.numpy(), cosines=cosines.numpy(),
     )  # fmt: skip
+
+
+def require_examples_path(path: Path) -> Path:
+    """Return the result file `path` if the images can be written beside it, where only older ones are replaced."""
+    beside = path.with_suffix(".npz")
+    if beside.exists() and not _holds_examples(beside):
+        remedy = f"{beside}, where the test images of the result are written, is another file; choose another --out"
+        raise SettingError("out", "a path without another .npz file beside it", str(path), remedy)
+    return path
+
+
+def _holds_examples(file: Path) -> bool:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return {f"{name}.npy" for name in Examples._fields} == set(archive.namelist())
+    return False
 
 
 def save_examples(examples: Examples, path: Path) -> None:

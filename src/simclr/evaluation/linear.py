@@ -19,6 +19,7 @@ from simclr.evaluation.logistic import PATIENCE, PENALTIES, Classifier, choose_a
 from simclr.evaluation.metrics import METRICS
 
 PROTOCOL = "linear, L-BFGS"
+FEW = 1000  # labelled images up to which one hold-out, a tenth of them, would leave the choice to chance
 HELD_OUT_ROWS = 1000  # of all hold-outs together, if labels are few: fewer leave the choice of a penalty to chance
 MOST_HOLDOUTS = 10
 SPARSE = 3  # of the penalties, every third is tried on several hold-outs
@@ -74,15 +75,17 @@ def fit_linear(train: Features, source: Source, *, seed: int = 0, metric: str = 
     """Return the linear classifier of the features of a training split, with the penalty chosen by `metric` on a
     hold-out that `seed` selects; multi-label images have one regression for each class.
 
-    `few` is for few labels: the mean score on several hold-outs decides, of `HELD_OUT_ROWS` images together if 10 are
-    enough for that, among a third of the penalties, against one near `USUAL`, than which the best must be better by
-    two standard errors. If each image is the only one of its class, none can be held out, and the penalty is `USUAL`.
+    `few` is for few labels, as at most `FEW` images always are: the mean score on several hold-outs decides, of
+    `HELD_OUT_ROWS` images together if 10 are enough for that, among a third of the penalties, against one near `USUAL`,
+    than which the best must be better by two standard errors. If each image is the only one of its class, none can be
+    held out, and the penalty is `USUAL`.
     """
     rows = train.indices.numpy()
     labels = torch.from_numpy(targets(source))[train.indices].to(train.features.device)
     scale = train.features.std(0).square().mean().sqrt()
     held_out, classes = holdout_mask(source, seed=seed)[rows], len(class_names(source))
     features = train.features / scale
+    few = few or len(rows) <= FEW
     if few and not held_out.any():
         return LinearFit(fit_path(features, labels, classes, [USUAL])[0], scale, metric, None, held_out)
     count = min(-(-HELD_OUT_ROWS // int(held_out.sum())), MOST_HOLDOUTS) if few else 1

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simclr.errors import SettingError
-from simclr.evaluation.examples import examples_of, with_features
+from simclr.evaluation.examples import examples_of, require_examples_path, with_features
 from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.neighbours import knn_votes
@@ -60,7 +60,7 @@ class Knn(LabelSubset):
         self.check_subset()
 
     def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
-        path = result_path(self, self.file_suffix)
+        path = require_examples_path(result_path(self, self.file_suffix))
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
         if self.k > len(train):

@@ -10,7 +10,7 @@ from simclr.data import Source
 from simclr.data.splits import holdout_mask
 from simclr.errors import DataError, SettingError
 from simclr.evaluation import linear
-from simclr.evaluation.examples import examples_of, with_features
+from simclr.evaluation.examples import examples_of, require_examples_path, with_features
 from simclr.evaluation.features import Features
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.linear import LinearFit, fit_linear
@@ -48,8 +48,9 @@ class Linear(LabelSubset):
     rate and a weight decay, trained in one pass over nine tenths of the training images; the pair that is best on the
     other tenth is trained again on all of them. The test images are read once, after every choice is made. `fraction`
     and `labelled` reduce the training images to those that `simclr finetune` learns from; lbfgs then chooses the
-    penalty on several hold-outs, so that the choice does not depend on a few images. The classifier is saved with its
-    encoder in a folder beside the result, RUN/linear, which is a run for `simclr predict` and `simclr export`.
+    penalty on several hold-outs, as it does for at most 1,000 images, so that the choice does not depend on a few of
+    them. The classifier is saved with its encoder in a folder beside the result, RUN/linear, which is a run for
+    `simclr predict` and `simclr export`.
     """
 
     command: ClassVar[str] = "linear"
@@ -90,7 +91,7 @@ class Linear(LabelSubset):
                 raise SettingError(name, "a list of at least one value", "an empty one")
 
     def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
-        path = result_path(self, self.file_suffix)
+        path = require_examples_path(result_path(self, self.file_suffix))
         folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
         train, test = open_labelled(self.data)
         train, _ = self.subset(train)
