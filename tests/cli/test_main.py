@@ -1,6 +1,7 @@
 """Command line: flags and positional words in any order, and one line for every mistake."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -215,6 +216,16 @@ sys.exit(main(["knn", "runs/x", "sample"]))
 def test_an_interruption_while_torch_is_loaded_takes_one_line():
     result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (130, "simclr: stopped\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["explore", "--help"], ["--version"], ["recipes"]])
+def test_output_that_nobody_reads_any_more_ends_quietly(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from simclr.cli import program; sys.exit(program())"
+    with open(writing, "wb") as output:
+        result = subprocess.run([sys.executable, "-c", program, *words], stdout=output, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def raising(error):
