@@ -218,7 +218,9 @@ def test_an_interruption_while_torch_is_loaded_takes_one_line():
     assert (result.returncode, result.stderr) == (130, "simclr: stopped\n")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["explore", "--help"], ["--version"], ["recipes"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["pretrain", "--help"], ["explore", "--help"], ["--version"], ["recipes"]]
+)
 def test_output_that_nobody_reads_any_more_ends_quietly(words):
     reading, writing = os.pipe()
     os.close(reading)
