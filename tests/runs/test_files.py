@@ -63,6 +63,20 @@ def test_older_files_get_the_next_number(tmp_path):
     }  # fmt: skip
 
 
+def test_a_folder_gets_the_number_of_the_file_that_it_belongs_to(tmp_path):
+    file, folder = tmp_path / "linear-0.1.json", tmp_path / "linear-0.1"
+    assert number_existing(file, folder) is None
+    (tmp_path / "linear-0.1.1.json").write_text("without a folder")
+    for k in range(2):
+        folder.mkdir()
+        (folder / "card.json").write_text(str(k))
+        file.write_text(str(k))
+        assert number_existing(file, folder) == tmp_path / f"linear-0.1.{k + 2}"
+        assert (tmp_path / f"linear-0.1.{k + 2}" / "card.json").read_text() == str(k)
+        assert (tmp_path / f"linear-0.1.{k + 2}.json").read_text() == str(k)
+    assert len(os.listdir(tmp_path)) == 5
+
+
 def test_a_picture_has_a_form(tmp_path):
     assert require_picture_path(tmp_path / "a.PNG") == tmp_path / "a.PNG"
     with pytest.raises(SettingError):
