@@ -14,6 +14,7 @@ from simclr.runs.files import (
     require_file_path,
     require_folder_path,
     require_new_file,
+    require_own_folder,
     require_picture_path,
     save_picture,
     unguard_cell,
@@ -52,6 +53,20 @@ def test_a_place_that_cannot_be_written_is_refused_and_one_that_can_is_not_made(
         require_file_path(tmp_path / "new" / "x.json")
     with pytest.raises(SettingError):
         require_folder_path(tmp_path / "new")
+
+
+def test_a_folder_of_files_of_another_origin_is_refused(tmp_path):
+    folder = tmp_path / "folder"
+    assert require_own_folder(folder, str.isdigit) == folder
+    folder.mkdir()
+    (folder / ".lock").touch()
+    assert require_own_folder(folder, str.isdigit) == folder
+    (folder / "a.png").touch()
+    with pytest.raises(SettingError) as refused:
+        require_own_folder(folder, str.isdigit)
+    assert refused.value.field == "out"
+    (folder / "1").touch()
+    assert require_own_folder(folder, str.isdigit) == folder
 
 
 def test_older_files_get_the_next_number(tmp_path):

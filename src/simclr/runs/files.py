@@ -9,13 +9,14 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 
 from simclr.errors import SettingError
+from simclr.runs.lock import NAME as LOCK
 from simclr.runs.storage import move, move_folder
 
 BAD = "bad_files.csv"
@@ -52,6 +53,15 @@ def require_folder_path(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise SettingError("out", "the path of a folder", str(path), "This is a file")
     _require_writable(path)
+    return path
+
+
+def require_own_folder(path: Path, is_own: Callable[[str], object]) -> Path:
+    """Return `path` if files can be written in a folder of that name, and the folder is empty, does not exist, or has a
+    file that the same command left, which `is_own` recognises by its name; raise SettingError otherwise."""
+    names = {file.name for file in path.iterdir()} if require_folder_path(path).is_dir() else set()
+    if (others := names - {LOCK}) and not any(map(is_own, others)):
+        raise SettingError("out", "an empty or new folder", str(path), f"It holds other files, such as {min(others)}")
     return path
 
 
