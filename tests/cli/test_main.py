@@ -262,6 +262,22 @@ def test_debug_shows_the_traceback():
     assert refused.value.field == "batch"
 
 
+OF_RUNS = [name for name, command in COMMANDS.items() if "run" in command.positional]
+REQUIRED = {"neighbours": ["--among", "sample"], "explore pick": ["--budget", "2"]}
+
+
+@pytest.mark.parametrize("command", OF_RUNS)
+def test_what_is_no_run_is_refused_before_anything_else(command, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    (tmp_path / "images").mkdir()
+    words = ["/nowhere"] * (len(COMMANDS[command].positional) - 1)
+    for wrong in ("labels.csv", "images"):
+        with pytest.raises(RunError) as refused:
+            main([*command.split(), str(tmp_path / wrong), *words, *REQUIRED.get(command, []), "--debug"])
+        assert refused.value.path == str(tmp_path / wrong)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels.csv"]
+
+
 def test_an_unrelated_distribution_of_the_same_name_is_reported(monkeypatch, capsys):
     true = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "1.0.2" if name == "simclr" else true(name))

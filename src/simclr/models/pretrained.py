@@ -27,7 +27,7 @@ from simclr.models.layers import feature_maps, read_layer
 from simclr.models.onnx_program import load_onnx
 from simclr.models.progress import tracked
 from simclr.models.weights import load_encoder, load_supervised
-from simclr.runs.results import named_run, run_folder
+from simclr.runs.results import named_run, require_run, run_folder
 from simclr.views.preprocess import Preprocess
 
 Images = Any
@@ -195,30 +195,21 @@ def load(run_or_file: str | Path) -> Encoder:
     the file and the other way round, and the preprocessing of the card gives images of the size and channels that the
     network was trained on.
     """
+    require_run(run_or_file)
     named = named_run(run_or_file)
     if named.is_timm:
         imported = import_weights(named.path, Architecture(named.encoder))
         return Encoder(imported.encoder, None, imported.card)
-    if named.path.suffix == ".onnx" and named.path.is_file():
+    if named.path.suffix == ".onnx":
         program, card = load_onnx(named.path)
         return Encoder(program, None, card)
-    path, folder = named.path, run_folder(named.path)
-    if not (folder / "card.json").is_file():
-        raise RunError(path, *_reason_without_card(path, folder))
+    folder = run_folder(named.path)
     encoder = Encoder(*load_encoder(folder, named.encoder))
     card, size = encoder.card, encoder.preprocess.size
     if size != card.image_size:
         problem = f"preprocess.size is {size} px, but the encoder was trained on {card.image_size} px (image_size)"
         raise RunError(folder / "card.json", problem, f"Set preprocess.size to {card.image_size}")
     return encoder
-
-
-def _reason_without_card(path: Path, folder: Path) -> tuple[str, str]:
-    if not path.exists():
-        return "does not exist", "Name the folder of a finished run"
-    if (folder / "recipe.yaml").is_file():
-        return "contains no encoder, since the run is not finished", "Run the same command again to resume it"
-    return "contains no card.json", "Name the folder of a finished run"
 
 
 def load_classifier(run: str | Path) -> Classifier:
