@@ -17,7 +17,6 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
-from simclr.data.embeddings import is_embeddings
 from simclr.errors import DataError, RunError, SettingError, UsageError
 from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import flatten, is_import_path, plain, recipe_path
@@ -61,8 +60,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         if recipes and not {error.field, error.field.partition(".")[0]} & {name for name, _ in split.given}:
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
-    takes_embeddings = command.startswith("explore ")
-    if "run" in positional and not split.print_config and not (takes_embeddings and is_embeddings(built.run)):
+    if "run" in positional and not split.print_config and not command.startswith("explore "):  # takes embeddings too
         require_run(built.run)  # before DATA and files in RUN, whose errors would hide that the two are exchanged
     part = flat_part(task)
     trained, names = built, {name for name, _ in given}
