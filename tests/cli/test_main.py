@@ -1,6 +1,7 @@
 """Command line: flags and positional words in any order, and one line for every mistake."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -217,6 +218,18 @@ def test_an_interruption_while_torch_is_loaded_takes_one_line():
     assert (result.returncode, result.stderr) == (130, "simclr: stopped\n")
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["pretrain", "--help"], ["explore", "--help"], ["--version"], ["recipes"]]
+)
+def test_output_that_nobody_reads_any_more_ends_quietly(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from simclr.cli import program; sys.exit(program())"
+    with open(writing, "wb") as output:
+        result = subprocess.run([sys.executable, "-c", program, *words], stdout=output, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 def raising(error):
     def parse(*words):
         raise error
@@ -247,6 +260,22 @@ def test_debug_shows_the_traceback():
     with pytest.raises(SettingError) as refused:
         main(["pretrain", "sample", "--batch", "1", "--debug"])
     assert refused.value.field == "batch"
+
+
+OF_RUNS = [name for name, command in COMMANDS.items() if "run" in command.positional]
+REQUIRED = {"neighbours": ["--among", "sample"], "explore pick": ["--budget", "2"]}
+
+
+@pytest.mark.parametrize("command", OF_RUNS)
+def test_what_is_no_run_is_refused_before_anything_else(command, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    (tmp_path / "images").mkdir()
+    words = ["/nowhere"] * (len(COMMANDS[command].positional) - 1)
+    for wrong in ("labels.csv", "images"):
+        with pytest.raises(RunError) as refused:
+            main([*command.split(), str(tmp_path / wrong), *words, *REQUIRED.get(command, []), "--debug"])
+        assert refused.value.path == str(tmp_path / wrong)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels.csv"]
 
 
 def test_an_unrelated_distribution_of_the_same_name_is_reported(monkeypatch, capsys):

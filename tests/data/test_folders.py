@@ -156,3 +156,17 @@ def test_one_nested_class_folder_is_explained(tmp_path):
     assert open_source(root, "all").labels is None
     assert "?label=2" in why_unlabelled(root)
     assert open_source(f"{root}?label=2", "all").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("mark", ["card.json", "recipe.yaml"])
+def test_a_run_in_place_of_images_is_named_as_such(tmp_path, mark):
+    problems = set()
+    for name in ("empty", "run"):
+        (tmp_path / name).mkdir()
+        if name == "run":
+            (tmp_path / name / mark).touch()
+        with pytest.raises(DataError) as refused:
+            open_source(tmp_path / name, "all")
+        assert refused.value.path == str(tmp_path / name)
+        problems.add(refused.value.problem.partition(",")[0])
+    assert len(problems) == 2

@@ -174,9 +174,21 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
     assert len(set(problems)) == 3
 
 
+def test_grey_arrays_give_what_the_same_arrays_in_a_file_give(run, tmp_path):
+    encoder, grey = simclr.load(run), images()[..., 0]
+    np.save(tmp_path / "grey.npy", grey)
+    expected = encoder.embed(tmp_path / "grey.npy")
+    for given in (grey, grey[..., None], list(grey), list(grey[..., None])):
+        np.testing.assert_array_equal(encoder.embed(given), expected)
+    maps = encoder.feature_maps(grey, stages=["block_group4"])["block_group4"]
+    np.testing.assert_allclose(maps.mean((2, 3)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_image_in_place_of_a_list_is_refused(run):
     encoder = simclr.load(run)
-    for one in (images()[0], np.zeros((64, 48, 3), np.uint8), "image.png"):
+    grey, pixels = np.zeros((64, 48), np.uint8), torch.zeros(3, 64, 48, dtype=torch.uint8)
+    bands = [np.zeros((64, 48, channels), np.uint8) for channels in (1, 3, 4)]
+    for one in (images()[0], grey, *bands, pixels, "image.png"):
         with pytest.raises(SettingError) as refused:
             encoder.embed(one)
         assert refused.value.field == "images"

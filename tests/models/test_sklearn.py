@@ -49,6 +49,8 @@ def test_features_are_those_of_the_encoder_in_every_form_of_the_images(run, imag
     np.testing.assert_array_equal(SimCLRFeatures(simclr.load(run)).fit_transform(paths), expected)
     columns = make_column_transformer((SimCLRFeatures(run), ["path"]))
     np.testing.assert_array_equal(columns.fit_transform(table), expected)
+    grey = arrays[..., 0]
+    np.testing.assert_array_equal(SimCLRFeatures(run).fit_transform(grey), simclr.load(run).embed(list(grey)))
     of_linear = extract(simclr.load(run).network, open_source(arrays, "all"), simclr.load(run).preprocess)
     np.testing.assert_allclose(of_linear.features, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 

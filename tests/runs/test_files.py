@@ -14,6 +14,7 @@ from simclr.runs.files import (
     require_file_path,
     require_folder_path,
     require_new_file,
+    require_own_folder,
     require_picture_path,
     save_picture,
     unguard_cell,
@@ -54,6 +55,20 @@ def test_a_place_that_cannot_be_written_is_refused_and_one_that_can_is_not_made(
         require_folder_path(tmp_path / "new")
 
 
+def test_a_folder_of_files_of_another_origin_is_refused(tmp_path):
+    folder = tmp_path / "folder"
+    assert require_own_folder(folder, str.isdigit) == folder
+    folder.mkdir()
+    (folder / ".lock").touch()
+    assert require_own_folder(folder, str.isdigit) == folder
+    (folder / "a.png").touch()
+    with pytest.raises(SettingError) as refused:
+        require_own_folder(folder, str.isdigit)
+    assert refused.value.field == "out"
+    (folder / "1").touch()
+    assert require_own_folder(folder, str.isdigit) == folder
+
+
 def test_older_files_get_the_next_number(tmp_path):
     for k in range(3):
         number_existing(tmp_path / "knn.json")
@@ -61,6 +76,20 @@ def test_older_files_get_the_next_number(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "knn.1.json": "0", "knn.2.json": "1", "knn.json": "2",
     }  # fmt: skip
+
+
+def test_a_folder_gets_the_number_of_the_file_that_it_belongs_to(tmp_path):
+    file, folder = tmp_path / "linear-0.1.json", tmp_path / "linear-0.1"
+    assert number_existing(file, folder) is None
+    (tmp_path / "linear-0.1.1.json").write_text("without a folder")
+    for k in range(2):
+        folder.mkdir()
+        (folder / "card.json").write_text(str(k))
+        file.write_text(str(k))
+        assert number_existing(file, folder) == tmp_path / f"linear-0.1.{k + 2}"
+        assert (tmp_path / f"linear-0.1.{k + 2}" / "card.json").read_text() == str(k)
+        assert (tmp_path / f"linear-0.1.{k + 2}.json").read_text() == str(k)
+    assert len(os.listdir(tmp_path)) == 5
 
 
 def test_a_picture_has_a_form(tmp_path):

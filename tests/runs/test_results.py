@@ -6,7 +6,7 @@ import pytest
 
 from simclr.errors import RunError
 from simclr.runs.recipe import is_import_path
-from simclr.runs.results import NamedRun, named_run, provenance, run_folder, weights_path
+from simclr.runs.results import NamedRun, named_run, provenance, require_run, run_folder, weights_path
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,23 @@ def test_a_word_names_a_folder_a_file_or_a_network_with_one(word, named, folder,
     assert named_run(word) == named_run(Path(word)) == named
     assert run_folder(word) == Path(folder)
     assert weights_path(word) == Path(weights)
+
+
+def test_what_is_no_finished_run_is_refused_and_what_it_is_is_said(tmp_path):
+    for name in ("images", "begun", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("labels.csv", "begun/recipe.yaml", "run/card.json", "run/encoder.safetensors", "h.onnx", "x.pth"):
+        (tmp_path / name).touch()
+    for run in ("run", "run/encoder.safetensors", "h.onnx"):
+        require_run(tmp_path / run)
+    require_run(f"timm:resnet18:{tmp_path / 'x.pth'}")
+    problems = set()
+    for wrong in ("images", "begun", "labels.csv", "nowhere"):
+        with pytest.raises(RunError) as refused:
+            require_run(tmp_path / wrong)
+        assert refused.value.path == str(tmp_path / wrong)
+        problems.add(refused.value.problem)
+    assert len(problems) == 4
 
 
 def test_a_model_of_timm_needs_a_file():

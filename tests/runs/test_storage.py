@@ -24,7 +24,7 @@ from simclr.runs.lock import RunLock
 from simclr.runs.log import Log
 from simclr.runs.machine import Machine
 from simclr.runs.run import Run
-from simclr.runs.storage import is_bucket, move
+from simclr.runs.storage import is_bucket, move, move_folder
 from simclr.tasks.pretrain import Pretrain
 from simclr.views import Views
 
@@ -192,3 +192,14 @@ def test_mounted_buckets_are_known_by_their_file_system(tmp_path, monkeypatch, k
     assert is_bucket(tmp_path / "a b" / "run") == expected and not is_bucket(tmp_path)
     monkeypatch.setattr(storage, "MOUNTS", Path("/nowhere"))
     assert not is_bucket(tmp_path / "a b")
+
+
+def test_a_folder_is_renamed_file_by_file_where_folders_cannot_be(tmp_path, bucket):
+    (tmp_path / "linear").mkdir()
+    for name in ("card.json", "encoder.safetensors"):
+        (tmp_path / "linear" / name).write_text(name)
+    move_folder(tmp_path / "linear", tmp_path / "linear.1")
+    assert {path.name: path.read_text() for path in (tmp_path / "linear.1").iterdir()} == {
+        "card.json": "card.json", "encoder.safetensors": "encoder.safetensors",
+    }  # fmt: skip
+    assert os.listdir(tmp_path) == ["linear.1"]

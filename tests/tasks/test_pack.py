@@ -188,6 +188,23 @@ def test_nothing_is_overwritten(tmp_path):
         assert error.value.field == next(iter(wrong))
 
 
+@pytest.mark.parametrize("settings", [{}, {"overwrite": True}, {"index": "write"}])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, settings):
+    data = folder(tmp_path / "data", ["a.png", "b/c.png"])
+    before = sorted(data.rglob("*"))
+    with pytest.raises(SettingError) as error:
+        Pack(data=str(data), out=data, **settings)()
+    assert error.value.field == "out"
+    Pack(data=str(data), out=tmp_path / "out")()
+    with pytest.raises(SettingError) as error:
+        Pack(data=str(tmp_path / "out"), out=data, index="only")()
+    assert error.value.field == "out"
+    assert sorted(data.rglob("*")) == before
+    (tmp_path / "out" / "notes.txt").write_text("mine")  # beside what an earlier command wrote
+    Pack(data=str(data), out=tmp_path / "out", overwrite=True)()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
 def test_overwriting_leaves_no_tar_file_of_the_earlier_data_set(tmp_path):
     large = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
     for k in range(3):

@@ -1,6 +1,8 @@
 """Predictions of saved classifiers."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +52,24 @@ def test_the_saved_classifier_predicts_what_was_measured(measured, data, tmp_pat
     page = found["page"].read_text("utf-8")
     assert "Confusion matrix" in page
     assert "<script" not in page
+
+
+def test_an_older_classifier_keeps_its_content_under_the_number_of_its_result(encoder, data, tmp_path, capsys):
+    with np.load(data) as arrays:
+        for name in ("b", "c"):  # the same images with other names of the classes
+            labels = {key: np.char.add(name, value.astype(str)) for key, value in arrays.items() if "labels" in key}
+            np.savez(tmp_path / f"{name}.npz", **{**arrays, **labels})
+    out = tmp_path / "linear-0.1.json"
+    (tmp_path / "linear-0.1.1.json").write_text("of an older version, which kept no classifier")
+    for spec in (data, tmp_path / "b.npz", tmp_path / "c.npz"):
+        simclr.Linear(run=encoder, data=str(spec), baselines=False, out=out, machine=MACHINE)()
+    assert str(tmp_path / "linear-0.1.3") in capsys.readouterr().out
+    names = {path.name: load_classifier(path) and Card.read(path).supervised["names"][0] for path in tmp_path.iterdir()
+             if path.is_dir()}  # fmt: skip
+    assert names == {"linear-0.1.2": "0", "linear-0.1.3": "b0", "linear-0.1": "c0"}
+    for name in names:
+        settings = json.loads((tmp_path / f"{name}.json").read_text())["settings"]
+        assert (Path(settings["data"]).stem + "0").removeprefix(data.stem) == names[name]
 
 
 @pytest.mark.parametrize("layer", ["z", "head.1"])

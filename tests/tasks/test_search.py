@@ -159,3 +159,12 @@ def test_a_folder_of_parts_holds_what_a_file_does(run, photographs, tmp_path, dt
     with pytest.raises(SettingError):
         parts()
     assert replace(parts, overwrite=True)()["images"] == 45
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_embeddings_are_not_written_among_other_files(run, photographs, overwrite):
+    before = sorted(photographs.rglob("*"))
+    with pytest.raises(SettingError) as refused:
+        Embed(run=run, data=str(photographs), out=photographs, overwrite=overwrite, machine=MACHINE)()
+    assert refused.value.field == "out"
+    assert sorted(photographs.rglob("*")) == before

@@ -166,7 +166,7 @@ def decode(file: bytes | str | Path, path: str | None = None) -> UInt8[np.ndarra
 def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
     """Convert an image object to uint8 (H, W, 3).
 
-    `image` is a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W) or (1, H, W).
+    `image` is a PIL image, a uint8 array (H, W, 3), (H, W, 1) or (H, W), or a uint8 tensor (3, H, W) or (1, H, W).
     Raises UnreadableImage(path, reason) for anything else.
     """
     if isinstance(image, Image.Image):
@@ -176,14 +176,14 @@ def as_rgb(image: object, path: str) -> UInt8[np.ndarray, "h w 3"]:
         except Exception as error:  # a lazily opened file is decoded only now
             raise UnreadableImage(path, reason_of(error)) from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        if image.ndim == 2:
-            return np.repeat(image[:, :, None], 3, axis=2)
+        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+            return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
         if image.ndim == 3 and image.shape[2] == 3:
             return image
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) in (1, 3):
         return np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
     given = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
-    allowed = "a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W)"
+    allowed = "a PIL image, a uint8 array (H, W, 3), (H, W, 1) or (H, W), or a uint8 tensor (3, H, W)"
     raise UnreadableImage(path, f"{given} is not an image, which must be {allowed}")
 
 

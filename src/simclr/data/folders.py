@@ -41,6 +41,8 @@ def open_folder(root: Path, split: str, levels: Levels) -> Source:
     def build(visited: list[bytes]) -> Index:
         listing = list_images(root, parts, visited)
         names = listing.names
+        if not names and any((root / name).is_file() for name in ("card.json", "recipe.yaml")):
+            raise _NoImages(root, "it is a run, not a data set", "Where a command takes both, RUN comes before DATA")
         if not names:
             others = ", ".join(
                 f"{count} {kind or 'without extension'}" for kind, count in listing.ignored.most_common(5)

@@ -30,7 +30,7 @@ from simclr.errors import DataError, SettingError
 from simclr.runs.files import replacing, write_atomically
 
 ARRAYS = ("features", "indices", "test", "offsets", "names", "labels")
-DESCRIPTION, PLAN = "embeddings.json", "plan.json"
+DESCRIPTION, PLAN, WORK = "embeddings.json", "plan.json", ".embedding"
 _ROWS = 1 << 16  # copied together
 
 
@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
     @property
     def _work(self) -> Path:
-        return self.folder / ".embedding"
+        return self.folder / WORK
 
     def begin(self, origin: Mapping[str, str], overwrite: bool = False) -> None:
         """Create the folder, or continue in it; raise SettingError if other embeddings are in it, unless they may be
@@ -150,6 +150,11 @@ class Parts(NamedTuple):
 
     def _record(self, part: int) -> Path:
         return self._work / f"{part:06d}.json"
+
+
+def is_own(name: str) -> bool:
+    """Return whether a file in a folder is, by its name, one of embeddings, complete or not."""
+    return name in (DESCRIPTION, WORK, *(f"{array}.npy" for array in ARRAYS))
 
 
 def _header(dtype: Any, *shape: int) -> bytes:

@@ -20,6 +20,11 @@ STAGE = ".packing"  # folder of the tar files that are being written
 _OF_A_SET = re.compile(rf"\d{{6}}\.tar(\.partial)?|{STEM}\.\w+")
 
 
+def is_own(name: str) -> bool:
+    """Return whether a file in a folder is, by its name, one of a set of tar files, complete or not."""
+    return name in (STAGE, MARKER) or _OF_A_SET.fullmatch(name) is not None
+
+
 class TarWriter:
     """Writer of tar files of about `size` bytes in a folder: 000000.tar and so on.
 

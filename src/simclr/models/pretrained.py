@@ -27,7 +27,7 @@ from simclr.models.layers import feature_maps, read_layer
 from simclr.models.onnx_program import load_onnx
 from simclr.models.progress import tracked
 from simclr.models.weights import load_encoder, load_supervised
-from simclr.runs.results import named_run, run_folder
+from simclr.runs.results import named_run, require_run, run_folder
 from simclr.views.preprocess import Preprocess
 
 Images = Any
@@ -66,10 +66,11 @@ class Encoder:
 
         `images` is a folder or another data set by the path or name that commands take, or a sequence: paths, PIL
         images, uint8 arrays (H, W, 3), tensors (3, H, W), or items of a data set, of which labels are ignored; also one
-        array (N, H, W, 3) or tensor (N, 3, H, W). Arrays have the encoder's own channels and values if it was not
-        trained on 8-bit RGB images. `layer` is h, z, head.1, head.2, ... or block_group1 to block_group4. An unreadable
-        file raises UnreadableImage, which names it; with `on_error="skip"` it is left out, and the result is
-        (representations (M, D), rows (M,) of `images`). On a terminal, a bar is shown from the third second on.
+        array (N, H, W, 3), (N, H, W, 1) or (N, H, W), or one tensor (N, 3, H, W). Arrays have the encoder's own
+        channels and values if it was not trained on 8-bit RGB images. `layer` is h, z, head.1, head.2, ... or
+        block_group1 to block_group4. An unreadable file raises UnreadableImage, which names it; with `on_error="skip"`
+        it is left out, and the result is (representations (M, D), rows (M,) of `images`). On a terminal, a bar is shown
+        from the third second on.
 
         For labels, splits and several decoding processes, see the command `simclr embed`.
 
@@ -194,30 +195,21 @@ def load(run_or_file: str | Path) -> Encoder:
     the file and the other way round, and the preprocessing of the card gives images of the size and channels that the
     network was trained on.
     """
+    require_run(run_or_file)
     named = named_run(run_or_file)
     if named.is_timm:
         imported = import_weights(named.path, Architecture(named.encoder))
         return Encoder(imported.encoder, None, imported.card)
-    if named.path.suffix == ".onnx" and named.path.is_file():
+    if named.path.suffix == ".onnx":
         program, card = load_onnx(named.path)
         return Encoder(program, None, card)
-    path, folder = named.path, run_folder(named.path)
-    if not (folder / "card.json").is_file():
-        raise RunError(path, *_reason_without_card(path, folder))
+    folder = run_folder(named.path)
     encoder = Encoder(*load_encoder(folder, named.encoder))
     card, size = encoder.card, encoder.preprocess.size
     if size != card.image_size:
         problem = f"preprocess.size is {size} px, but the encoder was trained on {card.image_size} px (image_size)"
         raise RunError(folder / "card.json", problem, f"Set preprocess.size to {card.image_size}")
     return encoder
-
-
-def _reason_without_card(path: Path, folder: Path) -> tuple[str, str]:
-    if not path.exists():
-        return "does not exist", "Name the folder of a finished run"
-    if (folder / "recipe.yaml").is_file():
-        return "contains no encoder, since the run is not finished", "Run the same command again to resume it"
-    return "contains no card.json", "Name the folder of a finished run"
 
 
 def load_classifier(run: str | Path) -> Classifier:
@@ -236,7 +228,10 @@ def load_classifier(run: str | Path) -> Classifier:
 
 def _check_images(images: Any) -> None:
     """Raise SettingError unless `images` is a data set or a sequence of images: one image is a frequent mistake."""
-    allowed, remedy = "a data set, a list of images or an array (N, H, W, C)", "For one image, pass [image]"
+    allowed, remedy = (
+        "a data set, a list of images or an array (N, H, W, C) or (N, H, W)",
+        "For one image, pass [image]",
+    )
     if isinstance(images, Source):
         return
     if isinstance(images, str | os.PathLike):
@@ -244,12 +239,17 @@ def _check_images(images: Any) -> None:
             raise SettingError("images", allowed, os.fspath(images), remedy)
     elif isinstance(images, Image.Image) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise SettingError("images", allowed, type(images).__name__, remedy)
-    elif isinstance(images, np.ndarray | Tensor) and images.ndim != 4 and not _holds_paths(images):
+    elif isinstance(images, np.ndarray | Tensor) and not _holds_images(images):
         raise SettingError("images", allowed, f"{type(images).__name__} {tuple(images.shape)}", remedy)
 
 
-def _holds_paths(images: np.ndarray | Tensor) -> bool:
-    return isinstance(images, np.ndarray) and images.dtype.kind in "OU"
+def _holds_images(images: np.ndarray | Tensor) -> bool:
+    """Return whether an array holds several images, or their paths; with three dimensions it is one image if the last
+    can be channels."""
+    if isinstance(images, Tensor):
+        return images.ndim == 4
+    is_grey = images.ndim == 3 and images.shape[2] not in (1, 3, 4)
+    return images.ndim == 4 or is_grey or images.dtype.kind in "OU"
 
 
 def untrained(card: Card) -> nn.Module:

@@ -19,9 +19,10 @@ except ImportError as error:
 class SimCLRFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Features of a frozen encoder as a transformer of scikit-learn.
 
-    X is what `Encoder.embed` takes: paths, PIL images, an array (N, H, W, C), a tensor (N, C, H, W), a data set; also a
-    column of a table that holds paths. `fit` loads the encoder and computes nothing from X or y, so that no fold of a
-    cross-validation sees another one. `Pipeline(..., memory=FOLDER)` keeps the features from one fit to the next.
+    X is what `Encoder.embed` takes: paths, PIL images, an array (N, H, W, C) or (N, H, W), a tensor (N, C, H, W), a
+    data set; also a column of a table that holds paths. `fit` loads the encoder and computes nothing from X or y, so
+    that no fold of a cross-validation sees another one. `Pipeline(..., memory=FOLDER)` keeps the features from one fit
+    to the next.
 
     Parameters
     ----------

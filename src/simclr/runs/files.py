@@ -9,14 +9,15 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 
 from simclr.errors import SettingError
-from simclr.runs.storage import move
+from simclr.runs.lock import NAME as LOCK
+from simclr.runs.storage import move, move_folder
 
 BAD = "bad_files.csv"
 FAILURE, OUTPUT = OF_CELL = "failure.txt", "output.txt"  # of a cell of a study or a sweep: its traceback, if it failed,
@@ -55,14 +56,36 @@ def require_folder_path(path: Path) -> Path:
     return path
 
 
-def number_existing(path: Path) -> None:
-    """Add a number to the name of an existing file, so that another file can take its name."""
-    if not path.exists():
-        return
+def require_own_folder(path: Path, is_own: Callable[[str], object]) -> Path:
+    """Return `path` if files can be written in a folder of that name, and the folder is empty, does not exist, or has a
+    file that the same command left, which `is_own` recognises by its name; raise SettingError otherwise."""
+    names = {file.name for file in path.iterdir()} if require_folder_path(path).is_dir() else set()
+    if (others := names - {LOCK}) and not any(map(is_own, others)):
+        raise SettingError("out", "an empty or new folder", str(path), f"It holds other files, such as {min(others)}")
+    return path
+
+
+def number_existing(path: Path, folder: Path | None = None) -> Path | None:
+    """Add a number to the name of an existing file, and the same one to that of the folder that belongs to it, so that
+    others can take their names; return the new path of the folder, if there is one."""
+    has_folder = folder is not None and folder.is_dir()
+    if not path.exists() and not has_folder:
+        return None
     number = 1
-    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while _numbered(path, number).exists() or (has_folder and _numbered(folder, number).exists()):
         number += 1
-    move(require_file_path(path), older)
+    if path.exists():
+        move(require_file_path(path), _numbered(path, number))
+    if not has_folder:
+        return None
+    older = _numbered(folder, number)
+    move_folder(folder, older)
+    return older
+
+
+def _numbered(path: Path, number: int) -> Path:
+    suffix = "" if path.is_dir() else path.suffix  # a folder such as linear-0.1 has none
+    return path.with_name(f"{path.name.removesuffix(suffix)}.{number}{suffix}")
 
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:

@@ -113,6 +113,21 @@ def _cached_weights(run: str | Path, name: str) -> Path:
     return Path(found)
 
 
+def require_run(run: str | Path) -> None:
+    """Raise RunError unless RUN names a finished run, a weights file in one, a program, or a model of timm."""
+    named = named_run(run)
+    path, folder = named.path, run_folder(run)
+    if named.is_timm or (folder / "card.json").is_file() or (path.suffix == ".onnx" and path.is_file()):
+        return
+    if not path.exists():
+        raise RunError(path, "does not exist", "Name the folder of a finished run")
+    if (folder / "recipe.yaml").is_file():
+        remedy = "Run the same command again to resume it"
+        raise RunError(path, "contains no encoder, since the run is not finished", remedy)
+    problem = "is a file, not a run" if path.is_file() else "is not a run, since it contains no card.json"
+    raise RunError(path, problem, "Name the folder of a finished run; commands take RUN before DATA")
+
+
 def run_folder(run: str | Path) -> Path:
     """Return the run folder that RUN names: the folder itself, or the folder of a weights file; for a model of timm the
     folder runs/timm-NAME, which holds its results."""

@@ -36,3 +36,16 @@ def move(source: Path, target: Path) -> None:
         if not filecmp.cmp(source, target, shallow=False):
             raise OSError(f"{target} was not stored as it was written; {source.name} is whole") from error
         source.unlink()
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder of files; where folders cannot be renamed, move each file."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        target.mkdir()
+        for path in sorted(source.iterdir()):
+            move(path, target / path.name)
+        source.rmdir()

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from simclr.data import open_source
-from simclr.data.parts import DESCRIPTION, Parts
+from simclr.data.parts import DESCRIPTION, Parts, is_own
 from simclr.data.specs import find_test_images
 from simclr.errors import Error, SettingError
 from simclr.evaluation.features import Features, extract
 from simclr.models.layers import read_layer
 from simclr.models.pretrained import load
-from simclr.runs.files import printable, replacing, require_folder_path, require_new_file
+from simclr.runs.files import printable, replacing, require_new_file, require_own_folder
 from simclr.runs.machine import Device
 from simclr.runs.results import provenance, run_folder
 from simclr.runs.tables import require_table_path, write_columns
@@ -49,7 +49,7 @@ class Embed:
     layer: str = "h"
     """layer of the network: h, z, head.1, head.2, ... or block_group1 to block_group4"""
     out: Path | None = None
-    """file to write, .npz or .parquet, or a folder; RUN/embeddings-DATA.npz if not given"""
+    """file to write, .npz or .parquet, or a folder without other files; RUN/embeddings-DATA.npz if not given"""
     dtype: Literal["float32", "float16"] = "float32"
     """type of the features in an .npz file or a folder; float32 is mapped into memory as it is"""
     part_size: int = setting(32_768, at_least=1)
@@ -105,6 +105,7 @@ class Embed:
         rank, world = self.machine.place
         if self.overwrite and world > 1:
             raise SettingError("overwrite", "false for a folder that several processes write", True)
+        require_own_folder(folder, is_own)
         is_complete = (folder / DESCRIPTION).exists()
         if is_complete and not self.overwrite and rank == 0:
             raise SettingError("out", "a new folder", str(folder), "It is complete; see --overwrite")
@@ -114,7 +115,7 @@ class Embed:
         with torch.inference_mode():
             example = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size, device=device)
             width = network(example).shape[1]
-        parts = Parts(require_folder_path(folder), open_source(self.data, self.part), width, self.dtype, self.part_size)
+        parts = Parts(folder, open_source(self.data, self.part), width, self.dtype, self.part_size)
         about = origin(self.run, self.data, self.part, self.layer)
         parts.begin(about, self.overwrite)
         own, count, unreadable = parts.missing(rank, world), 0, {}

@@ -30,6 +30,7 @@ from simclr.models.layers import layer_names
 from simclr.models.onnx_program import OnnxProgram
 from simclr.models.pretrained import load
 from simclr.models.weights import require_classifier_folder, save_classifier, save_encoder
+from simclr.runs.files import number_existing
 from simclr.runs.machine import Device, is_first_process
 from simclr.runs.results import named_run, result_path, run_folder
 from simclr.settings import check_settings, setting
@@ -78,8 +79,8 @@ class Linear(LabelSubset):
     baselines: bool = True
     """also measure raw pixels and the untrained network"""
     out: Path | None = None
-    """result file; RUN/linear.json if not given, with the fraction or list of labels in its name. An older file keeps
-    its content under a number"""
+    """result file; RUN/linear.json if not given, with the fraction or list of labels in its name. An older file and the
+    folder of its classifier keep their content under a number"""
     machine: Device = Device()
     """device and decoding processes"""
 
@@ -110,7 +111,7 @@ class Linear(LabelSubset):
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
                     if model.role == "model" and layer == self.saved_layer and is_first_process():
-                        self.save(folder, classifier, train.classes)
+                        self.save(path, folder, classifier, train.classes)
                         shown = examples_of(self.data, test, features, scores.double().softmax(1))
                         examples = with_features(shown, features.features, self.seed)
         return write_results(results, self, path, examples)
@@ -120,8 +121,9 @@ class Linear(LabelSubset):
         """The layer whose classifier is saved."""
         return "h" if self.layer == "all" else self.layer
 
-    def save(self, folder: Path, classifier: LinearClassifier | LinearFit, names: list[str]) -> None:
-        """Write the classifier with its encoder as a folder that `simclr predict` and `simclr export` read.
+    def save(self, path: Path, folder: Path, classifier: LinearClassifier | LinearFit, names: list[str]) -> None:
+        """Write the classifier with its encoder as a folder that `simclr predict` and `simclr export` read. An older
+        one and its result file `path` keep their content under one number.
 
         There is none for a stage of the encoder, on which the networks of a card have no classifier, and none for a
         program.
@@ -133,11 +135,14 @@ class Linear(LabelSubset):
         card = replace(encoder.card, supervised={"classes": len(names), "input": depth, "names": names})
         linear = torch.nn.Linear(classifier.weight.shape[1], len(names))
         linear.load_state_dict({"weight": classifier.weight, "bias": classifier.bias})
+        is_complete = (folder / "card.json").is_file()  # else an interrupted command has left it
+        older = number_existing(path, folder) if is_complete else None
         if named_run(self.run).is_timm:
             save_encoder(folder, encoder.network, None, card, linear)
         else:
             save_classifier(folder, run_folder(self.run), card, linear)
-        print(f"wrote {folder}: the classifier, for simclr predict and simclr export")
+        kept = f"; the older one is now {older}" if older else ""
+        print(f"wrote {folder}: the classifier, for simclr predict and simclr export{kept}")
 
     def layers(self) -> list[str]:
         """Return the names of the layers to measure."""

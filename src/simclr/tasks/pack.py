@@ -22,11 +22,11 @@ from simclr.data.shard_index import DESCRIPTION
 from simclr.data.shards import MARKER
 from simclr.data.specs import find_test_images
 from simclr.data.tar_index import index_tar_files, list_tar_files
-from simclr.data.tar_writer import TarWriter
+from simclr.data.tar_writer import TarWriter, is_own
 from simclr.errors import DataError, SettingError
 from simclr.randomness import PACK_STREAM, shuffled
 from simclr.runs.environment import cores
-from simclr.runs.files import BAD, print_unreadable, require_folder_path, require_new_file, write_unreadable
+from simclr.runs.files import BAD, print_unreadable, require_new_file, require_own_folder, write_unreadable
 from simclr.settings import check_settings, setting
 from simclr.training.progress import Progress
 
@@ -55,7 +55,8 @@ class Pack:
     data: str
     """the images: a folder, list.txt, table.csv, array.npz, tar files, cifar10:DIR, torchvision:NAME:DIR or sample"""
     out: str | Path
-    """folder for the tar files 000000.tar, 000001.tar and so on, or a URL such as s3://bucket/folder"""
+    """folder for the tar files 000000.tar, 000001.tar and so on, without other files, or a URL such as
+    s3://bucket/folder"""
     index: Literal["none", "write", "only"] | None = None
     """index of the tar files: none, write (in random order, see above), or only, for the tar files DATA, which stay as
     they are and have classes in .cls files or none (default: none for a folder, write for a URL)"""
@@ -126,7 +127,8 @@ class Pack:
         if not self.overwrite and (exists(location) if is_url(out) else Path(location).exists()):
             raise SettingError("out", "a place without an index", out, "Choose another --out or --overwrite")
         if not is_url(out):
-            require_folder_path(Path(out)).mkdir(parents=True, exist_ok=True)
+            folder = require_own_folder(Path(out), lambda name: name.endswith(".tar") or is_own(name))
+            folder.mkdir(parents=True, exist_ok=True)
         if is_url(out) and not is_url(self.data):
             raise SettingError("out", "a folder for tar files in a folder, or pack without --index only", out)
         files = list_tar_files(self.data)
@@ -141,7 +143,7 @@ class Pack:
         return self.index == "write" or (self.index is None and is_url(self.out))
 
     def _require_new(self) -> None:
-        """Raise SettingError if tar files are in the way."""
+        """Raise SettingError if tar files or files of another origin are in the way."""
         refusal = SettingError(
             "out", "a folder without tar files", str(self.out), "Choose another --out or --overwrite"
         )
@@ -154,7 +156,7 @@ class Pack:
             return
         out = Path(self.out)
         replaces = self.overwrite or (out / MARKER).exists()  # of this command, which was interrupted
-        existing = list(require_folder_path(out).glob("*.tar"))
+        existing = list(require_own_folder(out, is_own).glob("*.tar"))
         if existing and not replaces:
             raise refusal
         require_new_file(out / BAD, replaces)

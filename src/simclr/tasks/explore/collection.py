@@ -21,7 +21,7 @@ from simclr.report.gallery import Gallery, Section, write_gallery
 from simclr.report.thumbnails import Reader
 from simclr.runs.files import printable, require_new_file
 from simclr.runs.machine import Device
-from simclr.runs.results import run_folder
+from simclr.runs.results import require_run, run_folder
 from simclr.runs.tables import Columns, require_table_path, write_columns
 from simclr.settings import check_settings
 from simclr.tasks.embed import embed_source, splits_of
@@ -83,6 +83,8 @@ class Exploration:
         """Return the table and the page to write; raise SettingError if they exist or there are no images to embed."""
         if self.data is None and not is_embeddings(self.run):
             raise SettingError("data", "given for a run, whose encoder embeds it", "none")
+        if not is_embeddings(self.run):
+            require_run(self.run)
         what = self.command.split()[-1]
         stem = self.run.with_suffix("") if is_embeddings(self.run) else run_folder(self.run) / Path(str(self.data)).stem
         table = require_table_path(self.out or stem.with_name(f"{stem.name}-{what}.csv"), self.overwrite)
