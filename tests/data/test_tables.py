@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def write(folder, text, name="t.csv", encoding="utf-8"):
-    (folder / name).write_bytes(text.encode(encoding))
+    (folder / name).write_bytes(text.encode(encoding, "surrogateescape"))
     return str(folder / name)
 
 
@@ -104,7 +104,7 @@ def test_an_image_and_a_group_may_have_several_rows_of_one_split(folder):
     assert len(source) == 5 and source.has_own_split
 
 
-@pytest.mark.parametrize("content", ["", "\n", "0.png,a\n1.png,b\n"])
+@pytest.mark.parametrize("content", ["", "\n", "0.png,a\n1.png,b\n", "caf\udce9.png,a\n"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_a_table_without_a_header_needs_one(folder, content, name):
     with pytest.raises(DataError) as error:

@@ -239,7 +239,8 @@ def rows_from_list(source: Source, file: Path, test: Source | None = None) -> In
         tested = set() if test is None else {_normal(name) for name in test.paths.encoded()}
         tested |= {path.rpartition("/")[2] for path in tested}
         if listed := [name for name in missing if name in tested]:
-            problem = f"{len(listed)} of its {len(names)} names, such as {listed[0]!r}, are in the test split of {source.name}"
+            some = f"{len(listed)} of its {len(names)} names, such as {listed[0]!r},"
+            problem = f"{some} are in the test split of {source.name}"
             raise DataError(file, problem, "Leave them out of the list", names=tuple(listed))
         problem = (
             f"{len(missing)} of its {len(names)} names, such as {missing[0]!r}, are not in the training split of "

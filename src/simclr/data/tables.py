@@ -93,8 +93,8 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
         if position is not None:
             cells = [row[position] if position < len(row) else None for row in rows]
             columns[column] = [unguard_cell(c) if column == "path" and c else c for c in cells]
-        elif column == "path" and any(key.rpartition(".")[2].encode() in EXTENSIONS for key in header):
-            raise DataError(path, f"the first line, {','.join(header)}, names an image instead of columns", HEADER)
+        elif column == "path" and any(os.fsencode(key.rpartition(".")[2]) in EXTENSIONS for key in header):
+            raise DataError(path, "the first line names an image, not columns", HEADER)
         elif column == "path" or (names and column in names):
             problem = f"there is no column {wanted[0]!r}; the columns are {', '.join(header) or 'none'}"
             raise DataError(path, problem, f"Name the one to use: {path.name}?{column}=COLUMN")
@@ -139,9 +139,7 @@ def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
         rows.append({_key(name): value for name, value in row.items()})
         lines.append(number)
     if not rows:
-        raise DataError(
-            path, "the file is empty", 'Each line must be an object such as {"path": "a.jpg", "label": "cat"}'
-        )
+        raise DataError(path, "the file is empty", 'Each line must be an object such as {"path": "a.jpg"}')
     header = list(dict.fromkeys(name for row in rows for name in row))
     return [[row.get(name) for name in header] for row in rows], lines, header
 
