@@ -61,6 +61,12 @@ def test_a_list_names_images_by_path_or_by_file_name(source, tmp_path):
         with pytest.raises(DataError) as error:
             rows_from_list(source, table)
         assert error.value.path == str(table)
+    train, test = source.select(np.arange(20), "train"), source.select(np.arange(20, len(source)), "test")
+    outside = test.path(0)
+    table.write_text(f"{train.path(0)}\n{outside}\n")
+    with pytest.raises(DataError) as error:
+        rows_from_list(train, table, test)
+    assert error.value.names == (outside,)
     with pytest.raises(SettingError) as error:
         rows_from_list(source, tmp_path / "nowhere.txt")
     assert error.value.field == "labelled"

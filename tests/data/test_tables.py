@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from simclr.data import open_source
+from simclr.data.tables import HEADER
 from simclr.errors import DataError
 
 
@@ -19,7 +20,7 @@ def folder(tmp_path):
 
 
 def write(folder, text, name="t.csv", encoding="utf-8"):
-    (folder / name).write_bytes(text.encode(encoding))
+    (folder / name).write_bytes(text.encode(encoding, "surrogateescape"))
     return str(folder / name)
 
 
@@ -76,6 +77,8 @@ def test_empty_and_negative_labels_are_missing(folder):
         b"path,label\n ,x\n",
         b"path,split\n0.png,holdout\n",
         b"path\ngone.png\n",
+        b"\r\n",
+        b"0.png,cat\n1.png,dog\n",
     ],
 )
 def test_a_table_that_cannot_be_read_is_named(folder, content):
@@ -99,6 +102,24 @@ def test_an_image_and_a_group_may_have_several_rows_of_one_split(folder):
     rows = "0.png,train,a\n0.png,train,a\n1.png,train,a\n2.png,test,\n3.png,test,"
     source = open_source(write(folder, f"path,split,group\n{rows}"), "all")
     assert len(source) == 5 and source.has_own_split
+
+
+@pytest.mark.parametrize("content", ["", "\n", "0.png,a\n1.png,b\n", "caf\udce9.png,a\n"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_a_table_without_a_header_needs_one(folder, content, name):
+    with pytest.raises(DataError) as error:
+        open_source(write(folder, content, name), "all")
+    assert error.value.remedy == HEADER
+
+
+def test_an_image_has_one_label(folder):
+    with pytest.raises(DataError) as error:
+        open_source(write(folder, "path,label\n0.png,a\n1.png,c\n./0.png,b"), "all")
+    assert error.value.names == ("a", "b")
+    for rows in ("0.png,a\n0.png,\n0.png,a", "0.png,a|\n0.png,b|\n1.png,b|c"):
+        assert len(open_source(write(folder, f"path,label\n{rows}"), "all")) == 3
+    spec = write(folder, "path,label,split\n0.png,a,train\n0.png,b,val\n1.png,b,test")
+    assert len(open_source(spec, "all")) == 2  # the validation split is not used
 
 
 def test_file_names_keep_their_bytes(folder):
@@ -153,6 +174,18 @@ def test_groups_of_arrays(tmp_path):
     train, test = open_source(tmp_path / "a.npz", "train"), open_source(tmp_path / "a.npz", "test")
     assert not set(train.groups.tolist()) & set(test.groups.tolist())
     assert len(test) == 8
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_with_channels_first_are_refused(tmp_path, channels):
+    np.save(tmp_path / "a.npy", np.zeros((6, channels, 8, 8), np.uint8))
+    np.savez(tmp_path / "a.npz", images=np.zeros((6, channels, 8, 8), np.float32))
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(DataError) as error:
+            open_source(tmp_path / name, "all")
+        assert "transpose(0, 2, 3, 1)" in error.value.remedy
+    np.save(tmp_path / "bands.npy", np.zeros((6, 8, 8, 8), np.uint8))
+    assert len(open_source(tmp_path / "bands.npy", "all")) == 6
 
 
 @pytest.mark.parametrize("content", [b"no", b"PK\x03\x04 no", None])

@@ -260,6 +260,15 @@ def test_a_list_of_unknown_names_is_refused(encoder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["finetune", "linear", "knn"])
+def test_a_list_that_names_test_images_is_refused_with_their_split(encoder, tmp_path, capsys, command):
+    folder = write_folder(tmp_path / "data")
+    image = next((folder / "test").rglob("*.png")).relative_to(folder)
+    (tmp_path / "names.txt").write_text(f"{image}\n")
+    assert main([command, str(encoder), str(folder), "--labelled", str(tmp_path / "names.txt")]) == 2
+    assert "test split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", ["labels", "classes"])
 def test_a_run_whose_labels_have_changed_is_not_resumed(encoder, data, tmp_path, monkeypatch, change):
     with np.load(data) as arrays:

@@ -92,6 +92,14 @@ def test_several_classes_of_an_image_are_counted_one_by_one(tmp_path):
     assert report["classes"] == {"Leopards": 4, "big": 8} and report["unlabelled"] == 4
 
 
+def test_paths_that_a_table_lists_more_than_once(folder, tmp_path, capsys):
+    rows = ["cat/0.png,cat", "cat/../cat/0.png,cat", "cat/1.png,cat", "dog/again.bmp,dog"]
+    (folder / "t.csv").write_text("\n".join(["path,label", *rows]))
+    assert Scan(data=str(folder / "t.csv"))()["repeated"] == {"cat/0.png": 2}
+    assert "cat/0.png: 2 times" in capsys.readouterr().out
+    assert Scan(data=str(folder))()["repeated"] == {}
+
+
 def test_existing_lists_are_kept_unless_overwritten(folder, tmp_path, monkeypatch):
     out = tmp_path / "precious"
     out.mkdir()

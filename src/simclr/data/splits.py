@@ -220,9 +220,10 @@ def drop_unseen_classes(train: Source, test: Source) -> Source:
     return test.select(rows, test.split)
 
 
-def rows_from_list(source: Source, file: Path) -> Int64[np.ndarray, " m"]:
+def rows_from_list(source: Source, file: Path, test: Source | None = None) -> Int64[np.ndarray, " m"]:
     """Return the images named in a text file, one a line, by their paths within the source or by their file names
-    alone, as in the official 1 % and 10 % lists of ImageNet. Every line must name exactly one image."""
+    alone, as in the official 1 % and 10 % lists of ImageNet. Every line must name exactly one image; `test` are the
+    test images of the same data, for the error message."""
     if not file.is_file():
         raise SettingError("labelled", "a text file with one image name a line", str(file), "The file does not exist")
     names = [_normal(line) for line in read_lines(file)]
@@ -235,6 +236,12 @@ def rows_from_list(source: Source, file: Path) -> Int64[np.ndarray, " m"]:
         rows[base] = None if base in rows else i
     rows |= by_path
     if missing := [name for name in names if name not in rows]:
+        tested = set() if test is None else {_normal(name) for name in test.paths.encoded()}
+        tested |= {path.rpartition("/")[2] for path in tested}
+        if listed := [name for name in missing if name in tested]:
+            some = f"{len(listed)} of its {len(names)} names, such as {listed[0]!r},"
+            problem = f"{some} are in the test split of {source.name}"
+            raise DataError(file, problem, "Leave them out of the list", names=tuple(listed))
         problem = (
             f"{len(missing)} of its {len(names)} names, such as {missing[0]!r}, are not in the training split of "
             f"{source.name}, whose names look like {source.path(0)!r}"

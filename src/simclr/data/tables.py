@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from simclr.data.arrays import read_array, read_arrays
-from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns
-from simclr.data.paths import MAX_TEXT_BYTES, Paths, read_lines
+from simclr.data.labels import SEPARATOR, Annotation, encode_labels, join_columns, label_text
+from simclr.data.paths import EXTENSIONS, MAX_TEXT_BYTES, Paths, read_lines
 from simclr.data.source import Arrays, Files, Source
 from simclr.data.splits import SPLIT_NAMES, Part, assemble, select_split
 from simclr.errors import DataError
@@ -25,6 +25,7 @@ from simclr.runs.reading import read_bytes
 COLUMNS = {"path": ("path", "file_name"), "label": ("label", "labels"), "split": ("split",), "group": ("group",)}
 """names of the columns of a table, in any case, unless others are given"""
 DELIMITERS = ",;\t"
+HEADER = "The first line must name the columns, such as path,label"
 
 
 def open_list(path: Path, split: str) -> Source:
@@ -38,7 +39,7 @@ def open_table(path: Path, split: str, names: Mapping[str, str]) -> Source:
     annotation = encode_labels(columns["label"]) if "label" in columns else (None, None)
     groups = number_groups(columns["group"]) if "group" in columns else None
     source = _named_files(path, [os.fsencode(name) for name in columns["path"]], annotation, groups)
-    is_test = None
+    used, is_test = np.ones(len(source), bool), None
     if "split" in columns:
         splits = np.array([SPLIT_NAMES.get(text.casefold(), "") for text in columns["split"]])
         for row in np.flatnonzero(splits == "")[:1]:
@@ -49,6 +50,8 @@ def open_table(path: Path, split: str, names: Mapping[str, str]) -> Source:
         source = source if used.all() else source.select(np.flatnonzero(used), "all")
         is_test = splits[used] == test
         _require_apart(path, source, is_test)
+    if "label" in columns:
+        _require_one_label(path, *([columns[name][i] for i in np.flatnonzero(used)] for name in ("path", "label")))
     return select_split(source, is_test, split)
 
 
@@ -64,6 +67,19 @@ def _require_apart(table: Path, source: Source, is_test: Bool[np.ndarray, " n"])
             raise DataError(table, problem, f"Give each {what} one split", names=(what,))
 
 
+def _require_one_label(table: Path, names: Iterable[str], labels: Iterable[Any]) -> None:
+    """Raise DataError if rows of a table give one image two classes. Of a multi-label table they may: each row names
+    some of the classes."""
+    texts = list(map(label_text, labels))
+    if any(SEPARATOR in text for text in texts):
+        return
+    known: dict[str, str] = {}
+    for name, text in zip(names, texts, strict=True):
+        if text and (other := known.setdefault(os.path.normpath(name), text)) != text:
+            problem = f"{name!r} has two labels, {other!r} and {text!r}"
+            raise DataError(table, problem, "Give each image one label", names=(other, text))
+
+
 def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str, list[Any]]:
     """Return the columns path, label, split and group of a table or of a file of JSON lines, if they are there.
 
@@ -77,6 +93,8 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
         if position is not None:
             cells = [row[position] if position < len(row) else None for row in rows]
             columns[column] = [unguard_cell(c) if column == "path" and c else c for c in cells]
+        elif column == "path" and any(os.fsencode(key.rpartition(".")[2]) in EXTENSIONS for key in header):
+            raise DataError(path, "the first line names an image, not columns", HEADER)
         elif column == "path" or (names and column in names):
             problem = f"there is no column {wanted[0]!r}; the columns are {', '.join(header) or 'none'}"
             raise DataError(path, problem, f"Name the one to use: {path.name}?{column}=COLUMN")
@@ -92,6 +110,8 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
 def _csv_rows(path: Path) -> tuple[list[list[str]], list[int], list[str]]:
     """Return the rows of a table, the numbers of their lines, and the header."""
     text = read_text(path)
+    if not text.strip():
+        raise DataError(path, "the file is empty", HEADER)
     first = text.lstrip("\r\n").partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
     rows, lines = [], []
@@ -102,7 +122,7 @@ def _csv_rows(path: Path) -> tuple[list[list[str]], list[int], list[str]]:
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(path, f"line {reader.line_num} cannot be parsed ({error})") from None
-    return rows[1:], lines[1:], [_key(name) for name in rows[0]] if rows else []
+    return rows[1:], lines[1:], [_key(name) for name in rows[0]]
 
 
 def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
@@ -118,6 +138,8 @@ def _json_rows(path: Path) -> tuple[list[list[Any]], list[int], list[str]]:
             raise DataError(path, f"line {number} is not a JSON object")
         rows.append({_key(name): value for name, value in row.items()})
         lines.append(number)
+    if not rows:
+        raise DataError(path, "the file is empty", 'Each line must be an object such as {"path": "a.jpg"}')
     header = list(dict.fromkeys(name for row in rows for name in row))
     return [[row.get(name) for name in header] for row in rows], lines, header
 
@@ -151,7 +173,9 @@ def read_metadata(files: Iterable[tuple[Path, str]], names: list[bytes]) -> tupl
     for file, prefix in files:
         columns = read_columns(file)
         paths = [os.path.normpath(prefix + name) for name in columns["path"]]
-        labels |= dict(zip(paths, columns.get("label", ()), strict=False))
+        if "label" in columns:
+            _require_one_label(file, paths, columns["label"])
+            labels |= dict(zip(paths, columns["label"], strict=True))
         groups |= dict(zip(paths, columns.get("group", ()), strict=False))
         if not set(paths) & (known := {os.fsdecode(name) for name in names}):
             problem = f"it names none of the {len(known)} images, but files such as {columns['path'][:1]}"
@@ -207,6 +231,9 @@ def _pixels(path: Path, key: str, images: np.ndarray, labels: np.ndarray | None 
         raise DataError(path, problem, "Images must be numbers (N, H, W, C) or (N, H, W)")
     if not images.size:
         raise DataError(path, f"`{key}` is empty")
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[2] == images.shape[3] > 4:
+        problem = f"`{key}` {images.shape} looks like (N, C, H, W), and must be (N, H, W, C)"
+        raise DataError(path, problem, f"Save {key}.transpose(0, 2, 3, 1)")
     if labels is not None and len(labels) != len(images):
         raise DataError(path, f"there are {len(images)} `{key}` but {len(labels)} labels")
     return images.reshape(*images.shape[:3], -1)

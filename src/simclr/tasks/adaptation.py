@@ -66,7 +66,7 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
         train = open_source(task.data, "train")
         if train.labels is None or not (train.labels >= 0).any():
             return {}  # which the run refuses
-        labels = len(task.subset(with_labels(train))[0])
+        labels = len(task.subset(with_labels(train), test=open_source(task.data, "test"))[0])
         if labels > FEW_LABELS:
             return {}
         settings = settings_for(labels)

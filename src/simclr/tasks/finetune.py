@@ -209,12 +209,12 @@ class FineTune(LabelSubset, Training):
     def images(self) -> tuple[Source, Source, float]:
         """Return the training images, the images to evaluate on, and the fraction of the labels in use."""
         train, test = open_labelled(self.data, multilabel=True)
-        held_out = None
+        evaluated, held_out = test, None
         if self.measure == "held-out":
             held_out = holdout_mask(train, seed=self.seed)
-            test = train.select(np.flatnonzero(held_out), train.split)
-        source, fraction = self.subset(train, held_out)
-        return source, test, fraction
+            evaluated = train.select(np.flatnonzero(held_out), train.split)
+        source, fraction = self.subset(train, held_out, test)
+        return source, evaluated, fraction
 
     def is_compared(self, source: Source) -> bool:
         """Return whether the linear probe is measured beside a network that does not start from it: its fit takes no

@@ -62,7 +62,7 @@ class Knn(LabelSubset):
     def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
         path = require_examples_path(result_path(self, self.file_suffix))
         train, test = open_labelled(self.data)
-        train, _ = self.subset(train)
+        train, _ = self.subset(train, test=test)
         if self.k > len(train):
             raise SettingError("k", f"at most {len(train)}, the number of labelled images of {train.name}", self.k)
         results: list[Result] = []

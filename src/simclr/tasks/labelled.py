@@ -29,10 +29,12 @@ class LabelSubset:
         if self.fraction < 1 and self.labelled is not None:
             raise SettingError("fraction", "1 if labelled is given, since both select labels", self.fraction)
 
-    def subset(self, train: Source, held_out: Bool[np.ndarray, " n"] | None = None) -> tuple[Source, float]:
+    def subset(
+        self, train: Source, held_out: Bool[np.ndarray, " n"] | None = None, test: Source | None = None
+    ) -> tuple[Source, float]:
         """Return the selected images of a labelled training split, without those held out, and the fraction of its
-        labels that the selection is before they are taken away."""
-        rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled)
+        labels that the selection is before they are taken away; a list that names images of `test` is refused."""
+        rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled, test)
         fraction = self.fraction * len(rows) / len(train)
         if held_out is not None:
             rows = rows[~held_out[rows]]

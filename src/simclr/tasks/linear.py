@@ -95,7 +95,7 @@ class Linear(LabelSubset):
         path = require_examples_path(result_path(self, self.file_suffix))
         folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
         train, test = open_labelled(self.data)
-        train, _ = self.subset(train)
+        train, _ = self.subset(train, test=test)
         results, examples = [], None
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):

@@ -1,5 +1,6 @@
 """Report of the contents of a data set."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 
 from simclr.data import Source, open_source
 from simclr.data.multilabel import class_names, targets
+from simclr.data.source import Files
 from simclr.data.specs import why_unlabelled
 from simclr.data.splits import unseen_classes
 from simclr.data.survey import Appearance, survey
 from simclr.errors import DataError, SettingError
+from simclr.report.words import plural
 from simclr.runs.files import (
     printable,
     replacing,
@@ -70,6 +73,7 @@ class Scan:
             "unlabelled": len(source) if source.labels is None else int((source.labels < 0).sum()),
             "groups": None if source.groups is None else len(np.unique(source.groups)),
             "split": _split(self.data, source),
+            "repeated": _repeated(source),
             "duplicates": _duplicates(images),
             "bad": {error.path: error.reason for error in errors},
             "skipped": dict(source.left_out.skipped),
@@ -122,6 +126,14 @@ def _split(spec: str, source: Source) -> dict[str, Any] | None:
     }
 
 
+def _repeated(source: Source) -> dict[str, int]:
+    """Return the paths that a list or a table of files names more than once, with the number of times."""
+    if not isinstance(source, Files):  # other sources may number the images of both splits from 0
+        return {}
+    counts = Counter(os.path.normpath(os.fsdecode(name)) for name in source.paths.encoded())
+    return {path: count for path, count in counts.items() if count > 1}
+
+
 def _duplicates(images: list[Appearance]) -> list[list[str]]:
     groups: dict[bytes, list[str]] = {}
     for image in images:
@@ -147,6 +159,9 @@ def _text(report: dict[str, Any], spec: str, shown: int = 10) -> str:
         if split["absent"]:
             names = ", ".join(_shortened(list(map(printable, split["absent"])), shown))
             lines.append(f"  no training images, so not measured: {names}")
+    if repeated := report["repeated"]:
+        lines.append(f"  {plural(len(repeated), 'path')} listed more than once")
+        lines += _shortened([f"    {printable(path)}: {count} times" for path, count in repeated.items()], shown)
     duplicates = report["duplicates"]
     surplus = sum(map(len, duplicates)) - len(duplicates)
     lines.append(f"  {surplus} exact duplicates of other images")

@@ -188,12 +188,12 @@ class SimCLRv2:
         base, processes = self.base, self.base.machine.processes
         source, _ = base.sources()
         BatchSampler(len(source), base.batch, 0, 0, processes)
-        train, _ = open_labelled(base.data)
+        train, test = open_labelled(base.data)
         tuned = planned[1].task
         assert isinstance(tuned, FineTune)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
-        labelled = base.scaled(tuned.subset(train)[0])
+        labelled = base.scaled(tuned.subset(train, test=test)[0])
         tuned.largest_batch(len(labelled), processes)
         chain = [
             Rehearsed(s.task, labelled if isinstance(s.task, FineTune) else source, self.folder / (s.start or ""))

@@ -1,5 +1,6 @@
 """Explorations end to end: planted structure is found, and what is written can be read by other programs."""
 
+import csv
 import re
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from simclr.data import open_source
 from simclr.data.embeddings import Embeddings, read_embeddings
 from simclr.data.paths import Paths
 from simclr.data.source import Arrays
-from simclr.errors import DataError, SettingError
+from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation import distances
 from simclr.evaluation.neighbours import nearest
 from simclr.runs.machine import Device
@@ -50,8 +51,6 @@ def vectors(tmp_path):
 
 def table(path: Path) -> dict[str, list[str]]:
     """Columns of a CSV file."""
-    import csv
-
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
@@ -176,6 +175,52 @@ def test_picks_continue_from_earlier_ones_and_use_their_labels(vectors, tmp_path
     with pytest.raises(SettingError) as refused:
         simclr.Pick(run=vectors, budget=1, method="margin", out=tmp_path / "4.csv")()
     assert refused.value.field == "after"
+
+
+def test_picked_images_with_their_labels_are_a_data_set(run, photographs, tmp_path):
+    simclr.Embed(run=run, data=str(photographs), part="train", out=tmp_path / "e.npz", machine=MACHINE)()
+    file = tmp_path / "picks" / "first.csv"
+    simclr.Pick(run=tmp_path / "e.npz", budget=20, out=file)()
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    by_hand = [f"{row['path']},{Path(row['path']).parent.name}" for row in rows]
+    file.write_text("\n".join(["path,label", *by_hand]))
+    picked = open_source(str(file), "all")
+    assert [(picked.root / row["path"]).is_file() for row in rows] == [True] * 20
+    second = simclr.Pick(run=tmp_path / "e.npz", budget=10, after=[file], out=tmp_path / "second.csv")()
+    files = [(tmp_path / path).resolve() for path in table(second["out"])["path"]]
+    assert not {(file.parent / row["path"]).resolve() for row in rows} & set(files)
+    words = ["--machine.accelerator", "cpu", "--machine.workers", "0", "--out", str(tmp_path / "linear.json")]
+    assert main(["linear", str(run), str(file), *words]) == 0
+
+
+def test_earlier_picks_may_have_the_names_of_a_collection(run, photographs, tmp_path):
+    simclr.Embed(run=run, data=str(photographs), part="train", out=tmp_path / "e.npz", machine=MACHINE)()
+    names = read_embeddings(tmp_path / "e.npz").paths
+    (tmp_path / "old.csv").write_text("\n".join(["path,label", *names[:-5]]))
+    task = simclr.Pick(run=tmp_path / "e.npz", budget=5, after=[tmp_path / "old.csv"], out=tmp_path / "new.csv")
+    assert {Path(path).name for path in table(task()["out"])["path"]} == {Path(name).name for name in names[-5:]}
+
+
+@pytest.mark.parametrize("task", [simclr.Duplicates, simclr.Map, simclr.Outliers, simclr.Pick])
+def test_images_are_found_beside_the_embeddings(run, photographs, tmp_path, monkeypatch, capsys, task):
+    monkeypatch.chdir(tmp_path)
+    simclr.Embed(run=run, data=photographs.name, out=tmp_path / "e.npz", machine=MACHINE)()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    few = {"budget": 3} if task is simclr.Pick else {}
+    check_page(task(run=Path("../e.npz"), out=Path("a.csv"), **few)()["page"], images=task is not simclr.Duplicates)
+    assert collection.find_images(read_embeddings(Path("../e.npz")), Path("../e.npz")) is not None
+    assert capsys.readouterr().err == ""
+    next(photographs.rglob("*.png")).unlink()
+    check_page(task(run=Path("../e.npz"), out=Path("b.csv"), **few)()["page"], images=False)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_is_neither_embeddings_nor_a_run_is_named(run, photographs, tmp_path):
+    for path, data in ((tmp_path / "no.npz", None), (tmp_path / "no.npz", str(photographs)), (photographs, None)):
+        with pytest.raises(RunError) as refused:
+            simclr.Duplicates(run=path, data=data)()
+        assert refused.value.path == str(path)
 
 
 def test_a_map_has_a_point_for_each_image(vectors, tmp_path):

@@ -1,5 +1,7 @@
 """Collection of images with their embeddings, and the settings and files that all explorations share."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,15 +15,16 @@ from jaxtyping import Float, Int64
 from simclr.data import Source, open_source
 from simclr.data.embeddings import Embeddings, is_embeddings, read_embeddings
 from simclr.data.remote import is_url
+from simclr.data.source import Files
 from simclr.data.specs import why_unlabelled
-from simclr.errors import DataError, SettingError, UnreadableImage
+from simclr.errors import DataError, RunError, SettingError, UnreadableImage
 from simclr.evaluation.distances import Neighbourhood, neighbourhood
 from simclr.models.pretrained import load
 from simclr.report.gallery import Gallery, Section, write_gallery
 from simclr.report.thumbnails import Reader
 from simclr.runs.files import printable, require_new_file
 from simclr.runs.machine import Device
-from simclr.runs.results import require_run, run_folder
+from simclr.runs.results import named_run, require_run, run_folder
 from simclr.runs.tables import Columns, require_table_path, write_columns
 from simclr.settings import check_settings
 from simclr.tasks.embed import embed_source, splits_of
@@ -54,6 +57,19 @@ class Collection(NamedTuple):
         """Return the name of the class of each image, empty for none."""
         return None if self.labels is None else [self.classes[y] if y >= 0 else "" for y in self.labels.tolist()]
 
+    def paths_from(self, folder: Path, chosen: Sequence[int]) -> list[str]:
+        """Return the paths by which a table in `folder` opens the chosen images; the names of images that are not
+        files."""
+        source = self.source
+        if not isinstance(source, Files):
+            return [self.paths[i] for i in chosen]
+        root, start = os.path.realpath(source.root), os.path.realpath(folder)  # `..` of a link leads elsewhere
+        files = (os.path.join(root, source.path(self.rows[i])) for i in chosen)
+        try:
+            return [os.path.relpath(file, start) for file in files]
+        except ValueError:  # no path leads from one drive of Windows to another
+            return [os.path.join(root, source.path(self.rows[i])) for i in chosen]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exploration:
@@ -80,11 +96,12 @@ class Exploration:
         check_settings(self)
 
     def paths(self) -> tuple[Path, Path]:
-        """Return the table and the page to write; raise SettingError if they exist or there are no images to embed."""
-        if self.data is None and not is_embeddings(self.run):
-            raise SettingError("data", "given for a run, whose encoder embeds it", "none")
+        """Return the table and the page to write; raise SettingError if they exist or there are no images to embed,
+        and RunError if RUN is neither embeddings nor a run."""
         if not is_embeddings(self.run):
-            require_run(self.run)
+            _require_origin(self.run)
+            if self.data is None:
+                raise SettingError("data", "given for a run, whose encoder embeds it", "none")
         what = self.command.split()[-1]
         stem = self.run.with_suffix("") if is_embeddings(self.run) else run_folder(self.run) / Path(str(self.data)).stem
         table = require_table_path(self.out or stem.with_name(f"{stem.name}-{what}.csv"), self.overwrite)
@@ -153,6 +170,17 @@ class NeighbourSearch(Exploration):
         return self.backend == "faiss" or (self.backend == "auto" and many)
 
 
+def _require_origin(run: Path) -> None:
+    """Raise RunError unless `run`, which is no file of embeddings, names a finished run or weights."""
+    named, folder = named_run(run), run_folder(run)
+    if not named.path.exists():
+        raise RunError(run, "does not exist", "Name a file of embeddings, or a run and the images to embed")
+    is_file = named.is_timm or named.path.suffix == ".onnx"
+    if not is_file and not any((folder / name).is_file() for name in ("card.json", "recipe.yaml")):
+        raise RunError(run, "is neither embeddings nor a run", "simclr embed makes embeddings of images")
+    require_run(run)
+
+
 def note(found: Neighbourhood) -> str:
     """Return a sentence about an approximate search; nothing about an exact one."""
     return "" if found.recall == 1.0 else f" Neighbours by faiss: recall {found.recall:.4f} on a sample."
@@ -176,17 +204,8 @@ def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source
     """
     rows = np.arange(len(content.features))
     if data is None:
-        downloads = content.data is not None and (content.data[0].startswith("torchvision:") or is_url(content.data[0]))
-        if content.data is None or content.indices is None or downloads:  # a file causes no download
-            return None, rows
-        try:
-            source = open_source(*content.data)
-        except (DataError, SettingError):  # the images have been moved; the embeddings are enough
-            return None, rows
-        same = content.indices.max(initial=-1) < len(source) and all(
-            source.path(i) == name for i, name in zip(content.indices.tolist(), content.paths, strict=True)
-        )
-        return (source, content.indices) if same else (None, rows)
+        source = find_images(content, path)
+        return source, rows if source is None else content.indices
     part = content.data[1] if content.data is not None and content.data[0] == data else "all"
     source = open_source(data, part)  # of some data sets both splits number their images from 0
     numbers = {source.path(i): i for i in range(len(source))}
@@ -196,3 +215,25 @@ def images_of(content: Embeddings, data: str | None, path: Path) -> tuple[Source
         problem = f"has {len(rows)} embeddings, some without an image of that name among the {len(source)} of {data}"
         raise DataError(path, problem, "Give the images that were embedded")
     return source, rows
+
+
+def find_images(content: Embeddings, path: Path) -> Source | None:
+    """Return the images that a file of embeddings names, by their path from the working directory or from the folder of
+    the file; None, with a warning, if they are not there under the same names: the embeddings are enough."""
+    if content.data is None or content.indices is None:
+        return None
+    data, part = content.data
+    downloads = data.startswith("torchvision:") or is_url(data)  # a file causes no download
+    for place in () if downloads else dict.fromkeys((data, str(path.parent / data))):
+        try:
+            source = open_source(place, part)
+        except (DataError, SettingError):
+            continue
+        if content.indices.max(initial=-1) < len(source) and all(
+            source.path(i) == name for i, name in zip(content.indices.tolist(), content.paths, strict=True)
+        ):
+            return source
+    reason = "are not opened from a file" if downloads else "are not there, or have changed"
+    text = f"{path}: its images, {data}, {reason}, so the images are not compared or shown. Give them as DATA"
+    print(printable(text), file=sys.stderr)
+    return None

@@ -36,9 +36,9 @@ class Pick(Exploration):
     al. 2022). `margin`, for more: of the images that logistic regression on the labelled ones is least sure of, those
     that are farthest from each other and from the labelled ones (k-centre). `diverse`: k-centre among all images.
     `random`: the baseline. `auto` is typical until there are ten labels for each class, then margin. The table has the
-    columns path, row, order and label, which is empty if the label is unknown: fill it in, and name the table with
-    `after` to continue. Coverage, the mean distance of an image to the nearest labelled one, is printed beside that of
-    random picks; lower is better.
+    columns path, row, order and label, which is empty if the label is unknown: fill it in, and give the table as DATA
+    to learn from it, or as `after` to continue. The paths of files are relative to the table. Coverage, the mean
+    distance of an image to the nearest labelled one, is printed beside that of random picks; lower is better.
     """
 
     command: ClassVar[str] = "explore pick"
@@ -53,7 +53,7 @@ class Pick(Exploration):
     """seed of clusters and random draws"""
 
     def __call__(self) -> dict[str, Any]:
-        self.paths()
+        table, _ = self.paths()
         collection = self.collection()
         labelled = self.labelled_rows(collection)
         free = len(collection.paths) - len(labelled)
@@ -63,7 +63,7 @@ class Pick(Exploration):
         rows = self.pick(collection, labelled, method)
         names = collection.label_names()
         columns = {
-            "path": [collection.paths[i] for i in rows.tolist()],
+            "path": collection.paths_from(table.parent, rows.tolist()),
             "row": rows,
             "order": np.arange(1, len(rows) + 1),
             "label": [names[i] if names else "" for i in rows.tolist()],
@@ -80,11 +80,12 @@ class Pick(Exploration):
         return {"method": method, "coverage": covered, "random": float(np.mean(baseline)), **written}
 
     def labelled_rows(self, collection: Collection) -> Labelled:
-        """Return the images of the tables `after`."""
-        numbers = {name: i for i, name in enumerate(collection.paths)}
+        """Return the images of the tables `after`, by their paths from the table or their names in the collection."""
+        names = {name: i for i, name in enumerate(collection.paths)}
         own, labelled = collection.label_names(), Labelled()
         for path in self.after or ():
-            columns = read_columns(path)
+            columns, n = read_columns(path), range(len(collection.paths))
+            numbers = names | dict(zip(collection.paths_from(path.parent, n), n, strict=True))
             texts = columns.get("label") or [""] * len(columns["path"])
             for name, text in zip(columns["path"], texts, strict=True):
                 if name not in numbers:
