@@ -60,6 +60,7 @@ def test_a_folder_of_files_of_another_origin_is_refused(tmp_path):
     assert require_own_folder(folder, str.isdigit) == folder
     folder.mkdir()
     (folder / ".lock").touch()
+    (folder / ".DS_Store").touch()
     assert require_own_folder(folder, str.isdigit) == folder
     (folder / "a.png").touch()
     with pytest.raises(SettingError) as refused:

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from simclr.errors import SettingError
-from simclr.runs.lock import NAME as LOCK
 from simclr.runs.storage import move, move_folder
 
 BAD = "bad_files.csv"
@@ -60,7 +59,8 @@ def require_own_folder(path: Path, is_own: Callable[[str], object]) -> Path:
     """Return `path` if files can be written in a folder of that name, and the folder is empty, does not exist, or has a
     file that the same command left, which `is_own` recognises by its name; raise SettingError otherwise."""
     names = {file.name for file in path.iterdir()} if require_folder_path(path).is_dir() else set()
-    if (others := names - {LOCK}) and not any(map(is_own, others)):
+    others = {name for name in names if not name.startswith(".")}  # hidden ones belong to file managers and locks
+    if others and not any(map(is_own, names)):
         raise SettingError("out", "an empty or new folder", str(path), f"It holds other files, such as {min(others)}")
     return path
 
