@@ -87,11 +87,14 @@ def _run(command: str, words: list[str], debug: bool) -> int:
         gc.disable()  # importing makes 400,000 objects that stay: searching them for garbage takes 2 s
         try:
             from simclr.cli.parsing import parse
+            from simclr.runs.results import require_run
 
             kind = getattr(importlib.import_module(module), name)
         finally:
             gc.enable()
         task = parse(kind, command, COMMANDS[command].positional, words)
+        if "run" in COMMANDS[command].positional and not command.startswith("explore "):  # which takes embeddings too
+            require_run(task.run)  # before DATA and files in RUN, whose errors would hide that the two are exchanged
         result = task()
         if isinstance(result, dict) and result.get("passed") is False and not _rank():  # one process reports it
             return FAILED

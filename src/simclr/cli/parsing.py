@@ -20,7 +20,6 @@ from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list,
 from simclr.errors import DataError, RunError, SettingError, UsageError
 from simclr.runs.reading import read_yaml
 from simclr.runs.recipe import flatten, is_import_path, plain, recipe_path
-from simclr.runs.results import require_run
 
 NAMING_CODE = ("encoder", "init", "run", "teacher", "start", "against")  # settings that may name code of the user's own
 OUTSIDE = ("expected",)  # blocks of a recipe that are not settings; read by `simclr reproduce`
@@ -40,8 +39,7 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     """Return the task that the words describe.
 
     Words that are no flags set the fields named in `positional`; a field `name...` takes all that are left, as a list.
-    Raises UsageError for an unknown setting or a missing value, SettingError for a value that a setting does not take,
-    RunError if the field `run` names no run.
+    Raises UsageError for an unknown setting or a missing value, SettingError for a value that a setting does not take.
     `--print_config` prints the settings and raises SystemExit(0).
     """
     known = flags(task)
@@ -60,8 +58,6 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         if recipes and not {error.field, error.field.partition(".")[0]} & {name for name, _ in split.given}:
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
-    if "run" in positional and not split.print_config and not command.startswith("explore "):  # takes embeddings too
-        require_run(built.run)  # before DATA and files in RUN, whose errors would hide that the two are exchanged
     part = flat_part(task)
     trained, names = built, {name for name, _ in given}
     if part and not hasattr(built, "suggested"):  # the settings of a study or a sweep itself are none of the method

@@ -23,7 +23,7 @@ from simclr.evaluation.protocol import fit_device, with_labels
 from simclr.models.pretrained import Encoder, load
 from simclr.runs.files import printable
 from simclr.runs.recipe import saved_recipe
-from simclr.runs.results import Result
+from simclr.runs.results import Result, require_run
 from simclr.runs.run import Run
 from simclr.training.fit import fit
 
@@ -63,6 +63,7 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
         settings.pop("machine", None)
         origin = f"settings of the run in {task.folder}"
     else:
+        require_run(task.run)
         train = open_source(task.data, "train")
         if train.labels is None or not (train.labels >= 0).any():
             return {}  # which the run refuses
