@@ -97,7 +97,8 @@ def shared(study: Study, out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _of(settings: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in settings.items() if k not in ("out", "fresh", "machine")}, sort_keys=True)
+    own = {k: v for k, v in settings.items() if k not in ("out", "fresh", "machine")}
+    return json.dumps(own | {"precision": settings["machine"]["precision"]}, sort_keys=True)
 
 
 if __name__ == "__main__":
