@@ -226,11 +226,14 @@ def test_layers_are_asked_what_they_keep(data, tmp_path, monkeypatch):
 def test_encoders_are_transferred(data, tmp_path, monkeypatch):
     settings = {"protocols": ("linear", "finetune"), "lrs": (0.1,), "decays": (0.0,), "steps": 1}
     monkeypatch.setitem(STUDIES, "transfer", replace(STUDIES["transfer"], settings=settings))
-    content = small(data, tmp_path / "s", name="transfer", transfer_to=(data,), only=("supervised",))()
-    found = content["members"]["supervised"]["mean"]
-    assert found.keys() == {"transfer, linear", "transfer, finetune", "classifier"}
-    file = tmp_path / "s" / "supervised" / "seed-0" / "finetune" / "transfer" / "transfer.json"
-    for row in json.loads(file.read_text())["results"]:
+    content = small(data, tmp_path / "s", name="transfer", transfer_to=(data,), only=("supervised",), seeds=2)()
+    assert content["members"]["supervised"]["mean"].keys() == {"transfer, linear", "transfer, finetune", "classifier"}
+    folders = [tmp_path / "s" / "supervised" / f"seed-{seed}" / "finetune" / "transfer" for seed in (0, 1)]
+    results = [json.loads((folder / "transfer.json").read_text()) for folder in folders]
+    assert [result["settings"]["seed"] for result in results] == [0, 1]
+    with (tmp_path / "s" / "study.csv").open() as file:
+        found = {row["measure"]: float(row["value"]) for row in csv.DictReader(file) if row["seed"] == "0"}
+    for row in results[0]["results"]:
         if row["metric"] == "top1":
             assert found[f"transfer, {row['detail']['protocol']}"] == row["value"]
 
