@@ -228,10 +228,8 @@ def load_classifier(run: str | Path) -> Classifier:
 
 def _check_images(images: Any) -> None:
     """Raise SettingError unless `images` is a data set or a sequence of images: one image is a frequent mistake."""
-    allowed, remedy = (
-        "a data set, a list of images or an array (N, H, W, C) or (N, H, W)",
-        "For one image, pass [image]",
-    )
+    allowed = "a data set, a list of images or an array (N, H, W, C) or (N, H, W)"
+    remedy = "For one image, pass [image]"
     if isinstance(images, Source):
         return
     if isinstance(images, str | os.PathLike):

@@ -84,11 +84,10 @@ def simclr_step(
 class Pretrain(StartsFromWeights, Contrast):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
-    On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`,
-    and the flags given. A flag for encoder, size or policies of the views, image_size, first_size, keep_levels,
-    optimizer, scaling or more than 3 channels, which suggestions depend on, turns this off. The defaults below, which
-    apply otherwise, are the paper's ImageNet settings. The run folder is runs/pretrain-DATA by default; the same
-    command resumes an interrupted run.
+    On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`
+    and the flags given, unless one sets what suggestions depend on: encoder, policies or size of the views, image_size,
+    first_size, keep_levels, optimizer, scaling, more than 3 channels. The defaults below are the paper's ImageNet
+    settings. The run folder is runs/pretrain-DATA by default; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "pretrain"
