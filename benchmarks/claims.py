@@ -29,10 +29,13 @@ from simclr.tasks.sweep import with_settings
 RECIPE = "cifar10-cpu-15min"
 EPOCHS = 6
 SMALL = {"views.size": 16, "first_size": None, "image_size": 32, "epochs": EPOCHS, "warmup_epochs": EPOCHS / 20}
-RESNET = {
+RESNET = {  # the strided stem, so that a ResNet-152 fits in minutes of a core
     "encoder": "simclr_resnet18",
-    "encoder_options": {"width": 0.125, "stem": "small"},
+    "encoder_options": {"width": 0.125, "stem": "imagenet"},
     "head_layers": 3,
+    "views.size": 20,
+    "epochs": 5,
+    "warmup_epochs": 0.25,
 }
 SCALES: dict[str, dict[str, Any]] = {
     "leave-out": {"views.size": 20, "views.blur": 0.5, "image_size": 40},  # at 16 px a blur has one tap

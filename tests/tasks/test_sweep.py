@@ -139,6 +139,13 @@ def test_the_test_split_is_never_read(tmp_path, monkeypatch):
     assert not [path for path in read if "test/" in path]
 
 
+def test_settings_of_a_cell_do_not_come_from_the_images_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert with_settings(Pretrain(data="elsewhere"), {"lr": 2.0}).lr == 2.0
+    assert capsys.readouterr().err == ""
+
+
 def test_settings_of_every_kind_are_changed():
     base = small("images", None).base
     changes = {

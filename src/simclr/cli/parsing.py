@@ -35,8 +35,9 @@ class Words(NamedTuple):
     print_config: bool
 
 
-def parse(task: type, command: str, positional: tuple[str, ...], words: list[str]) -> Any:
-    """Return the task that the words describe.
+def parse(task: type, command: str, positional: tuple[str, ...], words: list[str], suggestions: bool = True) -> Any:
+    """Return the task that the words describe; without a recipe a pretraining takes the settings that are suggested for
+    its images, if `suggestions` are wanted.
 
     Words that are no flags set the fields named in `positional`; a field `name...` takes all that are left, as a list.
     Raises UsageError for an unknown setting or a missing value, SettingError for a value that a setting does not take.
@@ -64,7 +65,8 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         trained = getattr(built, part.name)
         trained = dataclasses.replace(trained, data=getattr(built, "data", trained.data))
         names -= hidden(task, part) - {field.name for field in dataclasses.fields(trained)}
-    if hasattr(trained, "suggested") and not recipes and (settings := trained.suggested(names)):
+    wanted = suggestions and not recipes and hasattr(trained, "suggested")
+    if wanted and (settings := trained.suggested(names)):
         built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
         settings = plain(built)

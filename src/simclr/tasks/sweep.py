@@ -206,7 +206,7 @@ def with_settings(base: Pretrain, changes: Mapping[str, Any]) -> Pretrain:
     unknown setting or a value that it does not take."""
     settings = {name: value for name, value in plain(base).items() if name not in ("data", "machine")}
     words = [f"--{name}={text_of(value)}" for name, value in (*flatten(settings), *changes.items())]
-    built = parse(Pretrain, Sweep.command, (), ["--data=.", *words])
+    built = parse(Pretrain, Sweep.command, (), ["--data=.", *words], suggestions=False)
     return replace(built, data=base.data, machine=base.machine)
 
 
