@@ -224,7 +224,7 @@ def test_layers_are_asked_what_they_keep(data, tmp_path, monkeypatch):
 
 
 def test_encoders_are_transferred(data, tmp_path, monkeypatch):
-    settings = {"protocols": ("linear", "finetune"), "lrs": (0.1,), "decays": (0.0,), "steps": 1}
+    settings = {"protocols": ("linear", "finetune", "scratch"), "lrs": (0.1,), "decays": (0.0,), "steps": 1}
     monkeypatch.setitem(STUDIES, "transfer", replace(STUDIES["transfer"], settings=settings))
     content = small(data, tmp_path / "s", name="transfer", transfer_to=(data,), only=("supervised",), seeds=2)()
     assert content["members"]["supervised"]["mean"].keys() == {"transfer, linear", "transfer, finetune", "classifier"}

@@ -22,8 +22,10 @@ def evaluations(study: "Study", ablation: Ablation, last: Training, images: int)
     """Return the evaluations of the network of a member's last task; `images` is the number of labelled ones."""
     common: dict[str, Any] = {"run": last.folder, "machine": last.machine}
     if ablation.evaluation == "transfer":
-        common |= {"seed": last.seed}  # the fine-tuning from random weights, too, differs between seeds
-        return [Transfer(data=list(study.transfer_to), out=last.folder / "transfer", **ablation.settings, **common)]
+        common |= ablation.settings | {"seed": last.seed}  # trainings from random weights, too, differ between seeds
+        if not isinstance(last, Pretrain):  # another start of the same network, whose random weights are compared once
+            common["protocols"] = tuple(name for name in common["protocols"] if name != "scratch")
+        return [Transfer(data=list(study.transfer_to), out=last.folder / "transfer", **common)]
     if not isinstance(last, Pretrain):
         return []  # it has a classifier of its own, which the run has evaluated
     layers = ablation.layers if last.head_layers else ("h",)
