@@ -53,28 +53,40 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
     for flag in known.values():
         if flag.default is dataclasses.MISSING and flag.name not in dict(given):
             raise UsageError(f"{command} needs {flag.name.upper()}: {flag.text}")
+    if suggestions and not recipes and (settings := _suggested(task, known, given)):
+        given = [*_as_words(settings, command, known), *given]
     try:
         built = _build(task, known, given)
     except SettingError as error:
         if recipes and not {error.field, error.field.partition(".")[0]} & {name for name, _ in split.given}:
             raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
         raise
-    part = flat_part(task)
-    trained, names = built, {name for name, _ in given}
-    if part and not hasattr(built, "suggested"):  # the settings of a study or a sweep itself are none of the method
-        trained = getattr(built, part.name)
-        trained = dataclasses.replace(trained, data=getattr(built, "data", trained.data))
-        names -= hidden(task, part) - {field.name for field in dataclasses.fields(trained)}
-    wanted = suggestions and not recipes and hasattr(trained, "suggested")
-    if wanted and (settings := trained.suggested(names)):
-        built = _build(task, known, [*_as_words(settings, command, known), *given])
     if split.print_config:
-        settings = plain(built)
+        settings, part = plain(built), flat_part(task)
         settings = (settings.pop(part.name) | settings) if part else settings
         shown = {name: value for name, value in settings.items() if _is_setting(name, known)}
         print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
     return built
+
+
+def _suggested(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the settings that a task, or the task inside it, takes in place of its defaults beside those given. What
+    they do not depend on is left out for that: it may be right only together with them."""
+    part = flat_part(task)
+    kind = task if hasattr(task, "suggested") or not part else part.type
+    if not hasattr(kind, "suggested"):
+        return {}
+    trained, others = part.type if part else kind, frozenset()
+    if hasattr(trained, "suggested_from"):
+        others = frozenset(field.name for field in dataclasses.fields(trained)) - trained.suggested_from
+        others -= hidden(task, part) if part else frozenset()
+    built, names = _build(task, known, [(n, v) for n, v in given if n.partition(".")[0] not in others]), dict(given)
+    if kind is task:
+        return built.suggested(set(names))
+    inner = getattr(built, part.name)  # the settings of a study or a sweep itself are none of the method
+    inner = dataclasses.replace(inner, data=getattr(built, "data", inner.data))
+    return inner.suggested(set(names) - (hidden(task, part) - {field.name for field in dataclasses.fields(inner)}))
 
 
 def _refuse_code(settings: list[tuple[str, str]], given: set[str], recipes: list[Path]) -> None:

@@ -49,6 +49,8 @@ class Facts:
     """images per second as measured with the suggested settings; None estimates it"""
     compiles: bool = False
     """whether torch.compile works on the device"""
+    views: int | None = None
+    """side of the views if it is chosen, pixels"""
     computes_bf16: bool = False
     """whether a CPU multiplies bfloat16 in hardware"""
 
@@ -62,8 +64,8 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
     """Return the settings for a CPU: a small plain network, views of the smallest size that shows what the images
     contain, and as many epochs as the time allows (results/cpu-search)."""
     n, budget = facts.images, facts.budget or CPU_BUDGET
-    size = size_that_keeps(facts, KEPT_ON_CPU)
-    while size > SIZES[0] and budget * estimated_rate(facts, size) < FEWEST_SEEN:
+    size = facts.views or size_that_keeps(facts, KEPT_ON_CPU)
+    while facts.views is None and size > SIZES[0] and budget * estimated_rate(facts, size) < FEWEST_SEEN:
         size = max(s for s in SIZES if s < size)
     widths, rate = widths_for(size), facts.rate or estimated_rate(facts, size)
     batch = max(2, power_of_two(max(min(256 if budget * rate > MANY_SEEN else 128, n // 8), min(16, n))))
@@ -103,8 +105,8 @@ def suggest_for_cpu(facts: Facts) -> dict[str, Advice]:
 def suggest_for_gpu(facts: Facts) -> dict[str, Advice]:
     """Return the settings for a GPU: those of the paper, for small images those of `cifar10-fast`."""
     n = facts.images
-    size = max(size_that_keeps(facts, KEPT_ON_GPU), 28)
-    size = max(size, 128) if size > 64 else size
+    size = facts.views or max(size_that_keeps(facts, KEPT_ON_GPU), 28)
+    size = max(size, 128) if size > 64 and facts.views is None else size
     small = size <= 64
     stem = "small" if small else "imagenet"
     if n < 100_000 or facts.memory < 16e9:

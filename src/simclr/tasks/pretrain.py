@@ -85,12 +85,15 @@ class Pretrain(StartsFromWeights, Contrast):
     """Pretrain an encoder on images without labels (Chen et al. 2020).
 
     On the command line, fewer than 100,000 images without a recipe are trained with the settings of `simclr suggest`
-    and the flags given, unless one sets what suggestions depend on: encoder, policies or size of the views, image_size,
-    first_size, keep_levels, optimizer, scaling, more than 3 channels. The defaults below are the paper's ImageNet
+    and the flags given; encoder and views.size change what is suggested. The defaults below are the paper's ImageNet
     settings. The run folder is runs/pretrain-DATA by default; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "pretrain"
+    suggested_from: ClassVar[frozenset[str]] = frozenset({
+        "data", "out", "fresh", "machine", "encoder", "encoder_options", "init", "channels", "keep_levels",
+        "percentiles", "views", "optimizer", "optimizer_options", "scaling", "lr", "batch", "epochs",
+    })  # fmt: skip
 
     encoder: str | None = None
     """encoder: simclr_resnet10/18/34/50/101/152/200, simclr_convnet (for small images on a CPU), the name of any timm
@@ -184,7 +187,7 @@ class Pretrain(StartsFromWeights, Contrast):
 
     def suggested(self, given: set[str]) -> dict[str, Any]:
         """Return settings in place of the defaults; the command line asks for them with the names it was given."""
-        from simclr.tasks.suggest import settings_without_recipe  # which imports this module
+        from simclr.tasks.without_recipe import settings_without_recipe  # which imports this module
 
         return settings_without_recipe(self, given)
 

@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 import shutil
-import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data import Source
 from simclr.data.detail import contrast_lost
@@ -23,40 +21,25 @@ from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import sample_rows
 from simclr.data.survey import survey
 from simclr.errors import DataError, SettingError
-from simclr.models.start import Start
 from simclr.optim import total_steps
 from simclr.report.advice import (
     SIZES,
     Facts,
     caution,
-    epochs_in,
-    of_small_images,
-    of_the_paper,
-    side_advice,
-    speed,
     start_advice,
     suggest,
 )
-from simclr.report.resources import kept_for_backward, rough_duration
+from simclr.report.resources import rough_duration
 from simclr.report.suggestions import Advice, as_yaml, nested
 from simclr.runs.environment import cores, cpu_computes_bf16, total_memory
-from simclr.runs.files import printable, require_new_file, write_atomically
+from simclr.runs.files import require_new_file, write_atomically
 from simclr.runs.machine import Device, Machine
-from simclr.runs.recipe import is_import_path, saved_recipe
 from simclr.settings import check_settings, seconds_of, setting
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.start import code_refused
 from simclr.training.throughput import loop_rate, step_of
 from simclr.views import Views
 
-FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
-# settings that suggested ones depend on
-DECIDING = {"encoder", "encoder_options", "policies", "views.size", "image_size", "first_size", "keep_levels",
-            "optimizer", "optimizer_options", "scaling"}  # fmt: skip
-ON_CPU, ON_GPU = 0.5, 1.5  # float32 activations of a step, in parts of the memory; a GPU keeps them in bfloat16
-FEWEST = 32  # images of a batch that is not reduced to fit in memory
 OLDEST_GPU = (7, 0)  # compute capability from which Triton works
-SMALL = 64  # pixels of a view up to which the settings for small images are suggested
 SAMPLE, DETAILED = 200, 60  # images whose sizes are measured, and those whose detail is
 
 
@@ -139,116 +122,6 @@ class Suggest:
             f"# Hardware: {device}, {facts.memory / 1e9:.3g} GB: about {duration}, from {rate:,.3g} images/s measured\n"
             "# Expected: no figures recorded\n"
         )
-
-
-def settings_without_trial(data: Any, device: Device, start: Start | None = None) -> dict[str, Any]:
-    """Return the suggested settings from the images, the device and the number of cores, without a measurement.
-
-    Weights to start from decide the encoder and the side of its images, of at most 224 px if it takes them. Views keep
-    the suggested size on a CPU if the network has a small stem, and the epochs are those that fit by the operations of
-    the network. The batch is one whose activations fit in memory.
-    """
-    facts = measure(open_for_pretraining(data), torch.device(device.kind))
-    if start is not None or getattr(device, "precision", "auto") not in ("auto", "bf16"):
-        facts = replace(facts, computes_bf16=False)  # bf16 has been measured with the suggested encoder
-    if start is None:
-        return nested(suggest(facts))
-    advice = suggest(facts)
-    size, is_cpu = start.card.image_size, facts.device == "cpu"
-    if size > SIZES[-1] and start.takes(SIZES[-1]):
-        size = SIZES[-1]
-    if is_cpu and size <= SMALL:
-        size = min(size, advice["views.size"].value)
-    of_views = size <= SMALL  # those that are suggested for small images
-    kept = {name: a for name, a in advice.items() if not name.startswith(("encoder", "image_size", "side"))
-            and (of_views or not name.startswith("views."))}  # fmt: skip
-    if not (is_cpu or of_views):
-        of_small = {*of_small_images(1), "machine.compile", "log_every"}
-        kept = {name: a for name, a in kept.items() if name not in of_small} | of_the_paper(advice["batch"].value)
-    settings = nested(kept | side_advice(facts, size) | {"views.size": Advice(size, "")})
-    operations, kept_bytes = cost(start, size)
-    settings |= within_memory(settings["batch"], 2 * kept_bytes, (ON_CPU if is_cpu else ON_GPU) * facts.memory)
-    if is_cpu:
-        settings["epochs"] = min(settings["epochs"], epochs_in(facts, speed(facts) / operations))
-        settings["knn_every"] = max(1, round(settings["epochs"] / 10))
-    return settings
-
-
-def cost(start: Start, size: int) -> tuple[float, float]:
-    """Return the multiplications and additions of the encoder's forward pass for one view, which are as many as the
-    multiplications for two, and the bytes that it keeps of each view for the backward pass."""
-    encoder, views = start.build(size).train(), torch.zeros(2, start.card.channels, size, size)
-    with FlopCounterMode(display=False) as counter, kept_for_backward(encoder) as kept:
-        encoder(views)
-    return counter.get_total_flops() / len(views), sum(kept) / len(views)
-
-
-def within_memory(batch: int, each: float, memory: float) -> dict[str, int]:
-    """Return settings of a batch of at most `batch` images, of `each` bytes, that fits in `memory`: a smaller batch, of
-    at least 32, and a micro-batch if that does not fit."""
-    held = batch
-    while held > 2 and held * each > memory:
-        held //= 2
-    whole = held * max(1, min(batch, FEWEST) // held)
-    return {"batch": whole} | ({"micro_batch": held} if held < whole else {})
-
-
-def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
-    """Return the settings to use in place of the defaults of a run whose command line sets the names `given`.
-
-    They are those of the run in `out` if there is one, otherwise those of `simclr suggest` if there are fewer images
-    than the defaults are made for. Settings that these depend on, such as another encoder, leave the defaults as they
-    are. Weights to start from decide the encoder and the size of the views.
-    """
-    is_run = isinstance(task.data, str) and (Path(task.data) / "recipe.yaml").is_file()  # for `simclr doctor RUN`
-    if task.data is None or is_run:
-        return {}
-    if decided := deciding(task, given):
-        _say_defaults(task, decided)
-        return {}
-    recipe = task.folder / "recipe.yaml"
-    if recipe.is_file() and not task.fresh:
-        settings, origin = saved_recipe(task.folder), f"the run in {task.folder}"
-        machine = settings.get("machine", {})
-        kept = {"precision": machine.get("precision", "auto")}
-        if machine.get("compile") and task.machine.kind == "cuda" and compiles():
-            kept["compile"] = True
-        settings = {name: value for name, value in settings.items() if name != "data"} | {"machine": kept}
-        if is_import_path(settings.get("encoder")):
-            raise code_refused(recipe, settings["encoder"])
-    elif len(open_for_pretraining(task.data)) < FEW:
-        settings, origin = settings_without_trial(task.data, task.machine, task.start), "`simclr suggest`"
-        if task.machine.kind == "cpu":
-            origin += ", about 15 minutes or one epoch; `simclr suggest --budget` for another time"
-        settings = {name: value for name, value in settings.items() if name != "warmup_epochs"}
-    else:
-        return {}
-    if "batch" in given:
-        settings.pop("micro_batch", None)  # of another batch
-    if task.machine.recompute:  # which does not go together with compilation
-        settings.get("machine", {}).pop("compile", None)
-    if not int(os.environ.get("LOCAL_RANK") or 0):
-        print(printable(f"no recipe given: settings of {origin}"), file=sys.stderr)
-    return settings
-
-
-def deciding(task: Pretrain, given: set[str]) -> list[str]:
-    """Return those of the settings `given` on the command line that suggested ones depend on."""
-    names = {name for name in given if {name, name.partition(".")[0]} & DECIDING}
-    return sorted(names | ({"channels"} if task.channels > 3 else set()))
-
-
-def _say_defaults(task: Pretrain, decided: list[str]) -> None:
-    """Say on the first process that the defaults, which are those of ImageNet, apply to fewer images."""
-    try:
-        few = len(open_for_pretraining(task.data)) < FEW
-    except DataError:  # which the run raises
-        return
-    if not few or int(os.environ.get("LOCAL_RANK") or 0):
-        return
-    others = f"the other settings are the paper's for ImageNet, such as {task.epochs:g} epochs, batch {task.batch:,}"
-    remedy = "`simclr suggest DATA --out FILE.yaml` and --config FILE.yaml with these flags adapt them to few images"
-    print(printable(f"{', '.join(decided)} given: {others}; {remedy}"), file=sys.stderr)
 
 
 def measure(source: Source, device: torch.device) -> Facts:
