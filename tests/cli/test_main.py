@@ -190,7 +190,9 @@ def test_policies_of_views_are_short_on_a_command_line_and_a_list_in_a_recipe(tm
     recipe.write_text("policies:\n  - {count: 2}\n  - {size: 96, crop_area: [0.1, 0.4]}\n")
     words = "{count: 2}, {size: 96, crop_area: [0.1, 0.4]}"
     found = [
-        parse(simclr.Pretrain, "pretrain", ("data",), ["x", "--views.blur", "0", *more]).view_policies
+        parse(
+            simclr.Pretrain, "pretrain", ("data",), ["x", "--views.blur", "0", *more], suggestions=False
+        ).view_policies
         for more in (["--policies", words], ["--policies", f"[{words}]"], ["--config", str(recipe)])
     ]
     small = simclr.Views(size=96, blur=0.0, crop_area=(0.1, 0.4))

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from simclr.data.loading import loader, prefetch
+from simclr.data.loading import _print_unless_reader_ended, loader, prefetch
 from simclr.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
@@ -143,3 +143,9 @@ def test_a_worker_that_is_ended_while_it_starts_is_no_failure():
         signal.signal(signal.SIGALRM, before)
     time.sleep(0.5)  # the process ends meanwhile
     assert error.value.__traceback__
+
+
+def test_a_worker_whose_reader_is_interrupted_prints_nothing_and_other_errors_are_printed(capsys):
+    for error in (ConnectionResetError(104, "reset"), OSError(28, "full")):
+        _print_unless_reader_ended(type(error), error, None)
+        assert ("Error" in capsys.readouterr().err) == (not isinstance(error, ConnectionError))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from support.runs_written import BATCH, KNN, lines, measured, recipe, row, write_run
 
@@ -68,6 +69,13 @@ def test_a_fault_gives_its_finding_and_no_other(tmp_path, fault):
     changes, name, level = FAULTS[fault]
     expected = {name: level} | ({"progress": "warning"} if changes.get("finished") is False else {})
     assert warnings(tmp_path, **changes) == expected
+
+
+def test_a_log_of_few_noisy_lines_does_not_rise(tmp_path):
+    noise = np.random.default_rng(0).normal(0.45, 0.12, len(lines()))  # of a loss that has come down
+    log = [line | {"loss": CHANCE * value} for line, value in zip(lines(), noise, strict=True)]
+    assert noise[-1] > noise.min() + 0.1
+    assert warnings(tmp_path, log=log) == {}
 
 
 def test_numbers_stand_in_the_sentences(tmp_path):

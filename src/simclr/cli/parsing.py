@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from simclr.cli.fields import Flag, describe, flags, flat_part, hidden, is_list, is_mapping, options
 from simclr.errors import DataError, RunError, SettingError, UsageError
@@ -59,7 +59,8 @@ def parse(task: type, command: str, positional: tuple[str, ...], words: list[str
         built = _build(task, known, given)
     except SettingError as error:
         if recipes and not {error.field, error.field.partition(".")[0]} & {name for name, _ in split.given}:
-            raise RunError(", ".join(map(str, recipes)), str(error), names=(error.field,)) from None
+            where, remedy = ", ".join(map(str, recipes)), f"Give --{error.field} to change it"
+            raise RunError(where, str(error), remedy, (error.field,)) from None
         raise
     if split.print_config:
         settings, part = plain(built), flat_part(task)
@@ -77,6 +78,7 @@ def _suggested(task: type, known: dict[str, Flag], given: list[tuple[str, str]])
     kind = task if hasattr(task, "suggested") or not part else part.type
     if not hasattr(kind, "suggested"):
         return {}
+    _converted(task, known, given)  # raises before the images are read
     trained, others = part.type if part else kind, frozenset()
     if hasattr(trained, "suggested_from"):
         others = frozenset(field.name for field in dataclasses.fields(trained)) - trained.suggested_from
@@ -176,9 +178,19 @@ def _check_name(name: str, command: str, known: dict[str, Flag], where: str = ""
 
 def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> Any:
     """Convert the values and build the task, and the task inside it where there is one."""
+    parser, settings = _converted(task, known, given)
+    values = dict(parser.instantiate(settings).items())
+    if part := flat_part(task):  # settings that both have under one name are given to both
+        own, inner = ({field.name for field in dataclasses.fields(kind)} for kind in (task, part.type))
+        settings = {name: values[name] for name in inner & set(values)}
+        values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**settings)}
+    return task(**values)
+
+
+def _converted(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> tuple[ArgumentParser, Namespace]:
+    """Return the values by the types of the settings; raise SettingError for one that its type does not take."""
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     part = flat_part(task)
-    own = {field.name for field in dataclasses.fields(task)}
     parser.add_class_arguments(task, skip={part.name} if part else set())
     if part:
         inner = {field.name for field in dataclasses.fields(part.type)}
@@ -187,14 +199,9 @@ def _build(task: type, known: dict[str, Flag], given: list[tuple[str, str]]) -> 
         action.required = False
     words = [f"--{name}={_bracketed(value, known.get(name))}" for name, value in given]
     try:
-        settings = parser.parse_args(words)
+        return parser, parser.parse_args(words)
     except ArgumentError as error:
         raise _setting_error(str(error), known, given) from None
-    values = dict(parser.instantiate(settings).items())
-    if part:  # settings that both have under one name are given to both
-        settings = {name: values[name] for name in inner & set(values)}
-        values = {name: value for name, value in values.items() if name in own} | {part.name: part.type(**settings)}
-    return task(**values)
 
 
 def _is_setting(name: str, known: dict[str, Flag]) -> bool:

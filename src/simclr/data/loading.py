@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -106,7 +107,7 @@ def loader(
         collate_fn=_unchanged,
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader would draw from the global generator
-        worker_init_fn=_ignore_signals_of_others,
+        worker_init_fn=_start_worker,
         **options,
     )
     iterator: Any = iter(loaded)
@@ -178,15 +179,22 @@ def _replace(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     return item
 
 
-def _ignore_signals_of_others(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Leave signals to the whole process group, as sent by SLURM, systemd and Ctrl-C, to the training process.
 
     It saves a checkpoint and then ends its workers; workers that end by themselves would end it too early.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _print_unless_reader_ended
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_end, daemon=True).start()
+
+
+def _print_unless_reader_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error, unless it is that of a thread that sends a tensor and whose reader was interrupted."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _await_end() -> None:

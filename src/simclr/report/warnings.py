@@ -20,7 +20,8 @@ COLLAPSED = 0.1  # standard deviation of z below which embeddings are almost a s
 FEW_DIMENSIONS = 0.02  # effective rank of h as a fraction of its maximum, below which features have collapsed
 RANK_ROWS = 256  # maximum number of images for the rank in a line of the log
 AT_CHANCE = 0.98  # of the loss at chance level: a larger loss means that almost nothing was learned
-RISES = 0.1  # of the loss at chance level: a rise above the lowest loss that is a fault
+RISES = 0.1  # of the loss at chance level: a rise above the lowest loss that is a fault, beside NOISE
+NOISE = 4  # standard deviations of a mean of the log, since the lowest of many is lower by two by chance
 EARLY = 200  # steps of an unfinished run within which a loss at chance level is normal
 FALLS = 0.02  # fall of the k-NN accuracy below its maximum that is a fault
 WAIT = 10.0  # percent of the time spent waiting for images; `simclr bench` has the same limit
@@ -100,6 +101,7 @@ def _loss(record: RunRecord) -> Iterator[Finding]:
     sums = np.cumsum([0.0, *finite])
     means = (sums[width:] - sums[:-width]) / width
     last, lowest = means[-1], means.min()
+    deviation = np.diff(finite).std() / math.sqrt(2 * width) if len(finite) > 1 else 0.0
     if record.chance is None:
         yield Finding("loss", "ok", f"The loss is {last:.3g} nats at the end of the log.")
         return
@@ -108,7 +110,7 @@ def _loss(record: RunRecord) -> Iterator[Finding]:
     if last > AT_CHANCE * record.chance and (record.result is not None or record.step > max(record.warmup, EARLY)):
         text += ": positives are recognised hardly better than by chance. lr is too low or too high, or positives are"
         yield Finding("loss", "FAILED", f"{text} shuffled; simclr doctor DATA tests it.")
-    elif last > lowest + RISES * record.chance:
+    elif last > lowest + RISES * record.chance + NOISE * deviation:
         lowest_part = f"{lowest / record.chance:.3f}"
         yield Finding("loss", "warning", f"{text}, after {lowest_part} before: it rises again. Lower lr.")
     else:

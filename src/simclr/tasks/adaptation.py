@@ -22,7 +22,7 @@ from simclr.evaluation.metrics import correct
 from simclr.evaluation.protocol import fit_device, with_labels
 from simclr.models.pretrained import Encoder, load
 from simclr.runs.files import printable
-from simclr.runs.recipe import saved_recipe
+from simclr.runs.recipe import plain, saved_recipe
 from simclr.runs.results import Result, require_run
 from simclr.runs.run import Run
 from simclr.training.fit import fit
@@ -58,7 +58,8 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
     """
     if {name for name in given - NEUTRAL if not name.startswith("machine.")}:
         return {}
-    if not task.fresh and (saved := saved_recipe(task.folder)):
+    saved = {} if task.fresh else saved_recipe(task.folder)
+    if saved and saved.get("data") == plain(task)["data"]:
         settings = {f.name: saved[f.name] for f in fields(task) if f.name in saved and f.name not in NEUTRAL}
         settings.pop("machine", None)
         origin = f"settings of the run in {task.folder}"

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, total: int, start: int = 0, *, shown: bool = True) -> None:
         self.total, self.done, self.start = total, start, start
         self.shown = shown and sys.stderr is not None  # a service has none
-        self.began = time.perf_counter()
+        self.began: float | None = None  # time of the first step, before which workers start
         self.last_line = -SECONDS_BETWEEN_LINES
         self.bar = None
         if self.shown and getattr(sys.stderr, "isatty", bool)():
@@ -44,6 +44,8 @@ class Progress:
             self.bar.stop()
 
     def advance(self) -> None:
+        if self.began is None:
+            self.began, self.start = time.perf_counter(), self.done + 1
         self.done += 1
         if self.bar:
             self.bar.update(self.row, completed=self.done)
@@ -61,9 +63,9 @@ class Progress:
         if now - self.last_line < SECONDS_BETWEEN_LINES and step < self.total:
             return
         self.last_line = now
-        rate = (step - self.start) / max(now - self.began, 1e-9)
-        left = (self.total - step) / max(rate, 1e-9)
-        print(f"step {step}/{self.total}  {text}  {_duration(left)} left", file=sys.stderr, flush=True)
+        if self.began is not None and step > self.start:
+            text += f"  {_duration((self.total - step) * (now - self.began) / (step - self.start))} left"
+        print(f"step {step}/{self.total}  {text}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
