@@ -19,6 +19,7 @@ from simclr.evaluation.features import Features, extract
 from simclr.evaluation.linear import fit_linear
 from simclr.models.pretrained import load
 from simclr.runs.machine import Device, Machine
+from simclr.runs.recipe import plain
 from simclr.runs.results import result_of
 from simclr.tasks import adaptation
 from simclr.tasks.adaptation import beside_probe, fit_probe, settings_for
@@ -203,6 +204,16 @@ def test_a_run_that_began_with_other_settings_is_resumed_with_them(encoder, data
     words = [str(encoder), str(data), "--out", str(tmp_path / "run"), "--machine.workers", "0"]
     assert main(["finetune", *words, "--save_every", "1"]) == 0
     assert not json.loads((tmp_path / "run" / "result.json").read_text())["settings"]["adapt"]
+
+
+def test_settings_of_a_run_on_other_data_are_not_taken(encoder, data, tmp_path):
+    other, run = str(write_folder(tmp_path / "other")), tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(yaml.safe_dump(plain(task(encoder, other, run, batch=7))))
+    given = {"data", "run", "out"}
+    for images, batch in ((other, 7), (data, 32)):
+        tuned = FineTune(run=encoder, data=str(images), out=run, machine=HERE)
+        assert adaptation.settings_without_recipe(tuned, given)["batch"] == batch
 
 
 def test_a_fine_tuning_with_settings_of_its_own_is_compared_with_the_probe_too(encoder, data, tmp_path, capsys):
