@@ -195,11 +195,12 @@ def test_mounted_buckets_are_known_by_their_file_system(tmp_path, monkeypatch, k
 
 
 def test_a_folder_is_renamed_file_by_file_where_folders_cannot_be(tmp_path, bucket):
-    (tmp_path / "linear").mkdir()
-    for name in ("card.json", "encoder.safetensors"):
+    names = ["card.json", "encoder.safetensors", "finetune/card.json", "finetune/checkpoints/last.pt"]
+    for name in names:
+        (tmp_path / "linear" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "linear" / name).write_text(name)
     move_folder(tmp_path / "linear", tmp_path / "linear.1")
-    assert {path.name: path.read_text() for path in (tmp_path / "linear.1").iterdir()} == {
-        "card.json": "card.json", "encoder.safetensors": "encoder.safetensors",
-    }  # fmt: skip
+    moved = {path.relative_to(tmp_path / "linear.1").as_posix(): path.read_text()
+             for path in (tmp_path / "linear.1").rglob("*") if path.is_file()}  # fmt: skip
+    assert moved == {name: name for name in names}
     assert os.listdir(tmp_path) == ["linear.1"]

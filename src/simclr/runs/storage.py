@@ -39,13 +39,15 @@ def move(source: Path, target: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a folder of files; where folders cannot be renamed, move each file."""
+    """Rename a folder to a name that is free or that of an empty one; where folders cannot be renamed, move each file
+    below it."""
     try:
         os.replace(source, target)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         for path in sorted(source.iterdir()):
-            move(path, target / path.name)
+            is_folder = path.is_dir() and not path.is_symlink()
+            (move_folder if is_folder else move)(path, target / path.name)
         source.rmdir()
