@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from simclr.errors import RunError, SettingError
 from simclr.models.card import Card
 from simclr.models.pretrained import load_classifier
 from simclr.runs.machine import Device
+from simclr.tasks import linear
 from simclr.tasks.predict import labels_among
 
 pytestmark = pytest.mark.slow
@@ -93,13 +95,49 @@ def test_the_saved_classifier_is_exported_and_replaced_by_the_next_one(measured,
     load_classifier(folder)
 
 
-def test_a_run_folder_in_the_place_of_the_classifier_is_refused(encoder, data, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "recipe.yaml").write_text("{}")
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_without_a_classifier_of_the_command_is_kept(measured, encoder, data, tmp_path, monkeypatch):
+    _, classifier = measured
+    for name in ("converted", "tuned", "bare"):
+        shutil.copytree(classifier, tmp_path / name)
+    (tmp_path / "tuned" / "recipe.yaml").write_text("{}")
+    (tmp_path / "bare" / "card.json").unlink()
+    card = json.loads((tmp_path / "converted" / "card.json").read_text())
+    (tmp_path / "converted" / "card.json").write_text(json.dumps({**card, "supervised": {"classes": 3, "input": 0}}))
+    shutil.copytree(encoder, tmp_path / "encoder")
+    shutil.copytree(classifier, tmp_path / "own")
+    runs = {"tuned": encoder, "converted": encoder, "bare": encoder, "own": tmp_path / "own",
+            "encoder": tmp_path / "encoder" / "encoder.safetensors"}  # fmt: skip
+    before = contents(tmp_path)
+    monkeypatch.setattr(linear, "open_labelled", lambda data: pytest.fail("data are read before the path is checked"))
+    for name, run in runs.items():
+        with pytest.raises(SettingError) as refused:
+            simclr.Linear(run=run, data=str(data), out=tmp_path / f"{name}.json", machine=MACHINE)()
+        assert refused.value.field == "out"
+    monkeypatch.chdir(tmp_path / "own")
     with pytest.raises(SettingError) as refused:
-        simclr.Linear(run=encoder, data=str(data), out=tmp_path / "photos.json", machine=MACHINE)()
+        simclr.Linear(run=Path(), data=str(data), out=Path("../own.json"), machine=MACHINE)()
     assert refused.value.field == "out"
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["recipe.yaml"]
+    assert contents(tmp_path) == before
+
+
+def test_an_older_classifier_is_moved_with_what_was_made_of_it(measured, encoder, data, tmp_path):
+    task = simclr.Linear(run=encoder, data=str(data), baselines=False, out=tmp_path / "linear.json", machine=MACHINE)
+    shutil.copytree(measured[1], tmp_path / "linear")
+    simclr.Predict(run=tmp_path / "linear", data=str(data), machine=MACHINE)()
+    (tmp_path / "linear" / "finetune").mkdir()
+    (tmp_path / "linear" / "finetune" / "recipe.yaml").write_text("{}")
+    before = contents(tmp_path / "linear")
+    assert len(before) > 6
+    task()
+    assert contents(tmp_path / "linear.1") == before
+    assert {path.name for path in contents(tmp_path / "linear")} == {
+        "card.json", "encoder.safetensors", "head.safetensors", "supervised.safetensors",
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"linear", "linear.1", "linear.json", "linear.npz"}
 
 
 def test_images_without_labels_and_the_most_probable_classes(measured, tmp_path):

@@ -14,13 +14,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from simclr.errors import RunError, SettingError
-from simclr.models.card import Card
+from simclr.models.card import MAX_CARD_BYTES, Card
 from simclr.models.head import ProjectionHead
 from simclr.models.options import TooLarge, limited_memory
 from simclr.models.toolkits import WRAPPERS
 from simclr.runs.checkpoint import content_hash
 from simclr.runs.files import replacing, require_folder_path, write_atomically
-from simclr.runs.reading import open_regular
+from simclr.runs.reading import open_regular, read_bytes
+from simclr.runs.results import weights_path
 
 METADATA = "simclr"  # key of what a weights file says of itself; one key, since the order of several is random
 FILES = ("encoder.safetensors", "head.safetensors", "supervised.safetensors")
@@ -56,14 +57,12 @@ def save_encoder(
 
 
 def save_classifier(folder: Path, encoder: Path, card: Card, classifier: nn.Linear) -> None:
-    """Write a classifier on the encoder in another folder to `folder`, with `card`, which describes both.
+    """Write a classifier on the encoder in another folder to `folder`, which is new, with `card`, which describes both.
 
     The files of the encoder are linked, or copied where the file system has no links, so that the folder stays complete
     and consistent if the encoder is replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("card.json", *FILES):  # without its card a folder is no encoder, until all of it has been written
-        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True)
     for name in FILES[:2]:
         if (encoder / name).is_file():
             with contextlib.suppress(OSError):
@@ -76,13 +75,28 @@ def save_classifier(folder: Path, encoder: Path, card: Card, classifier: nn.Line
     write_atomically(folder / "card.json", card.to_json())
 
 
-def require_classifier_folder(folder: Path) -> Path:
-    """Return `folder` if a classifier can be written there: it does not exist or holds nothing but another one."""
-    require_folder_path(folder)
-    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {"card.json", *FILES}):
+def require_classifier_folder(folder: Path, run: str | Path) -> Path:
+    """Return `folder` if `simclr linear` can write a classifier on the encoder of `run` there: it is new or empty, or
+    holds an older classifier of that command, which is moved with all other files that lie beside it."""
+    place, encoder = require_folder_path(folder).resolve(), weights_path(run).parent.resolve()
+    is_above = place in (encoder, *encoder.parents)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if is_above or (names and not _holds_linear_classifier(folder)):
+        content = f"the encoder {run}" if is_above else f"{_some(names)}, and no classifier of simclr linear"
         raise SettingError("out", "a path whose name without suffix is free for the classifier", str(folder),
-                           f"The folder contains {_some(others)}")  # fmt: skip
+                           f"The folder contains {content}; choose another --out")  # fmt: skip
     return folder
+
+
+def _holds_linear_classifier(folder: Path) -> bool:
+    """Return whether `simclr linear` has written a folder: its classifier has names of classes, which those of official
+    checkpoints lack, and no recipe, which fine-tuned and distilled runs have."""
+    try:
+        card = json.loads(read_bytes(folder / "card.json", MAX_CARD_BYTES, RunError))
+    except (OSError, RunError, ValueError, RecursionError):
+        return False
+    supervised = card.get("supervised") if isinstance(card, dict) else None
+    return isinstance(supervised, dict) and "names" in supervised and not (folder / "recipe.yaml").exists()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], origin: Mapping[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +34,7 @@ from simclr.models.weights import require_classifier_folder, save_classifier, sa
 from simclr.runs.files import number_existing
 from simclr.runs.machine import Device, is_first_process
 from simclr.runs.results import named_run, result_path, run_folder
+from simclr.runs.storage import move_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.labelled import LabelSubset
 
@@ -93,7 +95,7 @@ class Linear(LabelSubset):
 
     def __call__(self, extract: Extract = extract_features) -> dict[str, Any]:
         path = require_examples_path(result_path(self, self.file_suffix))
-        folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"))
+        folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"), self.run)
         train, test = open_labelled(self.data)
         train, _ = self.subset(train, test=test)
         results, examples = [], None
@@ -135,12 +137,16 @@ class Linear(LabelSubset):
         card = replace(encoder.card, supervised={"classes": len(names), "input": depth, "names": names})
         linear = torch.nn.Linear(classifier.weight.shape[1], len(names))
         linear.load_state_dict({"weight": classifier.weight, "bias": classifier.bias})
-        is_complete = (folder / "card.json").is_file()  # else an interrupted command has left it
-        older = number_existing(path, folder) if is_complete else None
-        if named_run(self.run).is_timm:
-            save_encoder(folder, encoder.network, None, card, linear)
-        else:
-            save_classifier(folder, run_folder(self.run), card, linear)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            whole = Path(beside) / folder.name
+            if named_run(self.run).is_timm:
+                save_encoder(whole, encoder.network, None, card, linear)
+            else:
+                save_classifier(whole, run_folder(self.run), card, linear)
+            has_older = folder.is_dir() and any(folder.iterdir())
+            older = number_existing(path, folder) if has_older else None
+            move_folder(whole, folder)
         kept = f"; the older one is now {older}" if older else ""
         print(f"wrote {folder}: the classifier, for simclr predict and simclr export{kept}")
 
