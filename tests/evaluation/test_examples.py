@@ -99,6 +99,16 @@ def test_a_measurement_keeps_the_images_of_its_figure(task, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [Knn, Linear])
+def test_a_result_is_not_written_in_the_place_of_its_images(command, encoder, data, tmp_path):
+    for name in ("r.npz", "r.NPZ"):
+        with pytest.raises(SettingError) as refused:
+            command(run=encoder, data=str(data), baselines=False, out=tmp_path / name, machine=Device(workers=0))()
+        assert refused.value.field == "out"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [Knn, Linear])
 def test_a_file_of_the_user_beside_the_result_is_kept(command, encoder, data, tmp_path):
     def measure(out):
         command(run=encoder, data=str(data), baselines=False, out=out, machine=Device(workers=0))()

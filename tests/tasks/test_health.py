@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from support.evaluated import write_encoder
 
 from simclr.data import open_source
 from simclr.data.specs import open_for_pretraining
+from simclr.errors import SettingError
 from simclr.models.pretrained import load
 from simclr.runs.machine import Device
 from simclr.tasks.health import Health
@@ -43,6 +45,9 @@ def test_views_and_temperature_are_those_of_the_run(data, tmp_path):
 def test_the_sheet_lies_beside_the_result(encoder, data, tmp_path):
     Health(run=encoder, data=str(data), images=8, neighbours=20, out=tmp_path / "h.json", machine=HERE)()
     assert {path.name for path in tmp_path.iterdir()} == {"h.json", "h.png"}
+    with pytest.raises(SettingError) as refused:
+        Health(run=encoder, data=str(data), out=tmp_path / "h.png", machine=HERE)()
+    assert refused.value.field == "out"
 
 
 def test_the_temperature_of_a_distillation_is_that_of_another_softmax(encoder):

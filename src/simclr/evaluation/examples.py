@@ -82,6 +82,9 @@ def with_features(examples: Examples, features: Float[Tensor, "n d"], seed: int)
 def require_examples_path(path: Path) -> Path:
     """Return the result file `path` if the images can be written beside it, where only older ones are replaced."""
     beside = path.with_suffix(".npz")
+    if path.suffix.lower() == ".npz":
+        remedy = f"The test images of the result are written to {beside.name}"
+        raise SettingError("out", "the path of a JSON file, not of an .npz file", str(path), remedy)
     if beside.exists() and not _holds_examples(beside):
         remedy = f"{beside}, where the test images of the result are written, is another file; choose another --out"
         raise SettingError("out", "a path without another .npz file beside it", str(path), remedy)

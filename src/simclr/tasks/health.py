@@ -57,7 +57,10 @@ class Health:
         check_settings(self)
 
     def __call__(self) -> dict[str, Any]:
-        path, encoder = result_path(self), load(self.run)
+        path = result_path(self)
+        if path.suffix.lower() == ".png":
+            raise SettingError("out", "the path of a JSON file, not of the sheet beside it (.png)", str(path))
+        encoder = load(self.run)
         source = encoder.scaled(open_source(self.data, "test"))
         views, temperature = self.settings(encoder)
         workers, images = self.machine.worker_processes, evaluated_images(source)
