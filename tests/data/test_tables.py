@@ -104,12 +104,44 @@ def test_an_image_and_a_group_may_have_several_rows_of_one_split(folder):
     assert len(source) == 5 and source.has_own_split
 
 
-@pytest.mark.parametrize("content", ["", "\n", "0.png,a\n1.png,b\n", "caf\udce9.png,a\n"])
+@pytest.mark.parametrize("content", ["", "\n", ",\n", '"",""\n', " , \n,\n", "0.png,a\n1.png,b\n", "caf\udce9.png,a\n"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_a_table_without_a_header_needs_one(folder, content, name):
     with pytest.raises(DataError) as error:
         open_source(write(folder, content, name), "all")
     assert error.value.remedy == HEADER
+
+
+@pytest.mark.parametrize(
+    ("column", "options"), [("jpg", ""), (".png", ""), ("jpg", "?path=file"), ("photo.jpg", "?path=file")]
+)
+def test_a_table_with_other_columns_needs_the_name_of_one(folder, column, options):
+    spec = write(folder, f"{column},cls\n0.png,a\n")
+    with pytest.raises(DataError) as error:
+        open_source(spec + options, "all")
+    assert error.value.remedy != HEADER and "?path=" in error.value.remedy
+    assert contents(open_source(f"{spec}?path={column}&label=cls", "all")) == (["0.png"], ["a"])
+
+
+def test_keys_of_json_lines_may_be_no_text(folder):
+    for path in ("path", "\\udc80", "\\ud800"):
+        spec = write(folder, f'{{"{path}": "0.png", "\\ud800.png": 1}}\n', "t.jsonl")
+        if path == "path":
+            assert contents(open_source(spec, "all")) == (["0.png"], None)
+            continue
+        with pytest.raises(DataError) as error:
+            open_source(spec, "all")
+        assert error.value.path == spec
+
+
+@pytest.mark.parametrize(
+    "row", ['{"path": "\\ud800.png"}', '{"path": 5}', '{"path": ["0.png"]}', '{"path": "0.png", "split": 1}']
+)
+def test_paths_and_splits_of_json_lines_are_text(folder, row):
+    spec = write(folder, row, "t.jsonl")
+    with pytest.raises(DataError) as error:
+        open_source(spec, "all")
+    assert error.value.path == spec
 
 
 def test_an_image_has_one_label(folder):

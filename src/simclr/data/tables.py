@@ -88,12 +88,12 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
     rows, lines, header = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     columns = {}
     for column, usual in COLUMNS.items():
-        wanted = [names[column]] if names and column in names else usual
+        wanted = (names[column],) if names and column in names else usual
         position = next((header.index(key) for key in map(_key, wanted) if key in header), None)
         if position is not None:
             cells = [row[position] if position < len(row) else None for row in rows]
-            columns[column] = [unguard_cell(c) if column == "path" and c else c for c in cells]
-        elif column == "path" and any(os.fsencode(key.rpartition(".")[2]) in EXTENSIONS for key in header):
+            columns[column] = [unguard_cell(c) if column == "path" and isinstance(c, str) else c for c in cells]
+        elif column == "path" and wanted == usual and any(map(_is_image_name, header)):
             raise DataError(path, "the first line names an image, not columns", HEADER)
         elif column == "path" or (names and column in names):
             problem = f"there is no column {wanted[0]!r}; the columns are {', '.join(header) or 'none'}"
@@ -102,7 +102,9 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
         for line, cell in zip(lines, cells, strict=True):
             if column in ("path", "split") and not cell:
                 raise DataError(path, f"line {line} has no {column}")
-            if column != "path" and isinstance(cell, str) and any("\ud800" <= c <= "\udfff" for c in cell):
+            if column in ("path", "split") and not isinstance(cell, str):
+                raise DataError(path, f"line {line}: the {column} is {cell!r}, not text")
+            if isinstance(cell, str) and not _can_encode(cell, "surrogateescape" if column == "path" else "strict"):
                 raise DataError(path, f"line {line}: the {column} is not UTF-8 text", "Save the table as UTF-8")
     return columns
 
@@ -110,18 +112,19 @@ def read_columns(path: Path, names: Mapping[str, str] | None = None) -> dict[str
 def _csv_rows(path: Path) -> tuple[list[list[str]], list[int], list[str]]:
     """Return the rows of a table, the numbers of their lines, and the header."""
     text = read_text(path)
-    if not text.strip():
-        raise DataError(path, "the file is empty", HEADER)
     first = text.lstrip("\r\n").partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
     rows, lines = [], []
     try:
         for row in reader:
-            if any(row):
-                rows.append([cell.strip() for cell in row])
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append(cells)
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(path, f"line {reader.line_num} cannot be parsed ({error})") from None
+    if not rows:
+        raise DataError(path, "the file is empty", HEADER)
     return rows[1:], lines[1:], [_key(name) for name in rows[0]]
 
 
@@ -154,6 +157,19 @@ def read_text(path: Path) -> str:
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _can_encode(text: str, errors: str) -> bool:
+    try:
+        text.encode(errors=errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_image_name(key: str) -> bool:
+    stem, _, suffix = key.rpartition(".")
+    return bool(stem) and suffix.encode(errors="replace") in EXTENSIONS
 
 
 def number_groups(names: Iterable[Any]) -> Int64[np.ndarray, " n"]:
