@@ -28,20 +28,21 @@ def test_a_word_names_a_folder_a_file_or_a_network_with_one(word, named, folder,
 
 
 def test_what_is_no_finished_run_is_refused_and_what_it_is_is_said(tmp_path):
-    for name in ("images", "begun", "run"):
+    for name in ("images", "begun", "run", "w"):
         (tmp_path / name).mkdir()
-    for name in ("labels.csv", "begun/recipe.yaml", "run/card.json", "run/encoder.safetensors", "h.onnx", "x.pth"):
+    for name in ("labels.csv", "begun/recipe.yaml", "run/card.json", "run/encoder.safetensors", "h.onnx", "x.pth",
+                 "w/encoder.safetensors"):  # fmt: skip
         (tmp_path / name).touch()
     for run in ("run", "run/encoder.safetensors", "h.onnx"):
         require_run(tmp_path / run)
     require_run(f"timm:resnet18:{tmp_path / 'x.pth'}")
     problems = set()
-    for wrong in ("images", "begun", "labels.csv", "nowhere"):
+    for wrong in ("images", "begun", "labels.csv", "nowhere", "w/encoder.safetensors"):
         with pytest.raises(RunError) as refused:
             require_run(tmp_path / wrong)
         assert refused.value.path == str(tmp_path / wrong)
         problems.add(refused.value.problem)
-    assert len(problems) == 4
+    assert len(problems) == 5
 
 
 def test_a_model_of_timm_needs_a_file():

@@ -124,6 +124,8 @@ def require_run(run: str | Path) -> None:
     if (folder / "recipe.yaml").is_file():
         remedy = "Run the same command again to resume it"
         raise RunError(path, "contains no encoder, since the run is not finished", remedy)
+    if path.suffix == ".safetensors":
+        raise RunError(path, "has no card.json beside it, which says what network it is of", "Copy it from its run")
     problem = "is a file, not a run" if path.is_file() else "is not a run, since it contains no card.json"
     raise RunError(path, problem, "Name the folder of a finished run; commands take RUN before DATA")
 
