@@ -180,6 +180,7 @@ def test_grey_arrays_give_what_the_same_arrays_in_a_file_give(run, tmp_path):
     expected = encoder.embed(tmp_path / "grey.npy")
     for given in (grey, grey[..., None], list(grey), list(grey[..., None])):
         np.testing.assert_array_equal(encoder.embed(given), expected)
+    assert encoder.embed(np.zeros((5, 8, 8), np.uint8)).shape == (5, encoder.card.features)
     maps = encoder.feature_maps(grey, stages=["block_group4"])["block_group4"]
     np.testing.assert_allclose(maps.mean((2, 3)), expected, rtol=1e-4, atol=1e-5)
 
@@ -187,12 +188,25 @@ def test_grey_arrays_give_what_the_same_arrays_in_a_file_give(run, tmp_path):
 def test_one_image_in_place_of_a_list_is_refused(run):
     encoder = simclr.load(run)
     grey, pixels = np.zeros((64, 48), np.uint8), torch.zeros(3, 64, 48, dtype=torch.uint8)
-    bands = [np.zeros((64, 48, channels), np.uint8) for channels in (1, 3, 4)]
+    bands = [np.zeros((64, 48, channels), np.uint8) for channels in (1, 2, 3, 4, 5, 16)]
     for one in (images()[0], grey, *bands, pixels, "image.png"):
         with pytest.raises(SettingError) as refused:
             encoder.embed(one)
         assert refused.value.field == "images"
     assert encoder.embed([images()[0]]).shape == encoder.embed(images()[:1]).shape == (1, encoder.card.features)
+
+
+def test_one_image_of_the_channels_of_the_encoder_is_refused(tmp_path):
+    encoder = create_encoder("simclr_resnet10", 32, {"width": 0.125, "in_chans": 20})
+    preprocess = {"size": 32, "crop": 1.0, "low": [0.0] * 20, "high": [255.0] * 20}
+    card = Card(encoder={"name": "simclr_resnet10", "options": {"width": 0.125, "in_chans": 20}}, channels=20,
+                features=encoder.num_features, image_size=32, preprocess=preprocess)  # fmt: skip
+    save_encoder(tmp_path, encoder, None, card)
+    one = np.zeros((64, 48, 20), np.uint8)
+    with pytest.raises(SettingError) as refused:
+        simclr.load(tmp_path).embed(one)
+    assert refused.value.field == "images"
+    assert simclr.load(tmp_path).embed([one]).shape == (1, encoder.num_features)
 
 
 def test_an_unreadable_file_is_named_or_skipped(run, tmp_path):

@@ -30,6 +30,7 @@ from simclr.models.weights import load_encoder, load_supervised
 from simclr.runs.results import named_run, require_run, run_folder
 from simclr.views.preprocess import Preprocess
 
+MOST_BANDS = 16  # length of the last side of an array (H, W, C) up to which it may be channels
 Images = Any
 """a data set or a sequence of images, see `Encoder.embed`"""
 
@@ -134,7 +135,7 @@ class Encoder:
 
     def _reader(self, images: Images) -> tuple[int, Callable[[int], Real[np.ndarray, "h w c"]]]:
         """Return the number of images and a function that returns one as `preprocess` takes it."""
-        _check_images(images)
+        _check_images(images, self.card.channels)
         if isinstance(images, Source | str | os.PathLike):
             source = self.scaled(images if isinstance(images, Source) else open_source(images, "all"))
             return len(source), source.read
@@ -226,8 +227,9 @@ def load_classifier(run: str | Path) -> Classifier:
     return network.eval()
 
 
-def _check_images(images: Any) -> None:
-    """Raise SettingError unless `images` is a data set or a sequence of images: one image is a frequent mistake."""
+def _check_images(images: Any, channels: int) -> None:
+    """Raise SettingError unless `images` is a data set or a sequence of images: one image, of an encoder for images of
+    `channels` channels or another, is a frequent mistake."""
     allowed = "a data set, a list of images or an array (N, H, W, C) or (N, H, W)"
     remedy = "For one image, pass [image]"
     if isinstance(images, Source):
@@ -237,16 +239,21 @@ def _check_images(images: Any) -> None:
             raise SettingError("images", allowed, os.fspath(images), remedy)
     elif isinstance(images, Image.Image) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise SettingError("images", allowed, type(images).__name__, remedy)
-    elif isinstance(images, np.ndarray | Tensor) and not _holds_images(images):
+    elif isinstance(images, np.ndarray | Tensor) and not _holds_images(images, channels):
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] not in (3, 4):
+            remedy += "; for narrow grey images, an array (N, H, W, 1)"
         raise SettingError("images", allowed, f"{type(images).__name__} {tuple(images.shape)}", remedy)
 
 
-def _holds_images(images: np.ndarray | Tensor) -> bool:
+def _holds_images(images: np.ndarray | Tensor, channels: int) -> bool:
     """Return whether an array holds several images, or their paths; with three dimensions it is one image if the last
-    can be channels."""
+    can be channels: those of the encoder, or a few, unless they are the side of small square images."""
     if isinstance(images, Tensor):
         return images.ndim == 4
-    is_grey = images.ndim == 3 and images.shape[2] not in (1, 3, 4)
+    is_grey = False
+    if images.ndim == 3:
+        _, height, last = images.shape
+        is_grey = last not in (1, 3, 4, channels) and (last > MOST_BANDS or last == height)
     return images.ndim == 4 or is_grey or images.dtype.kind in "OU"
 
 
