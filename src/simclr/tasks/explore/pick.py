@@ -36,9 +36,10 @@ class Pick(Exploration):
     al. 2022). `margin`, for more: of the images that logistic regression on the labelled ones is least sure of, those
     that are farthest from each other and from the labelled ones (k-centre). `diverse`: k-centre among all images.
     `random`: the baseline. `auto` is typical until there are ten labels for each class, then margin. The table has the
-    columns path, row, order and label, which is empty if the label is unknown: fill it in, and give the table as DATA
-    to learn from it, or as `after` to continue. The paths of files are relative to the table. Coverage, the mean
-    distance of an image to the nearest labelled one, is printed beside that of random picks; lower is better.
+    columns path, row, order and label, which is empty if the label is unknown: fill it in, and give the table, if it is
+    a .csv file, as DATA to learn from it, or as `after` to continue. The paths of files are relative to the table.
+    Coverage, the mean distance of an image to the nearest labelled one, is printed beside that of random picks; lower
+    is better.
     """
 
     command: ClassVar[str] = "explore pick"
