@@ -30,7 +30,7 @@ def test_every_row_has_the_fields_that_decide(path):
         assert result_of(row).value == row["value"]
         assert Result.__dataclass_fields__.keys() <= row.keys()
         assert row["evaluated_on"] == "test"
-        assert row["seen_in_pretraining"] is False
+        assert row["seen_in_pretraining"] is None
 
 
 def rows_of(path):

@@ -173,6 +173,18 @@ def test_a_table_of_results_has_fields_that_its_rows_share_once_and_no_keys(tmp_
     assert page.count("td", **{"data-column": table["columns"][0]}) == 3
 
 
+def test_what_is_unknown_of_the_images_is_said_and_is_no_warning(tmp_path):
+    rows = [row(seen_in_pretraining=seen) for seen in (None, None, True)]
+    same, different = (
+        contents([read_run(write_run(tmp_path / str(k), knn=measured("knn", *given)))])["runs"][0]
+        for k, given in enumerate((rows[:2], rows[1:]))
+    )
+    assert ["seen in pretraining", "unknown"] in same["measurements"][0]["shared"]
+    assert same["warnings"] == []
+    at = different["measurements"][0]["columns"].index("seen in pretraining")
+    assert [cells[at] for cells in different["measurements"][0]["rows"]] == ["unknown", "true"]
+
+
 def test_a_folder_with_next_to_nothing_has_a_page(tmp_path):
     for name, content in (("card.json", "{}"), ("metrics.jsonl", ""), ("recipe.yaml", "x: 1"), ("result.json", "[]")):
         folder = tmp_path / name

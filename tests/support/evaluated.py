@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,26 +11,34 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from simclr.data.specs import open_for_pretraining
+from simclr.data.splits import split_off
 from simclr.evaluation import linear
 from simclr.models import Card, ProjectionHead, create_encoder, save_encoder
 
 SIZE, CLASSES = 16, 3
 
 
-def write_encoder(folder: Path, seed: int = 0) -> Path:
-    """A network with batch statistics of its own, as a run folder."""
+def write_encoder(folder: Path, seed: int = 0, data: Path | None = None, **recipe: Any) -> Path:
+    """A network with batch statistics of its own, as a run folder, whose card says that it was trained on `data` if
+    they are given; `recipe` are further settings."""
     torch.manual_seed(seed)
     encoder = create_encoder("simclr_resnet10", SIZE, {"width": 0.125})
     head = ProjectionHead(encoder.num_features, 8, 3)
     for _ in range(5):
         head(encoder(torch.rand(32, 3, SIZE, SIZE)))
+    source = {}
+    if data is not None:
+        images = open_for_pretraining(str(data))
+        images = split_off(images, recipe["held_out"])[0] if "held_out" in recipe else images
+        source = {"task": "pretrain", "data": images.name, "fingerprint": images.fingerprint}
     card = Card(
         encoder={"name": "simclr_resnet10", "options": {"width": 0.125}}, features=encoder.num_features,
-        image_size=SIZE, preprocess={"size": SIZE, "crop": 0.875}, head=head.config(),
+        image_size=SIZE, preprocess={"size": SIZE, "crop": 0.875}, head=head.config(), source=source,
     )  # fmt: skip
     save_encoder(folder, encoder, head, card)
     views = {"size": SIZE, "strength": 0.5, "blur": 0.0}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"views": views, "temperature": 0.2}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"views": views, "temperature": 0.2, **recipe}))
     return folder
 
 
@@ -77,9 +86,9 @@ def fingerprint(module: nn.Module) -> str:
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """The run folder of a small encoder."""
-    return write_encoder(tmp_path_factory.mktemp("encoder"))
+def encoder(tmp_path_factory, data):
+    """The run folder of a small encoder, which is said to be trained on `data`."""
+    return write_encoder(tmp_path_factory.mktemp("encoder"), data=data)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Health of an encoder without labels."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,19 +17,22 @@ from simclr.tasks.health import Health
 HERE = Device(workers=0)
 
 
-def test_results_say_whether_pretraining_has_seen_their_images(encoder, data, tmp_path):
+def test_results_say_whether_pretraining_has_seen_their_images(data, tmp_path):
     images = np.load(data)["train_images"]
     np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(len(images)) % 3)
     np.savez(tmp_path / "plain.npz", images=images)
     for path, evaluated_on in (
         (data, "test"), (tmp_path / "labelled.npz", "test"), (tmp_path / "plain.npz", "unlabelled"),
     ):  # fmt: skip
-        task = Health(run=encoder, data=str(path), images=8, neighbours=0, out=tmp_path / "h.json", machine=HERE)
+        run = write_encoder(tmp_path / "run", data=path)
+        task = Health(run=run, data=str(path), images=8, neighbours=0, out=tmp_path / "h.json", machine=HERE)
         sources = open_for_pretraining(str(path)), open_source(str(path), "test")
         seen, measured = ({source.path(i) for i in range(len(source))} for source in sources)
         for row in task()["results"]:
             assert row["seen_in_pretraining"] == bool(seen & measured)
             assert row["evaluated_on"] == evaluated_on
+    for row in replace(task, data=str(data))()["results"]:
+        assert (row["evaluated_on"], row["seen_in_pretraining"]) == ("test", None)
 
 
 def test_views_and_temperature_are_those_of_the_run(data, tmp_path):

@@ -110,14 +110,6 @@ def models_to_evaluate(run: Path, baselines: bool, layer: str = "h") -> list[Fea
     ]
 
 
-def evaluated_images(source: Source) -> dict[str, Any]:
-    """Return the fields of a `Result` that describe the images of a test split: pretraining on the same data leaves
-    them out, unless the source has neither labels nor a test split."""
-    if source.has_own_split or source.labels is not None:
-        return {"evaluated_on": "test", "seen_in_pretraining": False}
-    return {"evaluated_on": "unlabelled", "seen_in_pretraining": True}
-
-
 def open_labelled(data: Any, *, multilabel: bool = False) -> tuple[Source, Source]:
     """Return the training and test splits of a labelled source; DataError says what to do if there are none.
 

@@ -149,8 +149,12 @@ def figure_of(panel: Panel) -> dict[str, Any]:
 def _measured(m: Measurement) -> dict[str, Any]:
     """Return a result file as a table; fields that all rows share are listed once below it."""
     shared, separate = {}, []
+
+    def text(row: dict[str, Any], name: str) -> str:
+        return "unknown" if row.get(name) is None else setting_text(row[name])
+
     for name in dict.fromkeys(name for row in m.rows for name in row if name not in COLUMNS):
-        values = [setting_text(row.get(name)) for row in m.rows]
+        values = [text(row, name) for row in m.rows]
         if len(set(values)) == 1:
             shared[LABELS.get(name, name)] = values[0]
         else:
@@ -162,7 +166,7 @@ def _measured(m: Measurement) -> dict[str, Any]:
     rows = [
         [str(row.get("name", "")), str(row.get("protocol", "")), str(row.get("layer", "")), term(row["metric"]).label,
          number(row["value"], unit), interval(row.get("interval"), unit), f"{row.get('n', 0):,}",
-         *(setting_text(row.get(name)) for name in separate), *([detail_text(row.get("detail") or {})] * detail)]
+         *(text(row, name) for name in separate), *([detail_text(row.get("detail") or {})] * detail)]
         for row, unit in zip(m.rows, units, strict=True)
     ]  # fmt: skip
     bars = [

@@ -46,7 +46,7 @@ class Result:
     """images measured: the test split, a hold-out of the training split, the training split, or images that have
     neither labels nor a test split"""
     seen_in_pretraining: bool | None = None
-    """whether pretraining on the same data uses these images; None if unknown"""
+    """whether pretraining, or another training of the encoder, has read images of this split; None if unknown"""
     target: str = ""
     """what is predicted, if it is not the class of the image"""
     interval_of: str = "bootstrap over the test images"
@@ -188,7 +188,7 @@ def _inferred(row: dict[str, Any], command: str) -> dict[str, Any]:
     role = "teacher" if name == "teacher" else "model"
     if name in OLD_BASELINES[:2] or (command == "transfer" and ("run" in detail or name.startswith(OLD_BASELINES[2]))):
         role = "baseline"
-    evaluated_on, seen = "test", False
+    evaluated_on, seen = "test", None
     if "has seen" in split:
         evaluated_on, seen = "unlabelled", True
     elif "held out" in split and "test" not in split:

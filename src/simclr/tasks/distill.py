@@ -18,7 +18,7 @@ from simclr.evaluation.examples import Examples, examples_of, save_examples
 from simclr.evaluation.features import extract_together
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
-from simclr.evaluation.protocol import describe, evaluated_images, open_labelled
+from simclr.evaluation.protocol import describe, open_labelled
 from simclr.losses import distillation
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.bfloat16 import refuse_wrong_convolutions
@@ -29,6 +29,7 @@ from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
+from simclr.tasks.seen_images import PastTraining, seen_by, trainings_of
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result, start_identity
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
@@ -117,7 +118,7 @@ class Distill(Training):
         )
         last = fit(run, fabric, parts, schedule, describe=agreement)
 
-        results, examples = ([], None) if test is None else self.figures(student, teacher, test, given, len(source))
+        results, examples = ([], None) if test is None else self.figures(student, teacher, test, given, source)
         content = {
             **results_content(results, self, self.teacher),
             "images": len(source),
@@ -233,13 +234,15 @@ class Distill(Training):
         return labels
 
     def figures(
-        self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, images: int
+        self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, source: Source
     ) -> tuple[list[Result], Examples]:
-        """Return the test accuracy of both networks and how often they agree, and the test images."""
+        """Return the test accuracy of both networks and how often they agree, and the test images; `source` are the
+        training images."""
         fields: dict[str, Any] = {
-            **evaluated_images(test), "protocol": "distilled", "layer": "h", "frozen": "nothing",
+            "seen_in_pretraining": self.has_seen_test(source),
+            "protocol": "distilled", "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
-            "split": f"fitted on {images:,} images, last step measured on the test part",
+            "split": f"fitted on {len(source):,} images, last step measured on the test part",
         }  # fmt: skip
         networks = {"teacher": teacher, "student": student}
         outputs = extract_together(
@@ -255,6 +258,14 @@ class Distill(Training):
         data, scores = self.data if self.test is None else self.test, features["student"].features
         examples = examples_of(data, test, features["student"], scores.double().softmax(1))
         return [*results, replace(matches, metric="agreement_top1")], examples
+
+    def has_seen_test(self, source: Source) -> bool | None:
+        """Return whether a training of the teacher or the student, that on `source` included, has read test images;
+        None if unknown."""
+        trainings = [each for run in (self.teacher, self.start) if run is not None for each in trainings_of(run)]
+        if self.test is None:  # the test split of the training images, which are all others
+            return seen_by(trainings, self.data)
+        return seen_by([PastTraining(self.command, (source.name, source.fingerprint), {}), *trainings], self.test)
 
     def card(self, student: Card, names: list[str], source: Source) -> Card:
         """Return the card of the saved weights."""

@@ -32,6 +32,7 @@ from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.adaptation import FEW_LABELS, beside_probe, choose, fit_probe, settings_without_recipe
 from simclr.tasks.labelled import LabelSubset
+from simclr.tasks.seen_images import seen_by, trainings_of
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result, start_identity
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
@@ -261,11 +262,11 @@ class FineTune(LabelSubset, Training):
     ) -> list[Result]:
         """Return accuracy over images and over classes, or, for multi-label images, average precision, each beside that
         of the scores `linear` of the linear probe."""
-        where = "the test part, read once" if self.measure == "test" else "a tenth of train, held out"
-        is_test = self.measure == "test"
+        is_test, trainings = self.measure == "test", [] if self.from_scratch else trainings_of(self.run)
+        where = "the test part, read once" if is_test else "a tenth of train, held out"
         fields: dict[str, Any] = {
             "evaluated_on": "test" if is_test else "holdout",
-            "seen_in_pretraining": not is_test,
+            "seen_in_pretraining": seen_by(trainings, self.data, "test" if is_test else "train"),
             "layer": f"head.{self.head_layers}" if self.head_layers else "h",
             "transform": f"crops and flips; measured on {describe(preprocess)}",
             "frozen": self.freeze,
@@ -273,12 +274,10 @@ class FineTune(LabelSubset, Training):
         }
         name = "from scratch" if self.from_scratch else "pretrained encoder"
         protocol = f"{'supervised' if self.from_scratch else 'fine-tuned'}, {self.amount}"
-        results = []
-        for metric in ("top1", "mean_per_class") if targets.ndim == 1 else ("map11",):
-            beside = {} if linear is None else {f"linear_{metric}": METRICS[metric](linear, targets)}
-            detail = {"images": images, **beside}
-            results.append(figure(scores, targets, metric, name=name, protocol=protocol, detail=detail, **fields))
-        return results
+        metrics = ("top1", "mean_per_class") if targets.ndim == 1 else ("map11",)
+        beside = {m: {} if linear is None else {f"linear_{m}": METRICS[m](linear, targets)} for m in metrics}
+        details = {m: {"images": images, **beside[m]} for m in metrics}
+        return [figure(scores, targets, m, name=name, protocol=protocol, detail=details[m], **fields) for m in metrics]
 
     def card(self, start: Card, head: ProjectionHead | None, source: Source) -> Card:
         """Return the card of the saved weights."""

@@ -11,7 +11,6 @@ from simclr.errors import SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.figures import write_results
 from simclr.evaluation.health import HealthCheck
-from simclr.evaluation.protocol import evaluated_images
 from simclr.models.pretrained import Encoder, load, untrained
 from simclr.report.pictures import neighbour_sheet
 from simclr.runs.files import number_existing, save_picture
@@ -19,6 +18,7 @@ from simclr.runs.machine import Device, is_first_process
 from simclr.runs.recipe import saved_recipe
 from simclr.runs.results import Result, result_path, run_folder, unit_of
 from simclr.settings import check_settings, setting
+from simclr.tasks.seen_images import evaluated_images
 from simclr.views import Views, view_policies
 
 
@@ -27,7 +27,7 @@ class Health:
     """Alignment, uniformity, effective rank, standard deviation, contrastive accuracy and entropy of an encoder without
     any label, beside the untrained network, and a sheet of nearest neighbours.
 
-    Pretraining has seen the images of a source that has neither labels nor a test split. `simclr pretrain --held_out`
+    Pretraining on a source that has neither labels nor a test split has seen its images. `simclr pretrain --held_out`
     keeps some of them out of training and measures those during the run. Each result says which images it is of.
     """
 
@@ -63,7 +63,8 @@ class Health:
         encoder = load(self.run)
         source = encoder.scaled(open_source(self.data, "test"))
         views, temperature = self.settings(encoder)
-        workers, images = self.machine.worker_processes, evaluated_images(source)
+        workers, images = self.machine.worker_processes, evaluated_images(self.run, self.data, source)
+        split = f"{SPLITS[images['evaluated_on']]}, {SEEN[images['seen_in_pretraining']]}"
         check = HealthCheck.of(source, views, temperature, most=self.images, seed=self.seed, workers=workers)
         results = []
         fresh = Encoder(untrained(encoder.card), encoder.card.build_head(), encoder.card)
@@ -75,7 +76,7 @@ class Health:
                     name=name, role=role, protocol="health", metric=metric, value=value, unit=unit_of(metric),
                     interval_of="none", n=check.views.shape[1], **images,
                     layer="h" if metric == "rankme_h" or not model.head else "z",
-                    transform="two views as in training", split=SPLITS[images["evaluated_on"]],
+                    transform="two views as in training", split=split,
                     detail={"temperature": temperature},
                 )
                 for metric, value in values.items()
@@ -104,7 +105,8 @@ class Health:
         return views, self.temperature or recipe.get("temperature", 0.1)
 
 
-SPLITS = {
-    "test": "images that pretraining leaves out, no labels",
-    "unlabelled": "a fifth of the images, which pretraining on the same data has seen, no labels",
-}
+SPLITS = {"test": "test images, no labels", "unlabelled": "a fifth of the images, no labels"}
+SEEN = {
+    True: "which pretraining has seen", False: "which pretraining has left out",
+    None: "it is unknown whether pretraining has seen them",
+}  # fmt: skip

@@ -14,13 +14,14 @@ from simclr.errors import DataError
 from simclr.evaluation.features import EvalBatches
 from simclr.evaluation.figures import figure, write_results
 from simclr.evaluation.mlp_probe import mlp_probe
-from simclr.evaluation.protocol import describe, evaluated_images, fit_device
+from simclr.evaluation.protocol import describe, fit_device
 from simclr.models.layers import layer_names, read_layer
 from simclr.models.pretrained import load
 from simclr.randomness import TRANSFORMATION_STREAM, torch_seed, uniforms
 from simclr.runs.machine import Device
 from simclr.runs.results import result_path
 from simclr.settings import check_settings, setting
+from simclr.tasks.seen_images import evaluated_images
 from simclr.views.corruptions import gaussian_noise, greyscale, sobel
 from simclr.views.preprocess import Preprocess
 
@@ -78,7 +79,7 @@ class Information:
         test = sample(open_source(self.data, "test"), max(1, self.images // 2))
         train_features, train_outcomes = self.features(train, encoder.preprocess, networks)
         test_features, test_outcomes = self.features(test, encoder.preprocess, networks)
-        results = []
+        results, images = [], evaluated_images(self.run, self.data, test)
         for task, (probabilities, outcomes) in TASKS.items():
             for name in names:
                 x = train_features[task, name]
@@ -90,7 +91,7 @@ class Information:
                 scores = probe(test_features[task, name].to(device)).cpu()
                 fields = {
                     "name": task, "target": task, "protocol": "information, small network", "layer": name,
-                    "transform": describe(encoder.preprocess), **evaluated_images(test),
+                    "transform": describe(encoder.preprocess), **images,
                     "split": "fitted on train, read once on test, no labels",
                     "detail": {"guess": max(probabilities), "width": x.shape[1]},
                 }  # fmt: skip

@@ -15,7 +15,6 @@ from simclr.evaluation.neighbours import knn_votes
 from simclr.evaluation.protocol import (
     Extract,
     by_preprocess,
-    evaluated_images,
     extract_features,
     fit_device,
     models_to_evaluate,
@@ -25,6 +24,7 @@ from simclr.runs.machine import Device
 from simclr.runs.results import Result, result_path
 from simclr.settings import check_settings, setting
 from simclr.tasks.labelled import LabelSubset
+from simclr.tasks.seen_images import evaluated_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ class Knn(LabelSubset):
         if self.k > len(train):
             raise SettingError("k", f"at most {len(train)}, the number of labelled images of {train.name}", self.k)
         results: list[Result] = []
-        examples = None
+        images, examples = evaluated_images(self.run, self.data, test), None
         for models in by_preprocess(models_to_evaluate(self.run, self.baselines, self.layer)):
             banks, queries = (extract(models, split, self.machine) for split in (train, test))
             for model, bank, query in zip(models, banks, queries, strict=True):
-                fields = {**model.fields, **evaluated_images(test)}
+                fields = {**model.fields, **images}
                 votes = self.votes(bank, query, len(train.classes))
                 results.append(self.measure(votes, bank, query, fields))
                 if model.role == "model":

@@ -20,7 +20,6 @@ from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import (
     Extract,
     by_preprocess,
-    evaluated_images,
     extract_features,
     fit_device,
     models_to_evaluate,
@@ -37,6 +36,7 @@ from simclr.runs.results import named_run, result_path, run_folder
 from simclr.runs.storage import move_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.labelled import LabelSubset
+from simclr.tasks.seen_images import evaluated_images
 
 PROTOCOLS = {"lbfgs": linear.PROTOCOL, "sgd": "linear, SGD", "bank": "linear, bank of SGD"}
 
@@ -98,7 +98,7 @@ class Linear(LabelSubset):
         folder = require_classifier_folder(path.with_suffix("" if path.suffix else ".classifier"), self.run)
         train, test = open_labelled(self.data)
         train, _ = self.subset(train, test=test)
-        results, examples = [], None
+        results, examples, images = [], None, evaluated_images(self.run, self.data, test)
         for layer in self.layers():
             for models in by_preprocess(models_to_evaluate(self.run, self.baselines, layer)):
                 fits = []
@@ -109,7 +109,7 @@ class Linear(LabelSubset):
                 for model, (device, width, classifier, detail), features in zip(models, fits, tests, strict=True):
                     detail = {**detail, "width": width, "labels": len(train)}
                     scores = classifier(features.features.to(device)).cpu()
-                    fields = {**model.fields, **evaluated_images(test), "detail": detail}
+                    fields = {**model.fields, **images, "detail": detail}
                     protocol = self.protocol_on_subset(PROTOCOLS[self.protocol])
                     results.append(figure(scores, features.labels, protocol=protocol, **fields))
                     if model.role == "model" and layer == self.saved_layer and is_first_process():

@@ -17,12 +17,13 @@ from simclr.evaluation.features import EvalBatches, extract
 from simclr.evaluation.figures import write_results
 from simclr.evaluation.intervals import bootstrap_interval
 from simclr.evaluation.linear import fit_linear
-from simclr.evaluation.protocol import describe, evaluated_images, fit_device, open_labelled
+from simclr.evaluation.protocol import describe, fit_device, open_labelled
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.runs.machine import Device
 from simclr.runs.recipe import saved_recipe
 from simclr.runs.results import FROZEN, Result, result_path, run_folder, unit_of
 from simclr.settings import check_settings, setting
+from simclr.tasks.seen_images import evaluated_images
 from simclr.views.corruptions import KINDS, SEVERITIES, corrupt
 
 CLEAN = ("clean", 0)
@@ -69,7 +70,7 @@ class Robustness:
         common = {
             "name": "its own classifier" if has_classifier else "linear classifier on h",
             "frozen": "everything" if has_classifier else FROZEN, "layer": "scores" if has_classifier else "h",
-            "transform": describe(encoder.preprocess), **evaluated_images(test),
+            "transform": describe(encoder.preprocess), **evaluated_images(self.run, self.data, test),
         }  # fmt: skip
         return write_results(rows_of(predictions, temperature, common), self, path)
 

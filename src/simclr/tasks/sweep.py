@@ -223,7 +223,8 @@ def measure_held_out(task: Pretrain, evaluation: Knn | Linear) -> dict[str, Any]
     rest, held = (with_labels(part) for part in split_off(open_for_pretraining(task.data), task.held_out))
     (model,) = models_to_evaluate(task.folder, False)
     bank, queries = (extract_features([model], part, task.machine)[0] for part in (rest, held))
-    fields = {**model.fields, "evaluated_on": "holdout", "seen_in_pretraining": False, "split": SPLIT}
+    seen = None if task.init else False  # the weights to start from may have been trained on the held-out images
+    fields = {**model.fields, "evaluated_on": "holdout", "seen_in_pretraining": seen, "split": SPLIT}
     if isinstance(evaluation, Knn):
         result = evaluation.measure(evaluation.votes(bank, queries, len(rest.classes)), bank, queries, fields)
     else:

@@ -19,7 +19,6 @@ from simclr.evaluation.linear import PROTOCOL, fit_linear
 from simclr.evaluation.metrics import METRICS
 from simclr.evaluation.protocol import (
     FeatureModel,
-    evaluated_images,
     extract_features,
     fit_device,
     models_to_evaluate,
@@ -30,6 +29,7 @@ from simclr.runs.machine import Machine
 from simclr.runs.results import Result, completed, result_of, run_folder
 from simclr.settings import check_settings, setting
 from simclr.tasks.finetune import FineTune
+from simclr.tasks.seen_images import evaluated_images
 
 GRIDS: dict[str, dict[str, Any]] = {
     "finetune": {
@@ -112,7 +112,7 @@ class Transfer:
         tuned = {pair: self.fine_tune(pair[0], splits[pair[0]][0], pair[1]) for pair in pairs if pair[1] != "linear"}
         if not fabric.is_global_zero:  # all processes train together; the rest is computed by the first one
             return {}
-        rows = [tuned[pair] if pair in tuned else self.linear(*splits[pair[0]]) for pair in pairs]
+        rows = [tuned[pair] if pair in tuned else self.linear(pair[0], *splits[pair[0]]) for pair in pairs]
         return write_results([result for results in rows for result in results], self, path)
 
     @property
@@ -127,22 +127,23 @@ class Transfer:
         named = any(part.lower() in source.name.lower() for part in self.mean_per_class)
         return "mean_per_class" if named else "top1"
 
-    def linear(self, train: Source, test: Source) -> Iterator[Result]:
-        """Yield the results of logistic regression on features of the encoder, and of the one it is compared with."""
+    def linear(self, spec: str, train: Source, test: Source) -> Iterator[Result]:
+        """Yield the results of logistic regression on features of the encoder, and of the one it is compared with, for
+        the data set `spec`."""
         metric = self.metric(train)
         (model,) = models_to_evaluate(self.run, False, self.layer)
         scores, answers, detail = self._classified(model, train, test, metric)
-        rows = [(model, f"pretrained encoder, {train.name}", scores, detail)]
+        rows = [(self.run, model, f"pretrained encoder, {train.name}", scores, detail)]
         if self.against is not None:
             (other,) = models_to_evaluate(self.against, False, self.layer)
             other = replace(other, role="baseline")
             other_scores, _, detail = self._classified(other, train, test, metric)
             p, samples = compare(scores, other_scores, answers, metric)
             detail |= {"run": str(self.against), "p": p, "samples": samples}
-            rows.append((other, f"{run_folder(self.against).name}, {train.name}", other_scores, detail))
+            rows.append((self.against, other, f"{run_folder(self.against).name}, {train.name}", other_scores, detail))
         metrics = (metric, *(m for m in ("top1", "mean_per_class") if m != metric and metric != "map11"))
-        for model, name, scores, detail in rows:
-            fields = {**model.fields, **evaluated_images(test), "name": name, "protocol": PROTOCOL}
+        for run, model, name, scores, detail in rows:
+            fields = {**model.fields, **evaluated_images(run, spec, test), "name": name, "protocol": PROTOCOL}
             for each in metrics:
                 beside = {**detail, "data": train.name, "protocol": "linear"}
                 yield figure(scores, answers, each, **fields, detail=beside)
