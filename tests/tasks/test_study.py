@@ -266,7 +266,7 @@ def test_the_command_takes_the_settings_of_the_base():
         "--seed",
         "4",
     ]
-    task = parse(Study, "study", ("name", "data"), words)
+    task = parse(Study, "study", ("name", "data"), words, suggestions=False)
     assert (task.name, task.data, task.seeds, task.folder) == ("loss", "images", 2, Path("elsewhere"))
     assert task.base == Pretrain(data="images", out=Path("elsewhere"), epochs=3, views=Views(size=32), seed=4)
 
@@ -310,8 +310,8 @@ def test_without_a_recipe_the_base_is_what_suggest_says(tmp_path, task, words):
     assert (base.encoder, base.batch, base.views) == (suggested.encoder, suggested.batch, suggested.views)
     own = parse(task, task.command, positional, [*words, "--batch", "32"]).base
     assert (own.batch, own.encoder) == (32, suggested.encoder)
-    own = parse(task, task.command, positional, [*words, "--optimizer", "sgd"]).base
-    assert (own.batch, own.encoder) == (4096, Pretrain(data="").encoder)
+    own = parse(task, task.command, positional, [*words, "--encoder", "simclr_resnet10"]).base
+    assert (own.batch, own.encoder) == (suggested.batch, "simclr_resnet10")
 
 
 def test_images_without_labels_are_refused(tmp_path, trained):
