@@ -13,6 +13,7 @@ from simclr.errors import SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.models import convnet
 from simclr.models.card import Card
+from simclr.models.options import ENCODERS
 from simclr.report import stages as report
 from simclr.report.page import require_report_path, write_page
 from simclr.report.reading import read_run
@@ -99,7 +100,7 @@ class SimCLRv2:
         if self.percentage is not None and not 0 < self.percentage <= 100:
             raise SettingError("labels", "above 0% and at most 100%", self.labels)
         if is_import_path(self.base.encoder):
-            raise SettingError("encoder", "simclr_resnet10 ... 200 or a model of timm", self.base.encoder)
+            raise SettingError("encoder", ENCODERS, self.base.encoder)
 
     def __call__(self) -> dict[str, Any]:
         planned = list(self.plan())
