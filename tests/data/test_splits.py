@@ -61,6 +61,12 @@ def test_a_list_names_images_by_path_or_by_file_name(source, tmp_path):
         with pytest.raises(DataError) as error:
             rows_from_list(source, table)
         assert error.value.path == str(table)
+        assert bool(error.value.remedy) == text.startswith("49.png")
+    for name, text in (("few.csv", "path\na/3.png\n"), ("few.txt", "path;label\na/3.png;a\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError) as error:
+            rows_from_list(source, tmp_path / name)
+        assert error.value.remedy
     train, test = source.select(np.arange(20), "train"), source.select(np.arange(20, len(source)), "test")
     outside = test.path(0)
     table.write_text(f"{train.path(0)}\n{outside}\n")

@@ -38,6 +38,7 @@ def test_the_image_size_settles_the_stem():
         ("simclr_resnet51", {}, "encoder", "simclr_resnet50"),
         ("resnet_18", {}, "encoder", "resnet18"),
         ("qqqqqqqq", {}, "encoder", "timm.list_models"),
+        ("qqqqqqqq", {}, "encoder", "simclr_convnet"),
         ("hf-hub:timm/resnet18.a1_in1k", {}, "encoder", "hf-hub"),
         ("simclr_resnet18", {"wdth": 2}, "encoder_options.wdth", "width, sk_ratio, se_ratio, stem, pad"),
         ("resnet18", {"width": 2}, "encoder_options.width", "width"),

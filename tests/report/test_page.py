@@ -24,6 +24,7 @@ from simclr.report.words import TERMS, duration, interval, number, points, term,
 from simclr.runs.results import unit_of
 from simclr.settings import field_docs
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.report import Report
 
 VOID = {"meta", "img", "br"}
 
@@ -204,6 +205,10 @@ def test_only_a_report_is_replaced(tmp_path, monkeypatch):
     with pytest.raises(SettingError) as refused:
         require_report_path(tmp_path / "mine.html")
     assert refused.value.field == "out"
+    assert "--overwrite" not in str(refused.value)
+    with pytest.raises(SettingError) as refused:
+        Report(runs=[tmp_path / "run"], out=tmp_path / "mine.html")()
+    assert "--overwrite" in str(refused.value)
     assert require_report_path(tmp_path / "mine.html", overwrite=True)
     shown = json.loads((tmp_path / "report.json").read_text())
     assert shown == Page((tmp_path / "report.html").read_text()).data

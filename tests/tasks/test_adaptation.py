@@ -223,5 +223,6 @@ def test_a_fine_tuning_with_settings_of_its_own_is_compared_with_the_probe_too(e
     assert beside_probe(row) in capsys.readouterr().out
     for value, is_below in ((result["linear_top1"], False), (result["linear_top1"] - 0.01, True)):
         assert ("WARNING" in beside_probe(replace(row, value=value))) == is_below
+    assert "head.1" in beside_probe(replace(row, layer="head.1"))
     scratch = task(encoder, data, tmp_path / "scratch", from_probe=False, adapt=False, from_scratch=True, steps=1)()
     assert "linear_top1" not in scratch

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,6 +131,41 @@ def test_images_without_labels_suffice_and_an_interrupted_run_resumes_exactly(te
     task(teacher, tmp_path / "images.npz", tmp_path / "parts", **settings)()
     one, two = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("has_split", [True, False])
+def test_without_labels_the_agreement_is_measured_and_a_line_says_so(teacher, data, tmp_path, capsys, has_split):
+    parts = ("train", "test") if has_split else ("train",)
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "images.npz", **{
+            f"{part}_images" if has_split else "images": arrays[f"{part}_images"] for part in parts
+        })  # fmt: skip
+    found = task(teacher, tmp_path / "images.npz", tmp_path / "run", epochs=1)()
+    (row,) = found["results"]
+    assert (row["metric"], row["n"]) == ("agreement_top1", 60 if has_split else 24)
+    assert (row["evaluated_on"], row["seen_in_pretraining"]) == (
+        ("test", None) if has_split else ("unlabelled", True)
+    )  # fmt: skip
+    assert "--test" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_an_open_source_without_labels_has_no_measurement(teacher, data, tmp_path):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "images.npz", images=arrays["train_images"])
+    source = open_source(tmp_path / "images.npz", "pretrain")
+    distillation_of = task(teacher, data, tmp_path / "run", epochs=1)
+    assert replace(distillation_of, data=source)()["results"] == []
+
+
+def test_a_student_worse_than_uniform_probabilities_is_told(teacher, data, tmp_path, capsys):
+    found = task(teacher, data, tmp_path / "good", temperature=0.5, temperature_squared=True)()
+    assert found["loss_over_uniform"] < 1
+    assert "worse than chance" not in capsys.readouterr().out
+    assert found["loss_over_uniform"] == pytest.approx(found["loss"] / (0.25 * np.log(3)))
+    found = task(teacher, data, tmp_path / "bad", lr=50.0, epochs=1, warmup_epochs=0, weight_decay=0.0)()
+    assert found["loss_over_uniform"] > 1.02
+    assert "worse than chance" in capsys.readouterr().out
 
 
 def test_self_distillation_and_a_student_that_starts_pretrained(teacher, data, tmp_path):

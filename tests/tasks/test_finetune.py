@@ -13,11 +13,12 @@ from support.evaluated import few_holdouts, fingerprint, write_arrays, write_enc
 from support.interrupted import interrupt
 from support.processes import compile_cheaply, run_program, succeed
 
+import simclr
 from simclr.cli import main
 from simclr.cli.parsing import parse
 from simclr.data import open_source
 from simclr.data.source import Files
-from simclr.errors import RunError, SettingError
+from simclr.errors import DataError, RunError, SettingError
 from simclr.evaluation.features import extract
 from simclr.evaluation.metrics import accuracy
 from simclr.models import load_supervised
@@ -157,12 +158,13 @@ def test_a_list_excludes_held_out_images_and_its_fraction_sets_the_epochs(encode
     train = open_source(str(folder), "train")
     paths = [train.path(i) for i in range(len(train))]
     (tmp_path / "all.txt").write_text("\n".join(paths))
-    (tmp_path / "few.txt").write_text("\n".join(paths[:3]))
+    named = [*paths[:2], paths[-1]]
+    (tmp_path / "few.txt").write_text("\n".join(named))
     whole, few = (task(encoder, folder, tmp_path, labelled=tmp_path / f"{name}.txt") for name in ("all", "few"))
     source, _, fraction = whole.images()
     assert (len(source), fraction, whole.passes(fraction)) == (150, 1, 30)
     source, _, fraction = few.images()
-    assert ([source.path(i) for i in range(3)], fraction, few.passes(fraction)) == (paths[:3], 0.02, 60)
+    assert ([source.path(i) for i in range(3)], fraction, few.passes(fraction)) == (named, 0.02, 60)
     choosing = task(encoder, folder, tmp_path, labelled=tmp_path / "all.txt", measure="held-out")
     source, held_out, fraction = choosing.images()
     assert fraction == 1
@@ -267,6 +269,27 @@ def test_a_list_that_names_test_images_is_refused_with_their_split(encoder, tmp_
     (tmp_path / "names.txt").write_text(f"{image}\n")
     assert main([command, str(encoder), str(folder), "--labelled", str(tmp_path / "names.txt")]) == 2
     assert "test split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [FineTune, simclr.Linear, simclr.Knn])
+def test_labelled_images_of_one_class_are_refused_with_their_list(encoder, tmp_path, command):
+    folder, names = write_folder(tmp_path / "data"), tmp_path / "names.txt"
+    names.write_text("".join(f"{path.relative_to(folder)}\n" for path in (folder / "train" / "class1").iterdir()))
+    with pytest.raises(DataError) as refused:
+        command(run=encoder, data=str(folder), labelled=names, out=tmp_path / "out")()
+    assert (refused.value.path, refused.value.names) == (str(names), ("class1",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_a_labelled_image_are_named(encoder, tmp_path, capsys):
+    folder, names = write_folder(tmp_path / "data"), tmp_path / "names.txt"
+    train = open_source(str(folder), "train")
+    names.write_text("".join(f"{train.path(i)}\n" for i in np.flatnonzero(train.labels != 1)))
+    few, whole = (task(encoder, folder, tmp_path / "run", batch=8, labelled=path) for path in (names, None))
+    assert "class1" in few.describe_classes(few.images()[0])
+    assert "class1" not in whole.describe_classes(whole.images()[0])
+    few()
+    assert few.describe_classes(few.images()[0]) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["labels", "classes"])

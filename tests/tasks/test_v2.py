@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_the_table_holds_the_figures_of_the_stages(whole):
         assert d["interval"][0] <= d["value"] + 1e-12 and d["value"] - 1e-12 <= d["interval"][1]
     assert json.loads((out / "v2.json").read_text())["stages"].keys() == content["stages"].keys()
     assert (out / "v2.svg").read_text().count("<circle") == len(STAGES)
+    assert {stage["row"]["n"] for stage in content["stages"].values()} == {30}
+    assert [stage["loss_over_uniform"] is None for stage in content["stages"].values()] == [
+        name not in ("self-distilled", "student-1") for name in STAGES
+    ]
     page = (out / "report.html").read_text()
     assert all(f"<h2>{name}</h2>" in page for name in STAGES)
     assert "Differences" in page and "data:image/svg+xml" in page
@@ -125,8 +130,36 @@ def test_finished_stages_are_not_repeated(data, whole, trained):
     before = weights(out)
     again = small(data, out)()
     assert trained == []
-    assert again["stages"] == content["stages"]
+    assert again == content
     assert weights(out) == before
+    assert not (out / "v2.1.json").exists()
+
+
+def test_a_copied_pretraining_is_not_repeated_for_other_labels(data, whole, tmp_path, trained):
+    shutil.copytree(whole[0] / "pretrain", tmp_path / "few" / "pretrain")
+    content = small(data, tmp_path / "few", labels="20%")()
+    assert trained == STAGES[1:]
+    before, after = (c["stages"]["pretrain"]["row"] for c in (whole[1], content))
+    assert before["weights"] == after["weights"]
+    assert (before["detail"]["labels"], after["detail"]["labels"]) == (30, 12)
+
+
+def test_files_of_the_user_keep_their_content(data, whole, tmp_path, trained):
+    out = tmp_path / "chain"
+    shutil.copytree(whole[0] / "pretrain", out / "pretrain")
+    (out / "v2.json").write_bytes(b"\xff mine")
+    (out / "v2.svg").write_text("mine too")
+    (out / "report.html").write_text("mine")
+    with pytest.raises(SettingError) as refused:
+        small(data, out)()
+    assert refused.value.field == "out"
+    assert "--overwrite" not in str(refused.value)
+    assert trained == []
+    (out / "report.html").unlink()
+    small(data, out)()
+    assert (out / "v2.1.json").read_bytes() == b"\xff mine"
+    assert (out / "v2.1.svg").read_text() == "mine too"
+    assert list(json.loads((out / "v2.json").read_text())["stages"]) == STAGES
 
 
 def test_a_chain_stopped_in_and_after_every_stage_ends_with_the_same_bits(data, whole, tmp_path, monkeypatch):
@@ -244,6 +277,41 @@ def test_labels_that_are_not_among_the_images_are_refused(data, tmp_path, traine
     assert not (tmp_path / "chain").exists()
 
 
+def test_a_list_of_one_class_is_refused_before_anything_is_run_and_absent_classes_are_named(
+    data, whole, tmp_path, trained
+):
+    train, labels = open_source(data, "train"), tmp_path / "labels.txt"
+    one, two = (np.flatnonzero(np.isin(train.labels, classes)) for classes in (0, (0, 2)))
+    labels.write_text("".join(f"{train.path(i)}\n" for i in one))
+    with pytest.raises(DataError) as refused:
+        small(data, tmp_path / "chain", labels=str(labels))()
+    assert (refused.value.path, refused.value.names) == (str(labels), (train.classes[0],))
+    assert not (tmp_path / "chain").exists()
+    assert trained == []
+    labels.write_text("".join(f"{train.path(i)}\n" for i in two))
+    for task, has_all in ((small(data, whole[0], labels=str(labels)), False), (small(data, whole[0]), True)):
+        planned = list(task.plan())
+        images = task.images(planned)
+        classes = planned[1].task.describe_classes(images.labelled)
+        assert (f"none of {train.classes[1]}" in classes) != has_all
+        assert classes in task.describe(planned, images)
+
+
+def test_a_missing_test_split_is_told_in_a_dry_run(data, tmp_path, capsys):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "one.npz", images=arrays["train_images"], labels=arrays["train_labels"])
+    for name, is_held in ((data, False), (str(tmp_path / "one.npz"), True)):
+        small(name, tmp_path / "chain", dry_run=True, seconds=0.01)()
+        assert ("20 % held out" in capsys.readouterr().out) == is_held
+
+
+@pytest.mark.parametrize(("labels", "is_missing"), [("nosuch.txt", True), ("lists/few", True), ("10", False)])
+def test_a_list_that_does_not_exist_is_named_as_such(data, tmp_path, labels, is_missing):
+    with pytest.raises(SettingError) as refused:
+        small(data, tmp_path, labels=labels)
+    assert ("does not exist" in str(refused.value)) == is_missing
+
+
 def test_images_without_labels_are_refused(tmp_path, trained):
     np.savez(tmp_path / "plain.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
     with pytest.raises(Error):
@@ -285,7 +353,8 @@ def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
 def test_recipes_describe_chains_of_the_papers_sizes(recipe, millions):
     """The parameters of the encoders in the second paper's Table 1, and of ResNet-18."""
     task = parse(SimCLRv2, "v2", ("data",), ["sample", "--config", recipe])
-    cards = planned_cards(task.check(list(task.plan())))
+    planned = list(task.plan())
+    cards = planned_cards(task.check(planned, task.images(planned)))
     students = [f"student-{k}" for k in range(1, len(millions))]
     sizes = [size_of(cards[task.folder / name])[1] / 1e6 for name in ["pretrain", *students]]
     assert sizes == pytest.approx(millions, rel=0.06)

@@ -5,6 +5,7 @@ the machine, and changes little when images are added. Images of one group (`Sou
 """
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from simclr.runs.files import printable
 SPLITS = ("train", "test", "all", "pretrain")
 TEST_FRACTION = 0.2  # of the images, for the test split of a source that has no split of its own
 HELD_OUT = 0.1  # fraction of the training images on which a setting is chosen
+TABLES = (".csv", ".tsv", ".jsonl")
+DELIMITER = re.compile(r"[,;\t]")  # of the columns of a table
 Part = tuple[Real[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 
 SPLIT_NAMES = {
@@ -246,7 +249,8 @@ def rows_from_list(source: Source, file: Path, test: Source | None = None) -> In
             f"{len(missing)} of its {len(names)} names, such as {missing[0]!r}, are not in the training split of "
             f"{source.name}, whose names look like {source.path(0)!r}"
         )
-        raise DataError(file, problem)
+        is_table = file.suffix.lower() in TABLES or bool(DELIMITER.search(missing[0]))
+        raise DataError(file, problem, "Give a list of names, one per line, not a table" if is_table else "")
     for name in names:
         if rows[name] is None:
             example = next(path for path in by_path if path.endswith("/" + name))

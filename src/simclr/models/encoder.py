@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from simclr.errors import SettingError
-from simclr.models.options import NORMALISATION, architecture_options, check_options, is_own, limited_memory
+from simclr.models.options import (
+    ENCODERS,
+    NORMALISATION,
+    architecture_options,
+    check_options,
+    is_own,
+    limited_memory,
+)
 from simclr.models.resnet import ResNet
 from simclr.runs.recipe import is_import_path
 
@@ -35,7 +42,7 @@ def create_encoder(
     if not own and not imported and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists all of them"
-        raise SettingError("encoder", "simclr_resnet18 ... 200 or a model of timm", name, hint)
+        raise SettingError("encoder", ENCODERS, name, hint)
     check_options(name, options)
     mean, std = (options.pop(each, None) for each in NORMALISATION)
     if own:

@@ -21,6 +21,7 @@ from simclr.runs.recipe import is_import_path
 
 OWN = (*(name for name in inspect.signature(resnet).parameters if name not in ("depth", "image_size", "channels")),
        "in_chans")  # fmt: skip
+ENCODERS = f"simclr_resnet{min(DEPTHS)} ... {max(DEPTHS)}, simclr_convnet or a model of timm"
 COMMON = ("act_layer", "bn_eps", "bn_momentum", "drop_path_rate", "drop_rate", "global_pool", "img_size", "in_chans",
           "norm_layer", "output_stride")  # fmt: skip
 NORMALISATION = ("mean", "std")  # of every encoder: one number for each channel

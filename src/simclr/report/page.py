@@ -25,7 +25,6 @@ from simclr.runs.recipe import flatten
 from simclr.settings import field_docs
 
 GENERATOR = "simclr report"
-REMEDY = "Choose another --out or --overwrite"
 MARKS = (f'<meta name="generator" content="{GENERATOR}">'.encode(), f'"generator": "{GENERATOR}"'.encode())
 LISTED_IMAGES = 50  # unreadable images that are listed
 PICTURE_BYTES = 8 << 20  # largest picture that is included in the page
@@ -60,13 +59,14 @@ def write_page(
     return _without_pictures(shown)
 
 
-def require_report_path(path: Path, overwrite: bool = False) -> Path:
-    """Return `path` if no file is there, or a report, which may always be replaced; raise SettingError otherwise."""
+def require_report_path(path: Path, overwrite: bool = False, remedy: str = "Choose another --out") -> Path:
+    """Return `path` if no file is there, or a report, which may always be replaced; raise SettingError with `remedy`
+    otherwise."""
     if path.is_file() and not overwrite:
         with open(path, "rb") as file:
             beginning = file.read(400)
         if not any(mark in beginning for mark in MARKS):
-            raise SettingError("out", "the path of a new file or of a report", str(path), REMEDY)
+            raise SettingError("out", "the path of a new file or of a report", str(path), remedy)
     return path
 
 

@@ -93,7 +93,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     whether they are, is written last; older files keep their content under a number."""
     *_, last = texts
     if (folder / last).is_file():
-        if (folder / last).read_text(encoding="utf-8") == texts[last]:
+        if (folder / last).read_bytes() == texts[last].encode("utf-8", errors="surrogateescape"):
             return
         for name in texts:  # without the last one, the others are what an interrupted command left
             number_existing(folder / name)

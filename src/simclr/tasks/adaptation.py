@@ -89,13 +89,13 @@ def fit_probe(task: "FineTune", fabric: Fabric, start: Encoder, source: Source) 
     """Return the linear probe on the labels of a source, fitted by the first process; None if none can be fitted."""
     probe = None
     features = _features(task, fabric, start, task.features_of(start), source) if fabric.is_global_zero else None
-    if features and can_be_fitted(features.features) and len(multilabel.present_classes(source)) > 1:
+    if features and can_be_fitted(features.features):
         metric = "top1" if multilabel.targets(source).ndim == 1 else "map11"
         features = features.to(fit_device(features.features, task.machine))
         probe = fit_linear(features, source, seed=task.seed, metric=metric, few=True).cpu()
     if (probe := fabric.broadcast(probe)) is None and task.from_probe:
-        problem = "has features that are all equal or not finite, or the labelled images are of a single class"
-        raise RunError(task.run, problem, "A linear probe needs both to differ")
+        problem = "has features that are all equal or not finite"
+        raise RunError(task.run, problem, "A linear probe needs features that differ")
     return probe
 
 
@@ -202,4 +202,5 @@ def beside_probe(result: Result) -> str:
     """Return the figure of the linear probe as text, with a warning if the fine-tuned network is below it."""
     linear = result.detail[f"linear_{result.metric}"]
     below = "; WARNING: the fine-tuned network is below it" if result.value < linear else ""
-    return f"linear probe on the same labels: {result.metric} {100 * linear:.1f} %{below}"
+    where = f"layer {result.layer}, on the same labels"
+    return f"linear probe of {where}: {result.metric} {100 * linear:.1f} %{below}"

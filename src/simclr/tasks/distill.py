@@ -1,5 +1,6 @@
 """Distillation of a fine-tuned network into another on images without labels (SimCLRv2, section 2.3)."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simclr.data import Source
+from simclr.data import Source, open_source
 from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import stratified_rows
 from simclr.errors import DataError, RunError, SettingError
@@ -27,6 +28,7 @@ from simclr.models.classifier import Classifier
 from simclr.models.options import check_options
 from simclr.models.pretrained import Encoder, load, load_classifier
 from simclr.models.weights import save_encoder
+from simclr.report.stages import above_uniform
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.seen_images import PastTraining, seen_by, trainings_of
@@ -58,8 +60,8 @@ class Distill(Training):
     weight_decay: float = default("weight_decay", 1e-4)
     epochs: float | int | None = default("epochs", 400)
     encoder: str | None = None
-    """encoder of the student: simclr_resnet10/18/34/50/101/152/200, or the name of any timm model (default: the
-    teacher's)"""
+    """encoder of the student: simclr_resnet10/18/34/50/101/152/200, simclr_convnet (for small images on a CPU), or the
+    name of any timm model (default: the teacher's)"""
     encoder_options: dict[str, Any] = field(default_factory=dict)
     """options of the student's encoder, such as width"""
     start: Path | None = None
@@ -77,7 +79,8 @@ class Distill(Training):
     crop_area: tuple[float, float] = setting((0.08, 1.0), above=0, at_most=1)
     """minimum and maximum area of a training crop, as fractions of the image"""
     test: str | None = None
-    """labelled images to evaluate student and teacher on (default: `data`, if it is labelled)"""
+    """labelled images to evaluate student and teacher on (default: `data`; without labels only their agreement is
+    measured)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,11 +127,16 @@ class Distill(Training):
             "images": len(source),
             "steps": schedule.steps,
             **last,
+            "loss_over_uniform": last["loss"] / self.uniform_loss(len(names)),
         }
         content |= {f"{result.name}_{result.metric}": result.value for result in results}
 
         def save() -> None:
             print(format_table(results))
+            if test is None or test.labels is None:
+                print(f"{source.name} has no labels: accuracy is measured on labelled images, --test DATA")
+            if warning := above_uniform(content["loss_over_uniform"]):
+                print(f"WARNING: {warning}")
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             if examples is not None:
                 save_examples(examples, run.path / "result.json")
@@ -178,9 +186,10 @@ class Distill(Training):
         return list(card.supervised.get("names") or [f"class {k}" for k in range(card.supervised["classes"])])
 
     def measured(self, source: Source, given: Card) -> Source | None:
-        """Return the test images that student and teacher are evaluated on."""
+        """Return the test images that student and teacher are evaluated on; None for a source that is open already and
+        has no labels."""
         if self.test is None and source.labels is None:
-            return None
+            return None if isinstance(self.data, Source) else open_source(self.data, "test")
         _, test = open_labelled(self.data if self.test is None else self.test)
         self.check_classes(test, given)
         return test
@@ -235,33 +244,44 @@ class Distill(Training):
 
     def figures(
         self, student: Classifier, teacher: Classifier, test: Source, given: Encoder, source: Source
-    ) -> tuple[list[Result], Examples]:
-        """Return the test accuracy of both networks and how often they agree, and the test images; `source` are the
-        training images."""
+    ) -> tuple[list[Result], Examples | None]:
+        """Return the test accuracy of both networks and how often they agree, and the test images; without labels their
+        agreement alone. `source` are the training images."""
+        is_test = test.has_own_split or test.labels is not None
         fields: dict[str, Any] = {
-            "seen_in_pretraining": self.has_seen_test(source),
+            "evaluated_on": "test" if is_test else "unlabelled", "seen_in_pretraining": self.has_seen(test, source),
             "protocol": "distilled", "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
-            "split": f"fitted on {len(source):,} images, last step measured on the test part",
+            "split": f"fitted on {len(source):,} images, last step measured on "
+                     f"{'the test part' if is_test else 'a fifth of them'}",
         }  # fmt: skip
         networks = {"teacher": teacher, "student": student}
         outputs = extract_together(
             list(networks.values()), test, given.preprocess, device=self.machine.kind,
             workers=self.machine.worker_processes,
         )  # fmt: skip
-        features, results = dict(zip(networks, outputs, strict=True)), []
+        features = dict(zip(networks, outputs, strict=True))
+        choice, scores = features["teacher"].features.argmax(1), features["student"].features
+        matches = replace(figure(scores, choice, name="student", **fields), metric="agreement_top1")
+        if test.labels is None:
+            return [matches], None
+        results = []
         for name in networks:
             role = "teacher" if name == "teacher" else "model"
             results.append(figure(features[name].features, features[name].labels, name=name, role=role, **fields))
-        choice = features["teacher"].features.argmax(1)
-        matches = figure(features["student"].features, choice, name="student", **fields)
-        data, scores = self.data if self.test is None else self.test, features["student"].features
-        examples = examples_of(data, test, features["student"], scores.double().softmax(1))
-        return [*results, replace(matches, metric="agreement_top1")], examples
+        data = self.data if self.test is None else self.test
+        return [*results, matches], examples_of(data, test, features["student"], scores.double().softmax(1))
 
-    def has_seen_test(self, source: Source) -> bool | None:
-        """Return whether a training of the teacher or the student, that on `source` included, has read test images;
-        None if unknown."""
+    def uniform_loss(self, classes: int) -> float:
+        """Return the loss of a student that gives each class the same probability, nats."""
+        scale = self.temperature**2 if self.temperature_squared else 1.0
+        return ((1 - self.label_weight) * scale + self.label_weight) * math.log(classes)
+
+    def has_seen(self, test: Source, source: Source) -> bool | None:
+        """Return whether a training of the teacher or the student, that on `source` included, has read images of
+        `test`; None if unknown."""
+        if self.test is None and not (test.has_own_split or test.labels is not None):
+            return True
         trainings = [each for run in (self.teacher, self.start) if run is not None for each in trainings_of(run)]
         if self.test is None:  # the test split of the training images, which are all others
             return seen_by(trainings, self.data)

@@ -133,7 +133,7 @@ class FineTune(LabelSubset, Training):
             schedule = replace(task.schedule(len(source), batch, steps), steps=steps if choice.trained else 0)
         parts = task.assemble(fabric, source, start, batch, probe)._replace(chosen=choice and asdict(choice))
         fabric.print(
-            f"{len(source):,} labelled images of {source.name}, {len(names)} classes -> {run.path}\n"
+            f"{len(source):,} labelled images of {source.name}, {self.describe_classes(source)} -> {run.path}\n"
             f"{task.describe_schedule(schedule.steps, batch)}; frozen: {task.freeze}; "
             f"{'from scratch' if self.from_scratch else f'from {self.run}'}"
         )

@@ -7,9 +7,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from simclr.data import Source
+from simclr.data.multilabel import class_names, present_classes
 from simclr.data.splits import rows_from_list, stratified_subset
 from simclr.errors import DataError, SettingError
+from simclr.runs.files import printable
 from simclr.settings import setting
+
+SHOWN = 10  # names of classes in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,8 @@ class LabelSubset:
         self, train: Source, held_out: Bool[np.ndarray, " n"] | None = None, test: Source | None = None
     ) -> tuple[Source, float]:
         """Return the selected images of a labelled training split, without those held out, and the fraction of its
-        labels that the selection is before they are taken away; a list that names images of `test` is refused."""
+        labels that the selection is before they are taken away; a list that names images of `test` is refused, and so
+        are images of one class."""
         rows = np.arange(len(train)) if self.labelled is None else rows_from_list(train, self.labelled, test)
         fraction = self.fraction * len(rows) / len(train)
         if held_out is not None:
@@ -41,7 +46,21 @@ class LabelSubset:
             if not len(rows):
                 raise DataError(train.name, "all of its few labelled images are held out", "Give more of them")
         source = train.select(rows, train.split) if len(rows) < len(train) else train
-        return stratified_subset(source, self.fraction, self.seed), fraction
+        source = stratified_subset(source, self.fraction, self.seed)
+        if len(present := present_classes(source)) < 2:
+            names = tuple(class_names(source)[c] for c in present)
+            problem = f"has labelled images of one class only{''.join(f' ({printable(name)})' for name in names)}"
+            raise DataError(self.labelled or train.name, problem, "Add images of at least one other class", names)
+        return source, fraction
+
+    def describe_classes(self, source: Source) -> str:
+        """Return the number of classes as text, and the names of those without an image in the list of images."""
+        names = class_names(source)
+        present = range(len(names)) if self.labelled is None else present_classes(source)
+        if not (absent := [printable(name) for c, name in enumerate(names) if c not in present]):
+            return f"{len(names)} classes"
+        some = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
+        return f"{len(present)} of {len(names)} classes (none of {some})"
 
     @property
     def uses_subset(self) -> bool:

@@ -46,7 +46,8 @@ class Report:
     def __call__(self) -> dict[str, Any]:
         paths = find_runs(self.runs)
         folder = paths[0] if len(paths) == 1 else Path()
-        out = require_report_path(require_file_path(self.out or folder / "report.html"), self.overwrite)
+        path = require_file_path(self.out or folder / "report.html")
+        out = require_report_path(path, self.overwrite, "Choose another --out or --overwrite")
         shown = write_page([read_run(path) for path in paths], out, views=True)
         for run in shown["runs"]:
             print(printable(f"{run['name']}: {run['head']}"))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from simclr.data import Source, open_source
 from simclr.data.specs import open_for_pretraining
 from simclr.data.splits import holdout_mask, split_off
-from simclr.errors import Error
+from simclr.errors import DataError, Error
 from simclr.evaluation.protocol import with_labels
 from simclr.models.card import Card
 from simclr.models.onnx_program import load_onnx
@@ -51,7 +51,10 @@ class PastTraining(NamedTuple):
         if self.task != "finetune":
             source = open_for_pretraining(data)
             return split_off(source, count)[0] if (count := self.recipe.get("held_out")) else source
-        train = with_labels(open_source(data, "train"))
+        train = open_source(data, "train")
+        if train.labels is None:
+            raise DataError(train.name, "has no labels")
+        train = with_labels(train)
         fraction, listed, seed = (self.recipe.get(name) for name in ("fraction", "labelled", "seed"))
         subset = LabelSubset(fraction=fraction or 1.0, labelled=Path(listed) if listed else None, seed=seed or 0)
         held_out = holdout_mask(train, seed=subset.seed) if self.recipe.get("measure") == "held-out" else None

@@ -9,17 +9,20 @@ from typing import Any, ClassVar, NamedTuple
 
 from lightning_fabric import Fabric
 
+from simclr.data import Source
+from simclr.data.splits import TEST_FRACTION
 from simclr.errors import SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.models import convnet
 from simclr.models.card import Card
+from simclr.models.options import ENCODERS
 from simclr.report import stages as report
 from simclr.report.page import require_report_path, write_page
 from simclr.report.reading import read_run
 from simclr.report.resources import rough_duration
 from simclr.report.stages import Stage
-from simclr.runs.environment import code_hash, environment
-from simclr.runs.files import require_folder_path, write_atomically
+from simclr.runs.environment import code_hash
+from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import is_import_path
 from simclr.runs.results import provenance
 from simclr.runs.run import Run
@@ -51,6 +54,21 @@ class Planned(NamedTuple):
     """stage that it starts from"""
 
 
+class Images(NamedTuple):
+    """Images of the chain."""
+
+    all: Source
+    """images to learn from without labels"""
+    labelled: Source
+    """images whose labels are used"""
+    test: Source
+
+
+def tuning(planned: Sequence[Planned]) -> FineTune:
+    """Return the fine-tuning of a chain."""
+    return next(stage.task for stage in planned if isinstance(stage.task, FineTune))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimCLRv2:
     """Train by the method of SimCLRv2: pretrain a large encoder without labels, fine-tune it with few labels from the
@@ -60,8 +78,9 @@ class SimCLRv2:
     or a flag says otherwise. Beside them the large encoder and each student are trained from random weights on the same
     labels alone. Each stage is an ordinary run in a folder of its own, OUT/pretrain, OUT/finetune and so on, by default
     in runs/v2-DATA; the same command resumes an interrupted chain and does not repeat finished stages. At the end it
-    writes a table of all stages, a figure of accuracy against parameters and a report page. DATA must have labels and a
-    test split; only the selected labels are used.
+    writes a table of all stages, a figure of accuracy against parameters and a report page. DATA must have labels, of
+    which only the selected ones are used; without a test split of its own, a fifth of the images is held out for
+    testing.
 
     With dry_run the stages are listed with the steps, the training time and the memory of a process on this machine,
     from a few steps with random weights.
@@ -95,19 +114,24 @@ class SimCLRv2:
     def __post_init__(self) -> None:
         check_settings(self)
         if not re.fullmatch(r"\d+(\.\d+)?\s*%", self.labels) and not Path(self.labels).is_file():
-            raise SettingError("labels", "a percentage such as 10%, or a text file of image names", self.labels)
+            is_missing = re.search(r"[/\\]|\.[a-z]", self.labels, re.I) and not Path(self.labels).exists()
+            remedy = "The file does not exist" if is_missing else ""
+            raise SettingError("labels", "a percentage such as 10%, or a text file of image names", self.labels, remedy)
         if self.percentage is not None and not 0 < self.percentage <= 100:
             raise SettingError("labels", "above 0% and at most 100%", self.labels)
         if is_import_path(self.base.encoder):
-            raise SettingError("encoder", "simclr_resnet10 ... 200 or a model of timm", self.base.encoder)
+            raise SettingError("encoder", ENCODERS, self.base.encoder)
 
     def __call__(self) -> dict[str, Any]:
         planned = list(self.plan())
-        chain = self.check(planned)
+        images = self.images(planned)
+        chain = self.check(planned, images)
         if self.dry_run:
+            print(self.describe(planned, images))
             return self.show(chain)
         require_report_path(require_folder_path(self.folder) / "report.html")
         fabric = self.base.machine.launch()
+        fabric.print(self.describe(planned, images))
         self.train(planned, fabric)
         return self.report(planned) if fabric.is_global_zero else {}
 
@@ -144,7 +168,7 @@ class SimCLRv2:
         supervised["from_scratch"] = True
         alone = "labels alone, from random weights"
         pretrain = replace(self.base, out=self.folder / "pretrain")
-        yield Planned("pretrain", "pretrained, linear classifier", pretrain)
+        yield Planned("pretrain", "pretrained, linear classifier on h", pretrain)
         yield self.next("finetune", "fine-tuned", "pretrain", FineTune, tuned)
         yield self.next("self-distilled", "self-distilled", "finetune", Distill, self.distillation("self_distill"))
         for k, student in enumerate(self.students or (self.half_width,), 1):
@@ -182,23 +206,33 @@ class SimCLRv2:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
         return settings | ({} if self.percentage is None else {"fraction": self.percentage / 100})
 
-    def check(self, planned: Sequence[Planned]) -> list[Rehearsed]:
+    def images(self, planned: Sequence[Planned]) -> Images:
+        """Return the images of the chain."""
+        source, _ = self.base.sources()
+        train, test = open_labelled(self.base.data)
+        return Images(source, self.base.scaled(tuning(planned).subset(train, test=test)[0]), test)
+
+    def describe(self, planned: Sequence[Planned], images: Images) -> str:
+        """Return the numbers of images of the chain as text."""
+        held = f", {100 * TEST_FRACTION:g} % held out since there is no test split"
+        return (
+            f"{images.all.name}: {len(images.all):,} images to learn from; labels of {len(images.labelled):,}, "
+            f"{tuning(planned).describe_classes(images.labelled)}; {len(images.test):,} test images"
+            f"{'' if images.test.has_own_split else held}"
+        )
+
+    def check(self, planned: Sequence[Planned], images: Images) -> list[Rehearsed]:
         """Return the tasks of the stages with their images; raise an error for a stage that cannot run, before any
         does."""
-        base, processes = self.base, self.base.machine.processes
-        source, _ = base.sources()
-        BatchSampler(len(source), base.batch, 0, 0, processes)
-        train, test = open_labelled(base.data)
-        tuned = planned[1].task
-        assert isinstance(tuned, FineTune)
+        base, processes, tuned = self.base, self.base.machine.processes, tuning(planned)
+        BatchSampler(len(images.all), base.batch, 0, 0, processes)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
-        labelled = base.scaled(tuned.subset(train, test=test)[0])
-        tuned.largest_batch(len(labelled), processes)
+        tuned.largest_batch(len(images.labelled), processes)
         chain = [
-            Rehearsed(s.task, labelled if isinstance(s.task, FineTune) else source, self.folder / (s.start or ""))
-            for s in planned
-        ]
+            Rehearsed(s.task, images.labelled if isinstance(s.task, FineTune) else images.all,
+                      self.folder / (s.start or "")) for s in planned
+        ]  # fmt: skip
         planned_cards(chain)
         return chain
 
@@ -217,45 +251,30 @@ class SimCLRv2:
     def report(self, planned: Sequence[Planned]) -> dict[str, Any]:
         """Write table, figure and page of a finished chain; return the content of v2.json."""
         stages = [self.outcome(stage) for stage in planned]
-        by_name = {stage.name: stage for stage in stages}
-        against = {"finetune": ("scratch",), "self-distilled": ("finetune",)}
-        against |= {f"student-{k}": ("self-distilled", f"student-{k}-labels") for k in range(1, len(planned))}
-        differences = [
-            report.difference(stage, by_name[other]) for stage in stages for other in against.get(stage.name, ())
-        ]
-        content = {
+        differences = report.differences(stages)
+        content: dict[str, Any] = {
             "command": self.command, "data": str(self.base.data), "labels": self.labels, "seed": self.base.seed,
             "stages": {stage.name: stage._asdict() for stage in stages}, "differences": differences,
-            "code": code_hash(), "environment": environment(),
+            "code": code_hash(),
         }  # fmt: skip
-        title = f"SimCLRv2 on {self.base.data}, {self.labels} of the labels: top-1"
-        rows, compared = report.table(stages), report.difference_rows(differences)
-        print(f"\n{title}\n{report.aligned(report.COLUMNS, rows)}\n")
-        print(report.aligned(report.DIFFERENCES, compared))
-        picture = self.folder / "v2.svg"
-        write_atomically(picture, report.accuracy_svg(stages, f"{title}, %"))
-        tables = [
-            {"title": "Stages", "columns": report.COLUMNS, "rows": rows},
-            {"title": "Differences", "columns": report.DIFFERENCES, "rows": compared, "note": report.DIFFERENCES_NOTE},
-        ]
-        chapter = {"title": title, "tables": tables, "picture": picture}
+        used = f"labels of {self.labels}" if self.percentage is None else f"{self.labels} of the labels"
+        title = f"SimCLRv2 on {self.base.data}, {used}: top-1"
+        chapter = report.chapter(title, stages, differences, self.folder / "v2.svg")
+        print(report.chapter_text(chapter))
+        content = report.write(content, report.accuracy_svg(stages, f"{title}, %"), self.folder)
         write_page([read_run(stage.task.folder) for stage in planned], self.folder / "report.html", chapter)
-        text = json.dumps(content, indent=2)
-        write_atomically(self.folder / "v2.json", text + "\n")
-        print(f"wrote {self.folder / 'v2.json'}, {picture.name} and report.html")
-        return json.loads(text)
+        print(f"wrote {self.folder / 'v2.json'}, v2.svg and report.html")
+        return content
 
     def outcome(self, stage: Planned) -> Stage:
         """Return a finished stage with its accuracy; that of the pretrained encoder is of a linear classifier on the
         same labels."""
         folder = stage.task.folder
-        if stage.start is None:
-            rows = [measure_once(self.linear(folder))]
-        else:
-            rows = json.loads((folder / "result.json").read_text(encoding="utf-8"))["results"]
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        rows = [measure_once(self.linear(folder))] if stage.start is None else result["results"]
         row = next(row for row in rows if row["metric"] == "top1" and row["role"] == "model")
-        card = Card.read(folder)
-        return Stage(stage.name, stage.title, *report.size_of(card), row, read_run(folder).seconds)
+        size = report.size_of(Card.read(folder))
+        return Stage(stage.name, stage.title, *size, row, read_run(folder).seconds, result.get("loss_over_uniform"))
 
     def linear(self, run: Path) -> Linear:
         """Return the linear evaluation of a run on the labels in use."""
