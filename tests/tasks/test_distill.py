@@ -14,12 +14,11 @@ import simclr
 from simclr import Distill, FineTune, Machine
 from simclr.data import open_source
 from simclr.errors import DataError, RunError, SettingError
-from simclr.losses import distillation
+from simclr.losses.distillation import distillation, labels_loss
 from simclr.models import ProjectionHead, load_supervised
 from simclr.models.classifier import Classifier
 from simclr.models.pretrained import load_classifier
 from simclr.tasks import distill
-from simclr.tasks.distill import labels_loss
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
 
@@ -144,8 +143,8 @@ def test_without_labels_the_agreement_is_measured_and_a_line_says_so(teacher, da
     (row,) = found["results"]
     assert (row["metric"], row["n"]) == ("agreement_top1", 60 if has_split else 24)
     assert (row["evaluated_on"], row["seen_in_pretraining"]) == (
-        ("test", None) if has_split else ("unlabelled", True)
-    )  # fmt: skip
+        ("test", None) if has_split else ("unlabelled", True)  # the encoder of the teacher has no record
+    )
     assert "--test" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").is_file()
 

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from simclr.errors import SettingError
 from simclr.losses.similarity import full_precision
@@ -18,3 +19,8 @@ def distillation(
     with torch.autocast(student.device.type, enabled=False):
         targets = (full_precision(teacher.detach()) / temperature).softmax(1)
         return -(targets * (full_precision(student) / temperature).log_softmax(1)).sum(1).mean()
+
+
+def labels_loss(scores: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
+    """Return the cross-entropy, as the mean over the images of a batch that have a label; 0 if none has."""
+    return F.cross_entropy(scores.float(), labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)

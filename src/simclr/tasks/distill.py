@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from simclr.data import Source, open_source
 from simclr.data.specs import open_for_pretraining
@@ -20,7 +18,7 @@ from simclr.evaluation.features import extract_together
 from simclr.evaluation.figures import figure, format_table, results_content
 from simclr.evaluation.metrics import accuracy
 from simclr.evaluation.protocol import describe, open_labelled
-from simclr.losses import distillation
+from simclr.losses.distillation import distillation, labels_loss
 from simclr.models import ProjectionHead, create_encoder
 from simclr.models.bfloat16 import refuse_wrong_convolutions
 from simclr.models.card import Card
@@ -186,8 +184,7 @@ class Distill(Training):
         return list(card.supervised.get("names") or [f"class {k}" for k in range(card.supervised["classes"])])
 
     def measured(self, source: Source, given: Card) -> Source | None:
-        """Return the test images that student and teacher are evaluated on; None for a source that is open already and
-        has no labels."""
+        """Return the images to evaluate on; None for a source that is open already and has no labels."""
         if self.test is None and source.labels is None:
             return None if isinstance(self.data, Source) else open_source(self.data, "test")
         _, test = open_labelled(self.data if self.test is None else self.test)
@@ -247,41 +244,38 @@ class Distill(Training):
     ) -> tuple[list[Result], Examples | None]:
         """Return the test accuracy of both networks and how often they agree, and the test images; without labels their
         agreement alone. `source` are the training images."""
-        is_test = test.has_own_split or test.labels is not None
+        is_held_out = test.has_own_split or test.labels is not None
         fields: dict[str, Any] = {
-            "evaluated_on": "test" if is_test else "unlabelled", "seen_in_pretraining": self.has_seen(test, source),
+            "evaluated_on": "test" if is_held_out else "unlabelled",
+            "seen_in_pretraining": self.has_seen_test(source) if is_held_out else True,
             "protocol": "distilled", "layer": "h", "frozen": "nothing",
             "transform": f"crops and flips; measured on {describe(given.preprocess)}",
             "split": f"fitted on {len(source):,} images, last step measured on "
-                     f"{'the test part' if is_test else 'a fifth of them'}",
+                     f"{'the test part' if is_held_out else 'a fifth of them'}",
         }  # fmt: skip
-        networks = {"teacher": teacher, "student": student}
-        outputs = extract_together(
-            list(networks.values()), test, given.preprocess, device=self.machine.kind,
-            workers=self.machine.worker_processes,
-        )  # fmt: skip
-        features = dict(zip(networks, outputs, strict=True))
-        choice, scores = features["teacher"].features.argmax(1), features["student"].features
-        matches = replace(figure(scores, choice, name="student", **fields), metric="agreement_top1")
-        if test.labels is None:
+        of_teacher, of_student = extract_together(
+            [teacher, student], test, given.preprocess, device=self.machine.kind, workers=self.machine.worker_processes
+        )
+        scores, labels = of_student.features, of_student.labels
+        matches = figure(scores, of_teacher.features.argmax(1), name="student", **fields)
+        matches = replace(matches, metric="agreement_top1")
+        if labels is None:
             return [matches], None
-        results = []
-        for name in networks:
-            role = "teacher" if name == "teacher" else "model"
-            results.append(figure(features[name].features, features[name].labels, name=name, role=role, **fields))
+        results = [
+            figure(of_teacher.features, labels, name="teacher", role="teacher", **fields),
+            figure(scores, labels, name="student", role="model", **fields),
+        ]
         data = self.data if self.test is None else self.test
-        return [*results, matches], examples_of(data, test, features["student"], scores.double().softmax(1))
+        return [*results, matches], examples_of(data, test, of_student, scores.double().softmax(1))
 
     def uniform_loss(self, classes: int) -> float:
         """Return the loss of a student that gives each class the same probability, nats."""
         scale = self.temperature**2 if self.temperature_squared else 1.0
         return ((1 - self.label_weight) * scale + self.label_weight) * math.log(classes)
 
-    def has_seen(self, test: Source, source: Source) -> bool | None:
-        """Return whether a training of the teacher or the student, that on `source` included, has read images of
-        `test`; None if unknown."""
-        if self.test is None and not (test.has_own_split or test.labels is not None):
-            return True
+    def has_seen_test(self, source: Source) -> bool | None:
+        """Return whether a training of the teacher or the student, that on `source` included, has read test images;
+        None if unknown."""
         trainings = [each for run in (self.teacher, self.start) if run is not None for each in trainings_of(run)]
         if self.test is None:  # the test split of the training images, which are all others
             return seen_by(trainings, self.data)
@@ -296,11 +290,6 @@ class Distill(Training):
             source={"task": "distill", "data": source.name, "fingerprint": source.fingerprint,
                     "teacher": str(self.teacher)},
         )  # fmt: skip
-
-
-def labels_loss(scores: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
-    """Return the cross-entropy, as the mean over the images of a batch that have a label; 0 if none has."""
-    return F.cross_entropy(scores.float(), labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
 
 
 def agreement(outputs: tuple[Tensor, Tensor]) -> dict[str, float]:
