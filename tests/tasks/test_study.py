@@ -278,7 +278,7 @@ def test_the_command_takes_the_settings_of_the_base():
         (["loss"], "data"),
         (["loss", "DATA", "--only", "nt_xent"], "only"),
         (["loss", "DATA", "--batch", "16", "--seeds", "0"], "seeds"),
-        (["batch", "DATA", "--batch", "48"], "only"),
+        (["batch", "DATA", "--batch", "48"], "batch"),
         (["size", "DATA", "--encoder", "vit_tiny"], "encoder"),
         (["loss", "DATA", "--batch", "16", "--measure", "knnn"], "measure"),
         (["loss", "DATA", "--batch", "16", "--budget", "2 weeks"], "budget"),
@@ -287,7 +287,7 @@ def test_the_command_takes_the_settings_of_the_base():
         (["head", "DATA", "--batch", "16", "--tune"], "tune"),
         (["loss", "DATA", "--batch", "16", "--tune", "--budget", "1h"], "budget"),
         (["transfer", "DATA", "--batch", "16"], "transfer_to"),
-        (["memory", "DATA", "--batch", "16"], "only"),
+        (["memory", "DATA", "--batch", "16"], "queue"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, field, data, tmp_path, trained):
@@ -297,6 +297,18 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, fiel
     assert error.value.field == field
     assert not (tmp_path / "s").exists()
     assert trained == []
+
+
+def test_the_member_that_cannot_be_trained_is_named(data, tmp_path):
+    with pytest.raises(SettingError) as error:
+        parse(Study, "study", ("name", "data"), ["batch", data, "--batch", "48", "--out", str(tmp_path / "s")])()
+    assert "batch-96-epochs" in error.value.remedy
+    assert "batch-24-epochs" in error.value.remedy  # which can be, with --only
+    with pytest.raises(SettingError) as error:
+        parse(Study, "study", ("name", "data"), ["loss", data, "--batch", "96", "--out", str(tmp_path / "s")])()
+    assert error.value.field == "batch"
+    assert "margin" in error.value.remedy
+    assert "nt-xent" not in error.value.remedy
 
 
 @pytest.mark.parametrize(("task", "words"), [(Study, ["loss", "--seeds", "2"]), (Sweep, ["lr=1,2", "--seeds", "2"])])

@@ -180,6 +180,13 @@ def test_what_cannot_be_run_is_refused_before_the_first_cell(words, field, data,
     assert trained == []
 
 
+def test_a_batch_that_held_out_images_make_too_large_says_so(data, tmp_path):
+    with pytest.raises(SettingError) as error:
+        small(data, tmp_path / "s", "batch=16,40")()  # of 40 images
+    assert error.value.field == "batch"
+    assert {"40", "4"} <= set(error.value.remedy.split())
+
+
 def test_images_without_labels_are_refused(tmp_path):
     np.savez(tmp_path / "plain.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
     with pytest.raises(DataError):

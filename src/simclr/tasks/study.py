@@ -196,13 +196,20 @@ class Study:
                 raise SettingError("machine.devices", f"1 in study {self.name}", self.base.machine.devices)
             for spec in self.transfer_to:
                 open_labelled(spec, multilabel=True)
-        for member in self.plan(ablation):
+        refused: dict[str, SettingError] = {}
+        plan = list(self.plan(ablation))
+        for member in plan:
             first = member.tasks[0]
+            assert isinstance(first, Pretrain)
             try:
-                assert isinstance(first, Pretrain)
                 first.check_images(source)
-            except Error as error:
-                raise SettingError("only", "members that can be trained", member.label, str(error)) from None
+            except SettingError as error:
+                refused[member.label] = error
+        if refused:
+            label, error = next(iter(refused.items()))
+            others = ",".join(dict.fromkeys(member.label for member in plan if member.label not in refused))
+            rest = f"; --only {others} leaves out what cannot be trained" if others else ""
+            raise error.with_remedy(f"This is the {error.field} of member {label}{rest}")
 
     def show(self, ablation: Ablation) -> dict[str, Any]:
         """Print and return the runs of the study."""

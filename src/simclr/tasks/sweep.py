@@ -97,7 +97,10 @@ class Sweep:
         chosen = {label_of(c): c for c in combinations(varied, self.samples, self.base.seed)}
         tasks = {label: with_settings(base, c) for label, c in chosen.items()}
         for task in tasks.values():
-            task.check_images(source)
+            try:
+                task.check_images(source)
+            except SettingError as error:
+                raise error.with_remedy(f"Of {len(source):,} images {held_out:,} are held out") from None
         require_folder_path(self.folder)
         if seconds < math.inf and not self.dry_run:
             lengths = epochs_within(seconds, tasks, self.folder)
