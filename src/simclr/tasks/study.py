@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
-from simclr.errors import Error, SettingError
+from simclr.errors import Error, RunError, SettingError
 from simclr.evaluation.protocol import open_labelled
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
@@ -26,6 +26,8 @@ from simclr.tasks.studies.figures import evaluations, figures_of
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
 from simclr.tasks.studies.tuning import tuned
 from simclr.tasks.training import TaskChain, Training, build_chain, run_folder_for
+
+RESULTS = Path("results")  # folder of finished studies
 
 
 class MemberRun(NamedTuple):
@@ -81,7 +83,7 @@ class Study:
 
     claims: bool = False
     """list the claims of the papers with the evidence of finished studies, without running anything"""
-    results: Path = Path("results")
+    results: Path = RESULTS
     """folder that is searched for finished studies with claims"""
 
     def __post_init__(self) -> None:
@@ -95,9 +97,13 @@ class Study:
     def __call__(self) -> dict[str, Any]:
         if self.claims:
             chosen = STUDIES if self.name is None else {self.name: study_named(self.name)}
-            listed = list_claims(chosen, self.results)
-            print_claims(chosen, listed)
-            return {"claims": listed}
+            if not self.results.is_dir() and self.results != RESULTS:
+                raise RunError(self.results, "is not a folder", "--results names one that holds finished studies")
+            listed, refused = list_claims(chosen, self.results)
+            print_claims(chosen, listed, self.results)
+            for error in refused:
+                print(f"not read: {error}")
+            return {"claims": listed, "refused": [error.path for error in refused]}
         if self.name is None:
             return list_studies()
         ablation = study_named(self.name)
