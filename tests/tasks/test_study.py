@@ -287,6 +287,7 @@ def test_the_command_takes_the_settings_of_the_base():
         (["head", "DATA", "--batch", "16", "--tune"], "tune"),
         (["loss", "DATA", "--batch", "16", "--tune", "--budget", "1h"], "budget"),
         (["transfer", "DATA", "--batch", "16"], "transfer_to"),
+        (["transfer", "DATA", "--batch", "16", "--transfer_to", "sample", "--budget", "1h"], "budget"),
         (["memory", "DATA", "--batch", "16"], "queue"),
     ],
 )

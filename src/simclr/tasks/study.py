@@ -70,7 +70,7 @@ class Study:
     """number of runs at a time, each in a process of its own with its share of the CPU cores and one of the GPUs"""
     budget: str = "full"
     """time for the whole study, such as 15min, 2h or 1d, by which the epochs, then the seeds, then the members are
-    reduced; full: no limit"""
+    reduced, so that as many claims as possible keep theirs; full: no limit"""
     seconds: float = setting(3.0, above=0)
     """time for each measurement, seconds"""
     tune: bool = False
@@ -194,6 +194,9 @@ class Study:
         if self.tune and self.budget != "full":
             raise SettingError("budget", "full with tune, whose searches it does not measure", self.budget)
         if ablation.evaluation == "transfer":
+            if self.budget != "full":
+                allowed = f"full in study {self.name}, whose evaluations take longer than its trainings"
+                raise SettingError("budget", allowed, self.budget)
             if not self.transfer_to:
                 raise SettingError(
                     "transfer_to", f"given: labelled data sets that study {self.name} measures encoders on"
