@@ -22,6 +22,7 @@ from simclr.tasks.information import TASKS
 from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES
+from simclr.tasks.studies.tuning import count_searches
 from simclr.tasks.study import Study
 from simclr.tasks.sweep import Sweep
 from simclr.views import Views
@@ -245,6 +246,15 @@ def test_a_dry_run_writes_nothing(data, tmp_path, trained):
     assert runs[f"{tmp_path}/s/margin-semi-hard/seed-1"] == changed
     assert not (tmp_path / "s").exists()
     assert trained == []
+
+
+def test_a_dry_run_says_how_much_longer_than_the_base_it_takes(data, tmp_path, capsys):
+    """Five batch sizes for 1, 2, 4 and 8 times the epochs; searches of 12 settings for each of seven losses."""
+    small(data, tmp_path / "s", name="batch", only=(), dry_run=True)()
+    assert {"20", "75"} <= set(capsys.readouterr().out.splitlines()[-1].split())
+    small(data, tmp_path / "s", tune=True, dry_run=True)()
+    assert {"7", "84"} <= set(capsys.readouterr().out.splitlines()[-1].split())
+    assert count_searches(small(data, tmp_path / "s", only=("nt-xent", "dcl")), STUDIES["loss"]) == 24
 
 
 def test_studies_are_listed_without_a_name():

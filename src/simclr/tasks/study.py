@@ -11,10 +11,11 @@ from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
 from simclr.errors import Error, RunError, SettingError
 from simclr.evaluation.protocol import open_labelled
+from simclr.report.words import plural
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
 from simclr.settings import check_settings, flat, seconds_of, setting
-from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.cells import Cell, check_parallel, describe_work, run_cells, share_of
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.measuring import Evaluation, measure_together, result_file
 from simclr.tasks.pretrain import Pretrain
@@ -24,7 +25,7 @@ from simclr.tasks.studies.budget import reduce_study
 from simclr.tasks.studies.claims import describe, evidence, list_claims, print_claims
 from simclr.tasks.studies.figures import evaluations, figures_of
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
-from simclr.tasks.studies.tuning import tuned
+from simclr.tasks.studies.tuning import count_searches, tuned
 from simclr.tasks.training import TaskChain, Training, build_chain, run_folder_for
 
 RESULTS = Path("results")  # folder of finished studies
@@ -114,7 +115,7 @@ class Study:
         self.check(ablation, open_for_pretraining(self.data))
         study, part = (self, {}) if self.budget == "full" else reduce_study(self, ablation, train)
         if self.dry_run:
-            return study.show(ablation)
+            return study.show(ablation, len(train))
         return study.run(tuned(study, ablation) if self.tune else ablation, len(train), part)
 
     def run(self, ablation: Ablation, images: int, part: dict[str, Any]) -> dict[str, Any]:
@@ -220,14 +221,17 @@ class Study:
             rest = f"; --only {others} leaves out what cannot be trained" if others else ""
             raise error.with_remedy(f"This is the {error.field} of member {label}{rest}")
 
-    def show(self, ablation: Ablation) -> dict[str, Any]:
-        """Print and return the runs of the study."""
-        folders = {t.folder: differences(self.base, t) for member in self.plan(ablation) for t in member.tasks}
+    def show(self, ablation: Ablation, images: int) -> dict[str, Any]:
+        """Print and return the runs of the study; `images` is the number of labelled training images."""
+        plan = list(self.plan(ablation))
+        folders = {t.folder: differences(self.base, t) for member in plan for t in member.tasks}
         width = max(len(str(folder)) for folder in folders)
         for folder, changed in folders.items():
             text = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as the base"
             print(f"{folder!s:<{width}}  {text}")
-        print(f"{len(folders)} runs; nothing was run")
+        searches = plural(count_searches(self, ablation), "run") if self.tune else ""
+        work = describe_work(self.cells(plan, ablation, images), self.base.epochs)
+        print(f"{work}{f', after {searches} of the searches' if searches else ''}; nothing was run")
         return {str(folder): changed for folder, changed in folders.items()}
 
     def cells(self, plan: list[MemberRun], ablation: Ablation, images: int) -> list[Cell]:
