@@ -29,6 +29,7 @@ class SettingError(Error):
     def __init__(self, field: str, allowed: str, got: Any = _UNSET, remedy: str = ""):
         super().__init__(field, allowed, got, remedy)
         self.field = field
+        self.remedy = remedy
         self._text = f"{field} must be {allowed}"
         if got is not _UNSET:
             self._text += f", got {got!r}" if isinstance(got, str) else f", got {got}"
@@ -37,6 +38,11 @@ class SettingError(Error):
 
     def __str__(self) -> str:
         return self._text
+
+    def with_remedy(self, remedy: str) -> "SettingError":
+        """Return this error with a further remedy."""
+        field, allowed, got, before = self.args
+        return SettingError(field, allowed, got, f"{before}. {remedy}" if before else remedy)
 
 
 class UsageError(Error):

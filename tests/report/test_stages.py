@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
-from simclr.report.stages import COLUMNS, Stage, notes, table, write
+from simclr.evaluation.figures import figure
+from simclr.report.stages import COLUMNS, Stage, difference, notes, table, write
 
 
 def stage(name="finetune", *, n=1000, loss=None, **fields):
@@ -41,3 +43,16 @@ def test_a_file_with_the_same_content_is_left_and_another_one_numbered(tmp_path)
     write({"stages": {"a": (1, 3)}}, "<svg>3</svg>", tmp_path)
     assert (tmp_path / "v2.1.json").read_text() == text
     assert (tmp_path / "v2.1.svg").read_text() == "<svg/>"
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_few_test_images_decide_nothing(images):
+    labels = torch.zeros(images, dtype=torch.long)
+    right, wrong = (
+        stage(**vars(figure(torch.eye(2)[answers], labels, name=name, protocol="")) | {"name": name})
+        for name, answers in (("a", labels), ("b", 1 - labels))
+    )
+    found = difference(right, wrong)
+    low, high = found["interval"]
+    assert found["value"] == high == 1
+    assert low < 0

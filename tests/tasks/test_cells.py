@@ -11,7 +11,7 @@ from simclr.errors import Interrupted, RunError, SettingError
 from simclr.runs.environment import PARALLEL, cores
 from simclr.runs.files import FAILURE, OUTPUT
 from simclr.runs.machine import Machine
-from simclr.tasks.cells import Cell, check_parallel, environment_of, run_cells, share_of
+from simclr.tasks.cells import Cell, check_parallel, describe_work, environment_of, run_cells, share_of, work_left
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +120,12 @@ def test_a_request_to_stop_ends_the_processes(tmp_path, fabric):
         run_cells(cells, fabric, parallel=2)
     assert (tmp_path / "begun").is_file()
     assert not (tmp_path / "b").exists()
+
+
+def test_the_work_of_cells_is_that_of_the_unfinished_ones(tmp_path):
+    (tmp_path / "done").touch()
+    cells = [Cell(str(size), tmp_path, print, size, writes=(tmp_path / name,))
+             for size, name in ((2.0, "done"), (3.0, "b"), (4.5, "c"))]  # fmt: skip
+    assert work_left(cells) == 7.5
+    assert {"3", "1", "2.5"} <= set(describe_work(cells, 3.0).replace(",", "").split())
+    assert work_left([cell._replace(writes=()) for cell in cells]) == 9.5

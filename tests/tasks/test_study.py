@@ -22,6 +22,7 @@ from simclr.tasks.information import TASKS
 from simclr.tasks.knn import Knn
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.studies import STUDIES
+from simclr.tasks.studies.tuning import count_searches
 from simclr.tasks.study import Study
 from simclr.tasks.sweep import Sweep
 from simclr.views import Views
@@ -247,6 +248,15 @@ def test_a_dry_run_writes_nothing(data, tmp_path, trained):
     assert trained == []
 
 
+def test_a_dry_run_says_how_much_longer_than_the_base_it_takes(data, tmp_path, capsys):
+    """Five batch sizes for 1, 2, 4 and 8 times the epochs; searches of 12 settings for each of seven losses."""
+    small(data, tmp_path / "s", name="batch", only=(), dry_run=True)()
+    assert {"20", "75"} <= set(capsys.readouterr().out.splitlines()[-1].split())
+    small(data, tmp_path / "s", tune=True, dry_run=True)()
+    assert {"7", "84"} <= set(capsys.readouterr().out.splitlines()[-1].split())
+    assert count_searches(small(data, tmp_path / "s", only=("nt-xent", "dcl")), STUDIES["loss"]) == 24
+
+
 def test_studies_are_listed_without_a_name():
     assert parse(Study, "study", ("name", "data"), [])()["loss"] == 7
 
@@ -278,7 +288,7 @@ def test_the_command_takes_the_settings_of_the_base():
         (["loss"], "data"),
         (["loss", "DATA", "--only", "nt_xent"], "only"),
         (["loss", "DATA", "--batch", "16", "--seeds", "0"], "seeds"),
-        (["batch", "DATA", "--batch", "48"], "only"),
+        (["batch", "DATA", "--batch", "48"], "batch"),
         (["size", "DATA", "--encoder", "vit_tiny"], "encoder"),
         (["loss", "DATA", "--batch", "16", "--measure", "knnn"], "measure"),
         (["loss", "DATA", "--batch", "16", "--budget", "2 weeks"], "budget"),
@@ -287,7 +297,8 @@ def test_the_command_takes_the_settings_of_the_base():
         (["head", "DATA", "--batch", "16", "--tune"], "tune"),
         (["loss", "DATA", "--batch", "16", "--tune", "--budget", "1h"], "budget"),
         (["transfer", "DATA", "--batch", "16"], "transfer_to"),
-        (["memory", "DATA", "--batch", "16"], "only"),
+        (["transfer", "DATA", "--batch", "16", "--transfer_to", "sample", "--budget", "1h"], "budget"),
+        (["memory", "DATA", "--batch", "16"], "queue"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, field, data, tmp_path, trained):
@@ -297,6 +308,18 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_run(words, fiel
     assert error.value.field == field
     assert not (tmp_path / "s").exists()
     assert trained == []
+
+
+def test_the_member_that_cannot_be_trained_is_named(data, tmp_path):
+    with pytest.raises(SettingError) as error:
+        parse(Study, "study", ("name", "data"), ["batch", data, "--batch", "48", "--out", str(tmp_path / "s")])()
+    assert "batch-96-epochs" in error.value.remedy
+    assert "batch-24-epochs" in error.value.remedy  # which can be, with --only
+    with pytest.raises(SettingError) as error:
+        parse(Study, "study", ("name", "data"), ["loss", data, "--batch", "96", "--out", str(tmp_path / "s")])()
+    assert error.value.field == "batch"
+    assert "margin" in error.value.remedy
+    assert "nt-xent" not in error.value.remedy
 
 
 @pytest.mark.parametrize(("task", "words"), [(Study, ["loss", "--seeds", "2"]), (Sweep, ["lr=1,2", "--seeds", "2"])])

@@ -19,11 +19,12 @@ from simclr.errors import DataError, DivergedError, Error, Interrupted, SettingE
 from simclr.evaluation.features import extract
 from simclr.evaluation.neighbours import knn_votes
 from simclr.models.pretrained import load
+from simclr.report.words import interval
 from simclr.runs.machine import Machine
 from simclr.tasks import equal_time, pretrain
 from simclr.tasks.estimate import Needs
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.sweep import Sweep, with_settings
+from simclr.tasks.sweep import Outcome, Sweep, undecided_with, with_settings
 from simclr.views import Views
 
 WORDS = ("data", "over...")
@@ -57,7 +58,7 @@ def trained(monkeypatch):
 
 
 @pytest.mark.slow
-def test_cells_are_ranked_on_held_out_images_and_not_run_twice(data, tmp_path, trained):
+def test_cells_are_ranked_on_held_out_images_and_not_run_twice(data, tmp_path, trained, capsys):
     folder = tmp_path / "s"
     first = small(data, folder, "lr=0.5", seeds=2)()
     assert [str(path.relative_to(folder)) for path in trained] == ["lr-0.5/seed-0", "lr-0.5/seed-1"]
@@ -76,6 +77,7 @@ def test_cells_are_ranked_on_held_out_images_and_not_run_twice(data, tmp_path, t
     for combination in content["combinations"]:
         values = [run["value"] for run in combination["runs"].values()]
         assert combination["mean"] == pytest.approx(np.mean(values))
+        assert combination["interval"][0] <= combination["mean"] <= combination["interval"][1]
     for run in first["combinations"][0]["runs"].values():
         encoder = load(folder / run["run"])
         bank, queries = (
@@ -90,10 +92,27 @@ def test_cells_are_ranked_on_held_out_images_and_not_run_twice(data, tmp_path, t
     best = parse(Pretrain, "pretrain", ("data",), [data, "--config", str(folder / "best.yaml"), *here])
     assert best == with_settings(small(data, None).base, content["combinations"][0]["settings"])
 
+    head = [line for line in (folder / "best.yaml").read_text().splitlines() if line.startswith("#")]
+    shown = capsys.readouterr().out
+    for combination in content["combinations"]:
+        assert interval(combination["interval"], "%") in shown
+    assert interval(content["combinations"][0]["interval"], "%") in " ".join(head)
+
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert task() == content
     assert len(trained) == 4
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_combinations_are_compared_with_the_best_by_the_same_images():
+    """Of 100 images the best has 90; the others lose 20, 1, and 20 for 5 that they win."""
+    rights = {"best": (90, 0), "worse": (70, 0), "near": (89, 0), "other": (70, 5), "failed": None}
+    outcomes = [
+        Outcome({"label": label}, None if counts is None else np.repeat([1.0, 0, 1, 0], [counts[0], 90 - counts[0],
+                counts[1], 10 - counts[1]])) for label, counts in rights.items()
+    ]  # fmt: skip
+    assert undecided_with(outcomes) == ["near"]
+    assert undecided_with(outcomes[-1:]) == []
 
 
 @pytest.mark.slow
@@ -180,6 +199,13 @@ def test_what_cannot_be_run_is_refused_before_the_first_cell(words, field, data,
     assert trained == []
 
 
+def test_a_batch_that_held_out_images_make_too_large_says_so(data, tmp_path):
+    with pytest.raises(SettingError) as error:
+        small(data, tmp_path / "s", "batch=16,40")()  # of 40 images
+    assert error.value.field == "batch"
+    assert {"40", "4"} <= set(error.value.remedy.split())
+
+
 def test_images_without_labels_are_refused(tmp_path):
     np.savez(tmp_path / "plain.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
     with pytest.raises(DataError):
@@ -188,6 +214,13 @@ def test_images_without_labels_are_refused(tmp_path):
         small(str(tmp_path / "plain.npz"), tmp_path / "s")()
     assert error.value.field == "over"
     assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_says_how_long_it_takes(data, tmp_path, capsys):
+    small(data, tmp_path / "s", "epochs=1,2,4", seeds=2, dry_run=True)()
+    assert {"6", "14"} <= set(capsys.readouterr().out.splitlines()[-1].split())
+    small(data, tmp_path / "s", "lr=1,2", duration="7min", dry_run=True)()
+    assert {"2", "7min"} <= set(capsys.readouterr().out.splitlines()[-1].split())
 
 
 def test_a_dry_run_writes_nothing(data, tmp_path, trained):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from simclr.evaluation.examples import Examples, save_examples
-from simclr.evaluation.intervals import bootstrap_interval, class_interval, resampled_interval
+from simclr.evaluation.intervals import Interval, bootstrap_interval, class_interval, resampled_interval
 from simclr.evaluation.metrics import METRICS, constant_prediction
 from simclr.runs.environment import code_hash, environment
 from simclr.runs.files import number_existing, write_atomically
@@ -31,10 +31,12 @@ def figure(scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."], metric:
         fields["hits"] = base64.b64encode(bits).decode()
         fields["answers"] = hashlib.sha256(truth.cpu().numpy().tobytes()).hexdigest()[:12]
         fields["constant"] = constant_prediction(scores, truth)
-    return Result(
-        metric=metric, value=METRICS[metric](scores, truth), interval=interval(metric, scores, truth), n=len(truth),
-        **fields,
-    )  # fmt: skip
+    span = interval(metric, scores, truth)
+    if span is None:
+        fields["interval_of"] = "none"
+    elif metric == "mean_per_class":
+        fields["interval_of"] = "accuracies within the classes, over the test images"
+    return Result(metric=metric, value=METRICS[metric](scores, truth), interval=span, n=len(truth), **fields)
 
 
 def hits(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> np.ndarray:
@@ -42,8 +44,8 @@ def hits(scores: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> np.ndarra
     return (scores.argmax(1) == labels).cpu().double().numpy()
 
 
-def interval(metric: str, scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a metric over the test images."""
+def interval(metric: str, scores: Float[Tensor, "n c"], truth: Shaped[Tensor, "n ..."]) -> Interval | None:
+    """Return the 95 % interval of a metric over the test images, if they say anything about it."""
     match metric:
         case "top1":
             return bootstrap_interval(hits(scores, truth))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from simclr.evaluation.intervals import bootstrap_interval
+from simclr.evaluation.intervals import difference_interval
 from simclr.evaluation.metrics import METRICS
 from simclr.report.comparison import hits
 from simclr.report.record import Measurement, RunRecord, is_number
@@ -160,7 +160,7 @@ def _sign(model: dict[str, Any], other: dict[str, Any]) -> int:
     if the file says which were classified correctly, else by its own interval."""
     a, b = hits(model), hits(other)
     if a is not None and b is not None and model["answers"] == other["answers"]:
-        low, high = bootstrap_interval(a - b)
+        low, high = difference_interval(a, b)
     else:
         low, high = (end - other["value"] for end in model.get("interval") or (model["value"],) * 2)
     return int(low > 0) - int(high < 0)

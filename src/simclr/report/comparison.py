@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr.evaluation.intervals import SAMPLES, bootstrap_interval, permutation_test, seed_interval
+from simclr.evaluation.intervals import SAMPLES, difference_interval, permutation_test, seed_interval
 from simclr.report.record import RunRecord
 from simclr.report.words import duration, interval, number, points, setting_text, term, unit_label
 from simclr.runs.run import WHERE
@@ -101,7 +101,7 @@ def differences(records: Sequence[RunRecord]) -> list[list[str]]:
             gap = other["value"] - first["value"]
             a, b = hits(other), hits(first)
             paired = a is not None and b is not None and other.get("answers") == first.get("answers")
-            span = bootstrap_interval(a - b) if paired else None
+            span = difference_interval(a, b) if paired else None
             p = f"{permutation_test(a, b):.2g}" if paired else ""
             unit = unit_label(first["unit"])
             how = f"paired, {len(a):,} images" if paired else "not paired: the files hold no hits of the same images"

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simclr.evaluation.intervals import bootstrap_interval
+from simclr.evaluation.intervals import difference_interval
 from simclr.models.card import Card
 from simclr.report.comparison import hits
 from simclr.report.curves import svg_line, svg_text, ticks
@@ -90,7 +90,7 @@ def difference(stage: Stage, other: Stage) -> dict[str, Any]:
         "stage": stage.name,
         "against": other.name,
         "value": stage.row["value"] - other.row["value"],
-        "interval": bootstrap_interval(a - b) if paired else None,
+        "interval": difference_interval(a, b) if paired else None,
     }
 
 

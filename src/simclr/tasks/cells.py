@@ -58,6 +58,19 @@ def check_parallel(machine: Machine, parallel: int) -> None:
         raise SettingError("parallel", "1 if a run has several processes itself", parallel)
 
 
+def describe_work(cells: Sequence[Cell], base: float | int) -> str:
+    """Return the number of cells as text, with the time that the unfinished ones take as a multiple of the duration
+    `base` in the units of their sizes, passes over the images."""
+    finished = sum(cell.is_finished for cell in cells)
+    count = f"{plural(len(cells), 'run')}{f', {finished} of them finished' if finished else ''}"
+    return f"{count}, about {work_left(cells) / base:.3g} times as long as the base run, by passes over the images"
+
+
+def work_left(cells: Sequence[Cell]) -> float:
+    """Return the sum of the sizes of the cells that are not finished."""
+    return float(sum(cell.size for cell in cells if not cell.is_finished))
+
+
 def share_of(machine: Machine, parallel: int) -> Machine:
     """Return the machine as one of `parallel` cells uses it: with its share of the processes that decode images."""
     if parallel == 1 or machine.workers >= 0:
@@ -118,7 +131,7 @@ class _Queue:
         self.print, self.count, self.parallel = fabric.print, len(cells), parallel
         self.failed: dict[Path, str] = {}
         self.running: dict[Path, float] = {}  # folder: time of its beginning
-        self.left = sum(cell.size for cell in cells if not cell.is_finished)
+        self.left = work_left(cells)
         self.seconds = self.done = 0.0
         self.unchanged: set[Path] = {cell.folder for cell in cells if cell.is_finished}
 

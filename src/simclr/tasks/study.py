@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from simclr.data import Source
 from simclr.data.specs import open_for_pretraining
-from simclr.errors import Error, SettingError
+from simclr.errors import Error, RunError, SettingError
 from simclr.evaluation.protocol import open_labelled
+from simclr.report.words import plural
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import plain
 from simclr.settings import check_settings, flat, seconds_of, setting
-from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.cells import Cell, check_parallel, describe_work, run_cells, share_of
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.measuring import Evaluation, measure_together, result_file
 from simclr.tasks.pretrain import Pretrain
@@ -24,8 +25,10 @@ from simclr.tasks.studies.budget import reduce_study
 from simclr.tasks.studies.claims import describe, evidence, list_claims, print_claims
 from simclr.tasks.studies.figures import evaluations, figures_of
 from simclr.tasks.studies.outcome import Outcome, differences, summary, table, write
-from simclr.tasks.studies.tuning import tuned
+from simclr.tasks.studies.tuning import count_searches, tuned
 from simclr.tasks.training import TaskChain, Training, build_chain, run_folder_for
+
+RESULTS = Path("results")  # folder of finished studies
 
 
 class MemberRun(NamedTuple):
@@ -68,7 +71,7 @@ class Study:
     """number of runs at a time, each in a process of its own with its share of the CPU cores and one of the GPUs"""
     budget: str = "full"
     """time for the whole study, such as 15min, 2h or 1d, by which the epochs, then the seeds, then the members are
-    reduced; full: no limit"""
+    reduced, so that as many claims as possible keep theirs; full: no limit"""
     seconds: float = setting(3.0, above=0)
     """time for each measurement, seconds"""
     tune: bool = False
@@ -81,7 +84,7 @@ class Study:
 
     claims: bool = False
     """list the claims of the papers with the evidence of finished studies, without running anything"""
-    results: Path = Path("results")
+    results: Path = RESULTS
     """folder that is searched for finished studies with claims"""
 
     def __post_init__(self) -> None:
@@ -95,9 +98,13 @@ class Study:
     def __call__(self) -> dict[str, Any]:
         if self.claims:
             chosen = STUDIES if self.name is None else {self.name: study_named(self.name)}
-            listed = list_claims(chosen, self.results)
-            print_claims(chosen, listed)
-            return {"claims": listed}
+            if not self.results.is_dir() and self.results != RESULTS:
+                raise RunError(self.results, "is not a folder", "--results names one that holds finished studies")
+            listed, refused = list_claims(chosen, self.results)
+            print_claims(chosen, listed, self.results)
+            for error in refused:
+                print(f"not read: {error}")
+            return {"claims": listed, "refused": [error.path for error in refused]}
         if self.name is None:
             return list_studies()
         ablation = study_named(self.name)
@@ -108,7 +115,7 @@ class Study:
         self.check(ablation, open_for_pretraining(self.data))
         study, part = (self, {}) if self.budget == "full" else reduce_study(self, ablation, train)
         if self.dry_run:
-            return study.show(ablation)
+            return study.show(ablation, len(train))
         return study.run(tuned(study, ablation) if self.tune else ablation, len(train), part)
 
     def run(self, ablation: Ablation, images: int, part: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +195,9 @@ class Study:
         if self.tune and self.budget != "full":
             raise SettingError("budget", "full with tune, whose searches it does not measure", self.budget)
         if ablation.evaluation == "transfer":
+            if self.budget != "full":
+                allowed = f"full in study {self.name}, whose evaluations take longer than its trainings"
+                raise SettingError("budget", allowed, self.budget)
             if not self.transfer_to:
                 raise SettingError(
                     "transfer_to", f"given: labelled data sets that study {self.name} measures encoders on"
@@ -196,22 +206,32 @@ class Study:
                 raise SettingError("machine.devices", f"1 in study {self.name}", self.base.machine.devices)
             for spec in self.transfer_to:
                 open_labelled(spec, multilabel=True)
-        for member in self.plan(ablation):
+        refused: dict[str, SettingError] = {}
+        plan = list(self.plan(ablation))
+        for member in plan:
             first = member.tasks[0]
+            assert isinstance(first, Pretrain)
             try:
-                assert isinstance(first, Pretrain)
                 first.check_images(source)
-            except Error as error:
-                raise SettingError("only", "members that can be trained", member.label, str(error)) from None
+            except SettingError as error:
+                refused[member.label] = error
+        if refused:
+            label, error = next(iter(refused.items()))
+            others = ",".join(dict.fromkeys(member.label for member in plan if member.label not in refused))
+            rest = f"; --only {others} leaves out what cannot be trained" if others else ""
+            raise error.with_remedy(f"This is the {error.field} of member {label}{rest}")
 
-    def show(self, ablation: Ablation) -> dict[str, Any]:
-        """Print and return the runs of the study."""
-        folders = {t.folder: differences(self.base, t) for member in self.plan(ablation) for t in member.tasks}
+    def show(self, ablation: Ablation, images: int) -> dict[str, Any]:
+        """Print and return the runs of the study; `images` is the number of labelled training images."""
+        plan = list(self.plan(ablation))
+        folders = {t.folder: differences(self.base, t) for member in plan for t in member.tasks}
         width = max(len(str(folder)) for folder in folders)
         for folder, changed in folders.items():
             text = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as the base"
             print(f"{folder!s:<{width}}  {text}")
-        print(f"{len(folders)} runs; nothing was run")
+        searches = plural(count_searches(self, ablation), "run") if self.tune else ""
+        work = describe_work(self.cells(plan, ablation, images), self.base.epochs)
+        print(f"{work}{f', after {searches} of the searches' if searches else ''}; nothing was run")
         return {str(folder): changed for folder, changed in folders.items()}
 
     def cells(self, plan: list[MemberRun], ablation: Ablation, images: int) -> list[Cell]:

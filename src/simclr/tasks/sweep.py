@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -19,13 +19,15 @@ from simclr.data.specs import labels_for, open_for_pretraining
 from simclr.data.splits import HELD_OUT, split_off
 from simclr.errors import DataError, SettingError
 from simclr.evaluation.figures import figure, write_results
+from simclr.evaluation.intervals import bootstrap_interval, difference_interval
 from simclr.evaluation.protocol import extract_features, fit_device, models_to_evaluate, with_labels
+from simclr.report.comparison import hits
 from simclr.report.stages import aligned
-from simclr.report.words import number, plural
+from simclr.report.words import interval, number, plural
 from simclr.runs.files import require_folder_path, write_together
 from simclr.runs.recipe import OF_RUN, flatten, plain
 from simclr.settings import check_settings, flat, seconds_of, setting
-from simclr.tasks.cells import Cell, check_parallel, run_cells, share_of
+from simclr.tasks.cells import Cell, check_parallel, describe_work, run_cells, share_of
 from simclr.tasks.combinations import combinations, label_of, text_of, values_of
 from simclr.tasks.equal_time import LENGTH, epochs_within
 from simclr.tasks.knn import Knn
@@ -34,6 +36,10 @@ from simclr.tasks.measuring import K, recorded
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.training import run_folder_for
 
+NOTE = (
+    "Intervals are over the held-out images. A combination is not distinguishable from the best if the paired 95 % "
+    "interval of their difference includes 0; neither covers the variation between runs."
+)
 SPLIT = "fitted on train without the hold-out, measured on the hold-out"
 
 
@@ -97,7 +103,10 @@ class Sweep:
         chosen = {label_of(c): c for c in combinations(varied, self.samples, self.base.seed)}
         tasks = {label: with_settings(base, c) for label, c in chosen.items()}
         for task in tasks.values():
-            task.check_images(source)
+            try:
+                task.check_images(source)
+            except SettingError as error:
+                raise error.with_remedy(f"Of {len(source):,} images {held_out:,} are held out") from None
         require_folder_path(self.folder)
         if seconds < math.inf and not self.dry_run:
             lengths = epochs_within(seconds, tasks, self.folder)
@@ -105,17 +114,18 @@ class Sweep:
             varied = {**varied, **{name: [length[name] for length in lengths.values()] for name in LENGTH}}
             tasks = {label: with_settings(base, c) for label, c in chosen.items()}
         runs = {label: list(self.runs_of(label, task)) for label, task in tasks.items()}
+        cells = [self.cell(task, len(rest)) for group in runs.values() for task in group]
         if self.dry_run:
-            print("\n".join(str(task.folder) for group in runs.values() for task in group))
-            print(f"{plural(sum(map(len, runs.values())), 'run')}; nothing was run")
+            print("\n".join(str(cell.folder) for cell in cells))
+            each = f"{plural(len(cells), 'run')} of {self.duration} of training"
+            print(f"{each if self.duration else describe_work(cells, base.epochs)}; nothing was run")
             return chosen
         fabric = self.base.machine.launch()
-        cells = [self.cell(task, len(rest)) for group in runs.values() for task in group]
         failed = run_cells(cells, fabric, self.parallel)
         if not fabric.is_global_zero:
             return {}
-        outcomes = [self.outcome(chosen[label], group, failed, len(rest)) for label, group in runs.items()]
-        outcomes.sort(key=lambda outcome: -1.0 if outcome["mean"] is None else outcome["mean"], reverse=True)
+        outcomes = [self.outcome(label, chosen[label], group, failed, len(rest)) for label, group in runs.items()]
+        outcomes.sort(key=lambda o: -1.0 if o.entry["mean"] is None else o.entry["mean"], reverse=True)
         return self.report(varied, outcomes, len(held))
 
     @property
@@ -152,53 +162,85 @@ class Sweep:
         )
 
     def outcome(
-        self, settings: Mapping[str, Any], group: list[Pretrain], failed: Mapping[Path, str], labels: int
-    ) -> dict[str, Any]:
+        self, label: str, settings: Mapping[str, Any], group: list[Pretrain], failed: Mapping[Path, str], labels: int
+    ) -> "Outcome":
         """Return the results of a combination."""
         rows = {t.seed: measure_held_out(t, self.evaluation(t, labels)) for t in group if t.folder not in failed}
         values = [row["value"] for row in rows.values()]
-        return {
+        correct = np.mean([hits(row) for row in rows.values()], axis=0) if rows else None
+        return Outcome({
+            "label": label,
             "settings": dict(settings),
             "mean": float(np.mean(values)) if values else None,
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "interval": None if correct is None else bootstrap_interval(correct),
             "runs": {str(t.seed): {"run": str(t.folder.relative_to(self.folder)), "value": rows[t.seed]["value"],
                                    "interval": rows[t.seed]["interval"]} for t in group if t.seed in rows},
             "failed": {str(t.seed): failed[t.folder] for t in group if t.folder in failed},
-        }  # fmt: skip
+        }, correct)  # fmt: skip
 
-    def report(self, varied: Mapping[str, Any], outcomes: list[dict[str, Any]], held: int) -> dict[str, Any]:
+    def report(self, varied: Mapping[str, Any], outcomes: list["Outcome"], held: int) -> dict[str, Any]:
         """Print the table of the combinations, the best first, write the files, and return the content of
         sweep.json."""
         what = f"{self.metric} top-1 on {held:,} held-out training images of {self.data}"
+        entries, best, undecided = [o.entry for o in outcomes], outcomes[0].entry, undecided_with(outcomes)
         rows = [
             [*map(text_of, o["settings"].values()),
              number(o["mean"], "%") + ("" if o["sd"] is None else f" ± {100 * o['sd']:.1f}"),
-             "; ".join(f"seed {seed} failed" for seed in o["failed"])] for o in outcomes
+             interval(o["interval"], "%"),
+             "; ".join([*(["not distinguishable from the best"] if o["label"] in undecided else []),
+                        *(f"seed {seed} failed" for seed in o["failed"])])] for o in entries
         ]  # fmt: skip
-        print(f"\n{plural(len(outcomes), 'combination')}, {what}\n{aligned([*varied, 'top-1', ''], rows)}")
+        table = aligned([*varied, "top-1", "95 % interval", ""], rows)
+        print(f"\n{plural(len(entries), 'combination')}, {what}\n{table}\n{NOTE}")
         content = {
             "command": self.command, "data": str(self.data), "metric": self.metric, "images": held,
             "varied": dict(varied), "samples": self.samples, "seeds": self.seeds,
             "base": {name: value for name, value in plain(self.base).items() if name not in OF_RUN},
-            "combinations": outcomes, "passed": not any(outcome["failed"] for outcome in outcomes),
+            "combinations": entries, "not_distinguishable_from_best": undecided,
+            "passed": not any(entry["failed"] for entry in entries),
         }  # fmt: skip
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([
             [*varied, "seed", "value", "low", "high", "run"],
             *([*o["settings"].values(), seed, r["value"], *(r["interval"] or ("", "")), r["run"]]
-              for o in outcomes for seed, r in o["runs"].items()),
+              for o in entries for seed, r in o["runs"].items()),
         ])  # fmt: skip
         texts = {"sweep.csv": lines.getvalue(), "sweep.json": json.dumps(content, indent=2) + "\n"}
-        if outcomes[0]["mean"] is not None:
-            best = with_settings(self.base, outcomes[0]["settings"])
+        if best["mean"] is not None:
             recipe = {
-                name: value for name, value in plain(best).items() if name not in ("data", "out", "fresh", "machine")
-            }
-            head = f"# best of {plural(len(outcomes), 'combination')}: {number(outcomes[0]['mean'], '%')} {what}\n"
+                name: value for name, value in plain(with_settings(self.base, best["settings"])).items()
+                if name not in ("data", "out", "fresh", "machine")
+            }  # fmt: skip
+            head = (
+                f"# best of {plural(len(entries), 'combination')}: {number(best['mean'], '%')} {what}\n"
+                f"# 95 % interval {interval(best['interval'], '%')}; {len(undecided)} of the others are not "
+                "distinguishable from it\n"
+            )
             texts = {"best.yaml": head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), **texts}
         write_together(self.folder, texts)
         print(f"wrote {', '.join(texts)} in {self.folder}")
         return json.loads(texts["sweep.json"])
+
+
+class Outcome(NamedTuple):
+    """Results of a combination."""
+
+    entry: dict[str, Any]
+    """what sweep.json has of it"""
+    correct: np.ndarray | None
+    """fraction of the runs that are right, for each held-out image; None if all failed"""
+
+
+def undecided_with(outcomes: list[Outcome]) -> list[str]:
+    """Return the labels of the combinations that are not distinguishable from the best, which is the first: the paired
+    95 % interval of the difference, over the held-out images, includes 0."""
+    best, *others = outcomes
+    return [
+        other.entry["label"] for other in others
+        if best.correct is not None and other.correct is not None
+        and difference_interval(best.correct, other.correct)[0] <= 0
+    ]  # fmt: skip
 
 
 def with_settings(base: Pretrain, changes: Mapping[str, Any]) -> Pretrain:

@@ -139,20 +139,46 @@ def test_runs_that_a_file_names_are_evidence(tmp_path):
     named = {"study": "few-labels", "data": "images", "seeds": [0, 1, 2],
              "members": {label: f"{label}-{{seed}}.json" for label in accuracies}}  # fmt: skip
     (tmp_path / "evidence.yaml").write_text(yaml.safe_dump(named))
-    first, *others = list_claims({"few-labels": STUDIES["few-labels"]}, tmp_path)
+    (first, *others), _ = list_claims({"few-labels": STUDIES["few-labels"]}, tmp_path)
     (known,) = first["evidence"]
     assert (known["verdict"], known["pairs"]) == ("confirmed", 3)
     assert known["effect"] == pytest.approx((0.1 + 0.12 + 0.1) / 3)
     assert [entry["evidence"] for entry in others] == [[], []]
     (tmp_path / "evidence.yaml").write_text("study: few-labels")
-    with pytest.raises(RunError):
-        list_claims(STUDIES, tmp_path)
+    _, refused = list_claims(STUDIES, tmp_path)
+    assert [error.path for error in refused] == [str(tmp_path / "evidence.yaml")]
 
 
-def test_damaged_files_and_unknown_studies_are_refused(tmp_path):
-    (tmp_path / "study.json").write_text("[]")
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"study": []}', '{"study": "loss", "data": "a", "members": [1]}', "[" * 9999]
+)
+def test_files_of_something_else_do_not_end_the_list(text, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "study.json").write_text(text)
+    (tmp_path / "b" / "study.json").write_text(json.dumps(content("loss")[0]))
+    found = parse(Study, "study", ("name", "data"), ["--claims", "--results", str(tmp_path)])()
+    assert found["refused"] == [str(tmp_path / "a" / "study.json")]
+    assert sum(len(entry["evidence"]) for entry in found["claims"]) == len(STUDIES["loss"].claims)
+    lines = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path / "a" / "study.json") in line]
+    assert len(lines) == 1
     with pytest.raises(RunError):
-        list_claims(STUDIES, tmp_path)
+        page.compose(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_refused_and_the_default_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError) as refused:
+        parse(Study, "study", ("name", "data"), ["--claims", "--results", "nosuch"])()
+    assert refused.value.path == "nosuch"
+    listed = parse(Study, "study", ("name", "data"), ["--claims"])()["claims"]
+    assert not any(entry["evidence"] for entry in listed)
+    shown = capsys.readouterr().out
+    assert len([line for line in shown.splitlines() if "--results" in line]) == 1
+    assert shown.count("\n    ") == 0  # no line for each claim that says so again
+
+
+def test_unknown_studies_are_refused():
     with pytest.raises(SettingError) as refused:
         parse(Study, "study", ("name", "data"), ["losses", "--claims"])()
     assert refused.value.field == "name"

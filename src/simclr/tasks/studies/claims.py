@@ -59,21 +59,27 @@ def describe(verdict: Verdict | None) -> str:
     return f"{verdict.verdict}: {points(verdict.effect, '%', verdict.interval)}, {plural(verdict.pairs, 'seed')}"
 
 
-def found(studies: Mapping[str, Ablation], folder: Path) -> dict[str, list[list[Evidence]]]:
+def find_evidence(
+    studies: Mapping[str, Ablation], folder: Path
+) -> tuple[dict[str, list[list[Evidence]]], list[RunError]]:
     """Return the evidence below a folder for each claim of each study, in the study.json files of finished studies and
-    in runs that an evidence.yaml file names as members of a study."""
+    in runs that an evidence.yaml file names as members of a study; and the errors of files with these names that are
+    others."""
     results: dict[str, list[list[Evidence]]] = {name: [[] for _ in a.claims] for name, a in studies.items()}
+    refused = []
     for path in sorted([*folder.rglob("study.json"), *folder.rglob("evidence.yaml")]):
         try:
             content = named_runs(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
-            name = content["study"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise RunError(path, "is not the file of a study") from None
-        if name not in studies:
-            continue
-        for known, verdict in zip(results[name], evidence(studies[name], content), strict=True):
-            known += [] if verdict is None else [Evidence(verdict, str(content["data"]), path)]
-    return results
+            name, data = content["study"], str(content["data"])
+            verdicts = list(evidence(studies[name], content)) if name in studies else []
+        except RunError as error:
+            refused.append(error)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+            refused.append(RunError(path, "is not the file of a study"))
+        else:
+            for pieces, verdict in zip(results.get(name, ()), verdicts, strict=True):
+                pieces += [] if verdict is None else [Evidence(verdict, data, path)]
+    return results, refused
 
 
 def named_runs(path: Path) -> dict[str, Any]:
@@ -92,29 +98,37 @@ def _accuracy(file: Path) -> float:
     return next(row["value"] for row in rows if row["metric"] == "top1" and row["role"] == "model")
 
 
-def list_claims(studies: Mapping[str, Ablation], folder: Path) -> list[dict[str, Any]]:
-    """Return every claim with the figure of the paper and the evidence below a folder."""
-    return [
+def list_claims(studies: Mapping[str, Ablation], folder: Path) -> tuple[list[dict[str, Any]], list[RunError]]:
+    """Return every claim with the figure of the paper and the evidence below a folder, and the errors of files there
+    that are not of a study."""
+    results, refused = find_evidence(studies, folder)
+    listed = [
         {
             "study": name, "claim": claim.text, "members": list(claim.members), "contrast": contrast(claim),
             "paper": papers_figure(studies[name], claim),
             "evidence": [{**e.verdict._asdict(), "data": e.data, "study": str(e.study)} for e in pieces],
             "texts": [f"{describe(e.verdict)} on {e.data}" for e in pieces],
         }
-        for name, known in found(studies, folder).items()
+        for name, known in results.items()
         for claim, pieces in zip(studies[name].claims, known, strict=True)
     ]  # fmt: skip
+    return listed, refused
 
 
-def print_claims(studies: Mapping[str, Ablation], listed: Sequence[Mapping[str, Any]]) -> None:
-    """Print the claims of studies under the names of these."""
+def print_claims(studies: Mapping[str, Ablation], listed: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Print the claims of studies under the names of these, with the evidence below a folder."""
+    missing = ["no evidence"] if any(entry["evidence"] for entry in listed) else []
     for name, entries in groupby(listed, key=itemgetter("study")):
         print(f"\n{name} ({studies[name].source})")
         for entry in entries:
             print(f"  {entry['claim']}: {entry['contrast']}; paper: {entry['paper']}")
             texts = [f"{t} ({Path(e['study']).parent})" for t, e in zip(entry["texts"], entry["evidence"], strict=True)]
-            print("\n".join(f"    {text}" for text in texts or ["no evidence"]))
+            for text in texts or missing:
+                print(f"    {text}")
     print(f"\n{states(listed)}")
+    if not missing:
+        where = f"{folder} has no finished study of them" if folder.is_dir() else f"there is no folder {folder} here"
+        print(f"{where}; --results FOLDER names the folder of finished studies")
 
 
 def contrast(claim: Claim) -> str:

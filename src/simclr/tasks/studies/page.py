@@ -25,7 +25,9 @@ The studies of `simclr study`, what their papers conclude, and the evidence of t
 
 def compose(results: Path = RESULTS) -> str:
     """Return the page with the evidence below a folder."""
-    listed = list_claims(STUDIES, results)
+    listed, refused = list_claims(STUDIES, results)
+    if refused:
+        raise refused[0]
     return "\n".join([HEAD, *_studies(), f"\n{states(listed)}.\n", *_claims(listed, results)]) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Settings of the members of a study, each chosen by a search of its own with the same number of runs."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,13 @@ def tuned(study: "Study", ablation: Ablation) -> Ablation:
                 raise RunError(sweep.folder, f"every run of the search for {label} failed")
             members[label] = (with_settings(first, best["settings"]), *others)
     return replace(ablation, members=lambda base: members if base == study.base else ablation.members(base))
+
+
+def count_searches(study: "Study", ablation: Ablation) -> int:
+    """Return the number of runs of the searches for all members."""
+    members = ablation.members(study.base)
+    values = [ablation.tuning[label](members[label][0]) for label in study.only or members if label in ablation.tuning]
+    return sum(math.prod(map(len, lists.values())) for lists in values)
 
 
 def search_of(study: "Study", ablation: Ablation, label: str) -> Sweep:
