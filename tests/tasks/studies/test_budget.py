@@ -159,6 +159,10 @@ def test_checks_of_a_run_and_what_it_does_beside_its_steps_are_counted(study, mo
     monkeypatch.setattr(budget, "trial", lambda *arguments: time.sleep(1) or 10.0)
     assert part(task).seconds == pytest.approx(before.seconds + 1, abs=0.5)  # the measurements are part of the budget
     monkeypatch.setattr(budget, "trial", lambda *arguments: 10.0)
+    for available, share in ((1, 1), (2, 2), (8, 4)):  # processes of the trial at a time, on so many cores
+        monkeypatch.setattr(budget, "cores", lambda available=available: available)
+        together = part(replace(task, parallel=4)).seconds
+        assert together == pytest.approx(before.seconds - 3 * 10 * (1 - 1 / share), abs=1)
     often = replace(task, base=replace(task.base, knn_every=1))
     assert part(often).seconds == pytest.approx(before.seconds + 100 * 10 / 4, abs=1)
 

@@ -19,6 +19,7 @@ from simclr.errors import RunError, SettingError
 from simclr.evaluation.online import KNN_IMAGES
 from simclr.report.resources import rough_duration
 from simclr.report.words import plural
+from simclr.runs.environment import cores
 from simclr.runs.files import write_atomically
 from simclr.runs.recipe import plain
 from simclr.settings import seconds_of
@@ -151,7 +152,11 @@ def measure(study: "Study", ablation: Ablation, train: Source) -> Scale:
     alone = [member for member in plan if len(member.tasks) == 1] or plan  # whose encoder is evaluated
     epochs = {member.label: left[member.tasks[0].folder] / member.tasks[0].epochs for member in alone
               if member.tasks[0].folder in left}  # fmt: skip
-    lanes = min(study.parallel, torch.cuda.device_count()) if study.base.machine.kind == "cuda" else 1
+    on_gpus = study.base.machine.kind == "cuda"
+    lanes = min(study.parallel, torch.cuda.device_count()) if on_gpus else 1
+    at_once = (
+        study.parallel if on_gpus else min(study.parallel, cores())
+    )  # processes beyond the cores wait for each other
 
     def part(fixed: float) -> Scale:
         """Return the part that fits if a run of the fastest network takes `fixed` seconds beside its steps."""
@@ -181,7 +186,7 @@ def measure(study: "Study", ablation: Ablation, train: Source) -> Scale:
     if not epochs:
         return scale
     fastest = min(epochs, key=epochs.__getitem__)
-    return part(trial(study, ablation, fastest, train, len(source)) * lanes / study.parallel)
+    return part(trial(study, ablation, fastest, train, len(source)) * lanes / at_once)
 
 
 def checks(task: Pretrain, images: int) -> float:
