@@ -125,15 +125,16 @@ class Distill(Training):
             "images": len(source),
             "steps": schedule.steps,
             **last,
-            "loss_over_uniform": last["loss"] / self.uniform_loss(len(names)),
         }
+        if "loss" in last:  # which it is not in a run that resumes after its last step and has lost its log
+            content["loss_over_uniform"] = last["loss"] / self.uniform_loss(len(names))
         content |= {f"{result.name}_{result.metric}": result.value for result in results}
 
         def save() -> None:
             print(format_table(results))
             if test is None or test.labels is None:
                 print(f"{source.name} has no labels: accuracy is measured on labelled images, --test DATA")
-            if warning := above_uniform(content["loss_over_uniform"]):
+            if warning := above_uniform(content.get("loss_over_uniform")):
                 print(f"WARNING: {warning}")
             save_encoder(run.path, student.encoder, None, self.card(card, names, source), student.classifier)
             if examples is not None:
