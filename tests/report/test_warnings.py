@@ -54,6 +54,7 @@ FAULTS = {
         dict(knn=measured("knn", row("raw pixels", 0.585, layer="pixels"), row())), "baselines", "warning",
     ),
     "constant": (dict(knn=measured("knn", row(constant=3))), "constant prediction", "FAILED"),
+    "worse than chance": (dict(result={**DONE, "loss_over_uniform": 1.3}), "distillation", "FAILED"),
     "below the probe": (
         dict(finetune=measured("finetune", row(value=0.27, detail={"linear_top1": 0.37}))), "linear probe", "warning",
     ),

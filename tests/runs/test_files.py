@@ -19,6 +19,7 @@ from simclr.runs.files import (
     save_picture,
     unguard_cell,
     write_table,
+    write_together,
     write_unreadable,
 )
 
@@ -132,3 +133,15 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     assert guard_cell(-1.5) == -1.5
     write_unreadable(tmp_path / "bad_files.csv", {"=cmd|' /C calc'!A0.png": "-"})
     assert (tmp_path / "bad_files.csv").read_text().splitlines()[1].startswith("'=cmd")
+
+
+def test_files_that_belong_together_are_numbered_unless_they_are_what_an_interrupted_command_left(tmp_path):
+    (tmp_path / "v2.svg").write_text("of the user")
+    write_together(tmp_path, {"v2.svg": "figure", "v2.json": "1"})
+    assert (tmp_path / "v2.1.svg").read_text() == "of the user"
+    (tmp_path / "v2.json").unlink()
+    write_together(tmp_path, {"v2.svg": "figure", "v2.json": "1"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v2.1.svg", "v2.json", "v2.svg"]
+    write_together(tmp_path, {"v2.svg": "figure", "v2.json": "2"})
+    assert (tmp_path / "v2.2.svg").read_text() == "figure"
+    assert (tmp_path / "v2.1.json").read_text() == "1"

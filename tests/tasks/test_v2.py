@@ -135,6 +135,19 @@ def test_finished_stages_are_not_repeated(data, whole, trained):
     assert not (out / "v2.1.json").exists()
 
 
+def test_a_chain_that_was_moved_as_a_whole_goes_on(data, whole, tmp_path, trained):
+    out = tmp_path / "moved"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "student-1-labels")
+    (out / "scratch" / "result.json").unlink()  # as after a kill at its end
+    content = small(data, out)()
+    assert trained == ["student-1-labels", "scratch"]
+    assert weights(out) == weights(whole[0])
+    assert content["differences"] == whole[1]["differences"]
+    for name, stage in content["stages"].items():
+        assert stage["row"]["value"] == whole[1]["stages"][name]["row"]["value"]
+
+
 def test_a_copied_pretraining_is_not_repeated_for_other_labels(data, whole, tmp_path, trained):
     shutil.copytree(whole[0] / "pretrain", tmp_path / "few" / "pretrain")
     content = small(data, tmp_path / "few", labels="20%")()

@@ -14,6 +14,7 @@ import numpy as np
 from simclr.report.checks import Finding
 from simclr.report.comparison import group_by_settings
 from simclr.report.record import Measurement, RunRecord, is_number
+from simclr.report.stages import above_uniform
 from simclr.report.words import number, plural, term, unit_label
 
 COLLAPSED = 0.1  # standard deviation of z below which embeddings are almost a single point; isotropic ones have 1
@@ -249,6 +250,15 @@ def _is_baseline_of(other: dict[str, Any], row: dict[str, Any], m: Measurement) 
     )
 
 
+def _distillation(record: RunRecord) -> Iterator[Finding]:
+    ratio = (record.result or {}).get("loss_over_uniform")
+    if is_number(ratio):
+        if text := above_uniform(ratio):
+            yield Finding("distillation", "FAILED", text[0].upper() + text[1:])
+        else:
+            yield Finding("distillation", "ok", f"The loss ends at {ratio:.3g} times that of uniform probabilities.")
+
+
 def _few_labels(record: RunRecord) -> Iterator[Finding]:
     for m in record.current:
         for row in m.rows:
@@ -283,7 +293,7 @@ def _selection(record: RunRecord) -> Iterator[Finding]:
 
 
 RULES = (_progress, _loss, _embeddings, _rank, _data_wait, _knn, _unreadable_images, _unreadable_files,
-         _evaluated_images, _other_weights, _codes, _baselines, _few_labels, _selection)  # fmt: skip
+         _evaluated_images, _other_weights, _codes, _baselines, _distillation, _few_labels, _selection)  # fmt: skip
 
 
 def _files(measurements: list[Measurement]) -> str:

@@ -92,13 +92,19 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     """Write files of a folder that belong together, by name, unless they are up to date. The last one, which says
     whether they are, is written last; older files keep their content under a number."""
     *_, last = texts
-    if (folder / last).is_file():
-        if (folder / last).read_bytes() == texts[last].encode("utf-8", errors="surrogateescape"):
-            return
-        for name in texts:  # without the last one, the others are what an interrupted command left
+    if _holds(folder / last, texts[last]):
+        return
+    whole = (folder / last).is_file()
+    for name, text in texts.items():
+        if whole or not _holds(folder / name, text):  # else it is what an interrupted command left
             number_existing(folder / name)
     for name, text in texts.items():
         write_atomically(folder / name, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Return whether a file has this content."""
+    return path.is_file() and path.read_bytes() == text.encode("utf-8", errors="surrogateescape")
 
 
 def _require_writable(folder: Path) -> None:

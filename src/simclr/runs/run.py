@@ -40,7 +40,8 @@ WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", 
 WHERE = {"tracker"} | {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
-OF_INPUTS = {"data": "fingerprint", "init": "init"}  # settings that are paths -> what identifies the files there
+OF_INPUTS = {"data": "fingerprint", "init": "init", "run": "init", "teacher": "init"}
+"""settings that are paths -> what identifies the files there"""
 EXTENSIONS = "extend"  # setting, a list, to which a later start may add
 REMEDY = "Repeat its settings to resume, choose another --out, or start over with --fresh"
 

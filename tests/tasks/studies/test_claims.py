@@ -150,7 +150,15 @@ def test_runs_that_a_file_names_are_evidence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{", '{"study": []}', '{"study": "loss", "data": "a", "members": [1]}', "[" * 9999]
+    "text",
+    [
+        "[]",
+        "{",
+        '{"study": []}',
+        '{"study": "loss", "data": "a", "members": [1]}',
+        "[" * 9999,
+        '{"study": "no-such", "data": "a", "members": {}}',
+    ],
 )
 def test_files_of_something_else_do_not_end_the_list(text, tmp_path, capsys):
     for name in ("a", "b"):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from simclr.errors import RunError
 from simclr.evaluation.verdict import Verdict, judge
 from simclr.report.words import plural, points
+from simclr.runs.files import printable
 from simclr.runs.reading import read_yaml
 from simclr.runs.results import read_results
 from simclr.tasks.pretrain import Pretrain
@@ -70,14 +71,16 @@ def find_evidence(
     for path in sorted([*folder.rglob("study.json"), *folder.rglob("evidence.yaml")]):
         try:
             content = named_runs(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
-            name, data = content["study"], str(content["data"])
-            verdicts = list(evidence(studies[name], content)) if name in studies else []
+            name, data = str(content["study"]), str(content["data"])
+            if name not in studies:
+                raise RunError(path, f"is of an unknown study, {printable(name)}")
+            verdicts = list(evidence(studies[name], content))
         except RunError as error:
             refused.append(error)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
             refused.append(RunError(path, "is not the file of a study"))
         else:
-            for pieces, verdict in zip(results.get(name, ()), verdicts, strict=True):
+            for pieces, verdict in zip(results[name], verdicts, strict=True):
                 pieces += [] if verdict is None else [Evidence(verdict, data, path)]
     return results, refused
 
