@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from simclr.tasks import distill, finetune, pretrain
 from simclr.tasks.estimate import planned_cards
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.v2 import SimCLRv2
+from simclr.tasks.v2_defaults import half_width
 from simclr.views import Views
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_probe")]
@@ -110,19 +112,41 @@ def test_the_table_holds_the_figures_of_the_stages(whole):
 
 
 def test_each_stage_starts_from_the_one_before_it_with_the_settings_of_the_paper(data, tmp_path):
-    plan = {stage.name: stage.task for stage in small(data, tmp_path).plan()}
+    plan = {stage.name: stage.task for stage in small(data, tmp_path).plan(30)}
     assert plan["finetune"].run == tmp_path / "pretrain"
     assert plan["self-distilled"].teacher == tmp_path / "finetune"
     assert plan["student-1"].teacher == tmp_path / "self-distilled"
     assert plan["student-1-labels"].run == tmp_path / "student-1"
+    assert plan["finetune"].epochs == 2
     assert (plan["finetune"].head_layers, plan["finetune"].optimizer, plan["finetune"].lr) == (1, "lars", 0.005)
-    assert (plan["self-distilled"].temperature, plan["student-1"].temperature) == (0.1, 1.0)
-    assert plan["self-distilled"].temperature_squared and not plan["student-1"].temperature_squared
+    assert (plan["self-distilled"].temperature, plan["student-1"].temperature) == (1.0, 1.0)
     for name in ("self-distilled", "student-1"):
         assert (plan[name].optimizer, plan[name].lr, plan[name].epochs, plan[name].batch) == ("lars", 1.0, 1.0, 16)
         assert plan[name].label_weight == 0
     assert [plan[name].fraction for name in STAGES[1:]] == [0.5] * 5
     assert [plan[name].from_scratch for name in ("finetune", "scratch", "student-1-labels")] == [False, True, True]
+
+
+def test_few_labels_are_learned_from_the_linear_probe_on_unless_a_setting_is_given(data, tmp_path):
+    def tuned(labels, **settings):
+        return next(s.task for s in small(data, tmp_path, **settings).plan(labels) if s.name == "finetune")
+
+    few, many, given = tuned(10_000, finetune={}), tuned(10_001, finetune={}), tuned(10, finetune={"batch": 8})
+    assert few.adapt and few.from_probe and few.head_layers == 1
+    for task, batch in ((many, 1024), (given, 8)):
+        assert (task.adapt, task.from_probe, task.optimizer, task.batch) == (False, False, "lars", batch)
+
+
+def test_a_chain_of_few_labels_is_not_below_its_linear_probe(data, whole, tmp_path):
+    shutil.copytree(whole[0] / "pretrain", tmp_path / "few" / "pretrain")
+    task = small(data, tmp_path / "few", finetune={})
+    shown = replace(task, dry_run=True, seconds=0.01)()
+    assert shown[str(tmp_path / "few" / "finetune")]["seconds"] > 0
+    assert list(task()["stages"]) == STAGES
+    result = json.loads((tmp_path / "few" / "finetune" / "result.json").read_text())
+    assert len(result["chosen"]["candidates"]) >= 4
+    if not result["chosen"]["trained"]:
+        assert result["top1"] == pytest.approx(result["linear_top1"], abs=1 / 30)
 
 
 def test_finished_stages_are_not_repeated(data, whole, trained):
@@ -218,7 +242,7 @@ def test_a_list_of_images_is_the_percentage_it_was_made_of(data, whole, tmp_path
     train = open_source(data, "train")
     names = [train.path(i) for i in stratified_rows(train, 0.5, 0)]
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
-    task = {stage.name: stage.task for stage in small(data, whole[0], labels=str(tmp_path / "labels.txt")).plan()}
+    task = {stage.name: stage.task for stage in small(data, whole[0], labels=str(tmp_path / "labels.txt")).plan(30)}
     assert task["finetune"].labelled == tmp_path / "labels.txt"
     tuned = simclr.FineTune(**{**vars(task["finetune"]), "out": tmp_path / "finetune"})
     tuned()
@@ -303,11 +327,10 @@ def test_a_list_of_one_class_is_refused_before_anything_is_run_and_absent_classe
     assert trained == []
     labels.write_text("".join(f"{train.path(i)}\n" for i in two))
     for task, has_all in ((small(data, whole[0], labels=str(labels)), False), (small(data, whole[0]), True)):
-        planned = list(task.plan())
-        images = task.images(planned)
-        classes = planned[1].task.describe_classes(images.labelled)
+        images = task.images()
+        classes = task.selection.describe_classes(images.labelled)
         assert (f"none of {train.classes[1]}" in classes) != has_all
-        assert classes in task.describe(planned, images)
+        assert classes in task.describe(images)
 
 
 def test_a_missing_test_split_is_told_in_a_dry_run(data, tmp_path, capsys):
@@ -342,14 +365,14 @@ def test_the_command_takes_recipes_and_has_a_head_of_three_layers(data):
 
 
 def test_the_student_is_half_as_wide_by_default(data, tmp_path):
-    task = small(data, tmp_path, students=())
-    assert task.half_width == {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
+    student = half_width(small(data, tmp_path).base)
+    assert student == {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
 
 
 def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
     base = Pretrain(data=data, out=tmp_path, encoder="simclr_convnet", encoder_options={"widths": [8, 24, 64]})
     options = {"widths": [8, 12, 32], "features": 512}
-    assert SimCLRv2(base=base).half_width == {"encoder": "simclr_convnet", "encoder_options": options}
+    assert half_width(base) == {"encoder": "simclr_convnet", "encoder_options": options}
     student, large = (create_encoder("simclr_convnet", 16, o) for o in (options, base.encoder_options))
     assert student.num_features == large.num_features // 2
 
@@ -366,8 +389,8 @@ def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
 def test_recipes_describe_chains_of_the_papers_sizes(recipe, millions):
     """The parameters of the encoders in the second paper's Table 1, and of ResNet-18."""
     task = parse(SimCLRv2, "v2", ("data",), ["sample", "--config", recipe])
-    planned = list(task.plan())
-    cards = planned_cards(task.check(planned, task.images(planned)))
+    images = task.images()
+    cards = planned_cards(task.check(list(task.plan(len(images.labelled))), images))
     students = [f"student-{k}" for k in range(1, len(millions))]
     sizes = [size_of(cards[task.folder / name])[1] / 1e6 for name in ["pretrain", *students]]
     assert sizes == pytest.approx(millions, rel=0.06)

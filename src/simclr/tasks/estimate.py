@@ -132,7 +132,8 @@ def _parts(task: Training, start: Card | None, batch: int, fabric: Fabric, sourc
         micro = task.micro_batch and math.gcd(task.micro_batch, batch)
         return replace(task, batch=batch, micro_batch=micro, queue=0, first_size=None).assemble(fabric, source)
     if isinstance(task, FineTune):
-        return task.assemble(fabric, source, Encoder(start.build_encoder(), start.build_head(), start), batch)
+        alone = replace(task, adapt=False, from_probe=False)
+        return alone.assemble(fabric, source, Encoder(start.build_encoder(), start.build_head(), start), batch)
     assert isinstance(task, Distill)
     classes = len(task.class_names(start))
     head = start.build_head() or ProjectionHead(start.features, layers=0)

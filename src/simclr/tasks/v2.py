@@ -13,7 +13,6 @@ from simclr.data import Source
 from simclr.data.splits import TEST_FRACTION
 from simclr.errors import SettingError
 from simclr.evaluation.protocol import open_labelled
-from simclr.models import convnet
 from simclr.models.card import Card
 from simclr.models.options import ENCODERS
 from simclr.report import stages as report
@@ -30,14 +29,14 @@ from simclr.settings import check_settings, flat, setting
 from simclr.tasks.distill import Distill
 from simclr.tasks.estimate import Rehearsed, planned_cards, rehearse
 from simclr.tasks.finetune import FineTune
+from simclr.tasks.labelled import LabelSubset
 from simclr.tasks.linear import Linear
 from simclr.tasks.measuring import measure_once
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.training import NextTask, Training, run_folder_for, typed
+from simclr.tasks.v2_defaults import SUPERVISED, fine_tuning, half_width, learning_of
 from simclr.training.sampler import BatchSampler
 
-FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024, "head_layers": 1}  # finetune-v2.yaml
-SUPERVISED = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}  # official baselines, but the epochs
 SHARED = ("data", "side", "seed", "fresh", "log_every", "save_every", "max_bad", "tracker", "machine")  # of all stages
 OF_CHAIN = {"run", "teacher", "start", "out", "fraction", "labelled", "test", "measure", "from_scratch", *SHARED}
 """settings of a stage that the chain decides"""
@@ -62,11 +61,6 @@ class Images(NamedTuple):
     labelled: Source
     """images whose labels are used"""
     test: Source
-
-
-def tuning(planned: Sequence[Planned]) -> FineTune:
-    """Return the fine-tuning of a chain."""
-    return next(stage.task for stage in planned if isinstance(stage.task, FineTune))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +90,13 @@ class SimCLRv2:
     """smaller networks to distil to: a list of their settings, such as '{encoder: simclr_resnet18}', which override
     those in `distill` (default: the large encoder at half its width)"""
     finetune: dict[str, Any] = field(default_factory=dict)
-    """settings of `simclr finetune` that differ from those of the recipe finetune-v2"""
+    """settings of `simclr finetune` that differ from those of the recipe finetune-v2 (default with at most 10,000
+    labels: those of `simclr finetune` without a recipe, from the first layer of the head)"""
     distill: dict[str, Any] = field(default_factory=dict)
     """settings of `simclr distill` that differ from its defaults; optimizer, learning rate, weight decay and batch are
     those of pretraining, and the epochs half as many"""
     self_distill: dict[str, Any] = field(default_factory=dict)
-    """settings of the self-distillation that override those in `distill` (default: temperature 0.1, its square
-    as factor of the loss)"""
+    """settings of the self-distillation that override those in `distill` (paper: temperature 0.1)"""
     supervised: dict[str, Any] = field(default_factory=dict)
     """settings of `simclr finetune` for training from random weights on the labels alone (default: 200 epochs of sgd
     at 0.1 per 256 images with weight decay 1e-4)"""
@@ -123,15 +117,15 @@ class SimCLRv2:
             raise SettingError("encoder", ENCODERS, self.base.encoder)
 
     def __call__(self) -> dict[str, Any]:
-        planned = list(self.plan())
-        images = self.images(planned)
+        images = self.images()
+        planned = list(self.plan(len(images.labelled)))
         chain = self.check(planned, images)
         if self.dry_run:
-            print(self.describe(planned, images))
+            print(self.describe(images))
             return self.show(chain)
         require_report_path(require_folder_path(self.folder) / "report.html")
         fabric = self.base.machine.launch()
-        fabric.print(self.describe(planned, images))
+        fabric.print(self.describe(images))
         self.train(planned, fabric)
         return self.report(planned) if fabric.is_global_zero else {}
 
@@ -150,6 +144,11 @@ class SimCLRv2:
         """The settings of a stage that select the labels."""
         return {"labelled": Path(self.labels)} if self.percentage is None else {"fraction": self.percentage / 100}
 
+    @property
+    def selection(self) -> LabelSubset:
+        """The selection of the labels."""
+        return LabelSubset(seed=self.base.seed, **self.subset)
+
     def suggested(self, given: set[str]) -> dict[str, Any]:
         """Return settings in place of the defaults; the command line asks for them with the names it was given."""
         own = set(type(self).__dataclass_fields__)
@@ -161,9 +160,10 @@ class SimCLRv2:
 
     # the stages
 
-    def plan(self) -> Iterator[Planned]:
-        """Yield the stages in the order in which they run."""
-        tuned = self.subset | typed(FineTune, "finetune", FINETUNE | self.finetune, OF_CHAIN)
+    def plan(self, labels: int) -> Iterator[Planned]:
+        """Yield the stages in the order in which they run, for a number of labelled images."""
+        tuned = fine_tuning(self.finetune, labels, self.base.head_layers)
+        tuned = self.subset | typed(FineTune, "finetune", tuned, OF_CHAIN)
         supervised = self.subset | typed(FineTune, "supervised", SUPERVISED | self.supervised, OF_CHAIN)
         supervised["from_scratch"] = True
         alone = "labels alone, from random weights"
@@ -171,7 +171,7 @@ class SimCLRv2:
         yield Planned("pretrain", "pretrained, linear classifier on h", pretrain)
         yield self.next("finetune", "fine-tuned", "pretrain", FineTune, tuned)
         yield self.next("self-distilled", "self-distilled", "finetune", Distill, self.distillation("self_distill"))
-        for k, student in enumerate(self.students or (self.half_width,), 1):
+        for k, student in enumerate(self.students or (half_width(self.base),), 1):
             name, settings = f"student-{k}", self.distillation("students", student)
             yield self.next(name, "distilled student", "self-distilled", Distill, settings)
             yield self.next(f"{name}-labels", alone, name, FineTune, supervised)
@@ -183,48 +183,35 @@ class SimCLRv2:
         step = NextTask(task, settings)
         return Planned(name, title, step.after(self.folder / start, self.folder / name, shared), start)
 
-    @property
-    def half_width(self) -> dict[str, Any]:
-        """The student if none is given: the large encoder at half its width, or a ResNet-18 for models of timm."""
-        encoder, options = self.base.encoder, self.base.encoder_options
-        if encoder == "simclr_convnet":
-            return {"encoder": encoder, "encoder_options": convnet.half_width(options)}
-        if not encoder.startswith("simclr_resnet"):
-            return {"encoder": "simclr_resnet18"}
-        return {"encoder": encoder, "encoder_options": {**options, "width": options.get("width", 1) / 2}}
-
     def distillation(self, name: str, student: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a distillation: those of pretraining as far as the paper keeps them, then `distill`,
         then its own."""
-        base = self.base
-        learning = {"optimizer": base.optimizer, "lr": base.lr, "scaling": base.scaling, "batch": base.batch,
-                    "weight_decay": base.weight_decay, "epochs": base.epochs / 2}  # fmt: skip
-        itself = {"temperature": 0.1, "temperature_squared": True} | self.distill | self.self_distill
-        own = itself if student is None else self.distill | student
-        settings = typed(Distill, name, learning | own, OF_CHAIN)
+        own = self.self_distill if student is None else student
+        settings = typed(Distill, name, learning_of(self.base) | self.distill | own, OF_CHAIN)
         if settings.get("label_weight") and self.percentage is None:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
         return settings | ({} if self.percentage is None else {"fraction": self.percentage / 100})
 
-    def images(self, planned: Sequence[Planned]) -> Images:
+    def images(self) -> Images:
         """Return the images of the chain."""
         source, _ = self.base.sources()
         train, test = open_labelled(self.base.data)
-        return Images(source, self.base.scaled(tuning(planned).subset(train, test=test)[0]), test)
+        return Images(source, self.base.scaled(self.selection.subset(train, test=test)[0]), test)
 
-    def describe(self, planned: Sequence[Planned], images: Images) -> str:
+    def describe(self, images: Images) -> str:
         """Return the numbers of images of the chain as text."""
         held = f", {100 * TEST_FRACTION:g} % held out since there is no test split"
         return (
             f"{images.all.name}: {len(images.all):,} images to learn from; labels of {len(images.labelled):,}, "
-            f"{tuning(planned).describe_classes(images.labelled)}; {len(images.test):,} test images"
+            f"{self.selection.describe_classes(images.labelled)}; {len(images.test):,} test images"
             f"{'' if images.test.has_own_split else held}"
         )
 
     def check(self, planned: Sequence[Planned], images: Images) -> list[Rehearsed]:
         """Return the tasks of the stages with their images; raise an error for a stage that cannot run, before any
         does."""
-        base, processes, tuned = self.base, self.base.machine.processes, tuning(planned)
+        base, processes = self.base, self.base.machine.processes
+        tuned = next(stage.task for stage in planned if isinstance(stage.task, FineTune))
         BatchSampler(len(images.all), base.batch, 0, 0, processes)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
