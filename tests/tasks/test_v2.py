@@ -369,6 +369,14 @@ def test_the_student_is_half_as_wide_by_default(data, tmp_path):
     assert student == {"encoder": "simclr_resnet10", "encoder_options": {"width": 0.125}}
 
 
+def test_distillations_take_the_optimizer_of_pretraining_but_for_the_small_network(data, tmp_path):
+    large = small(data, tmp_path, distill={"lr": 0.3}, finetune={})
+    tiny = replace(large, base=replace(large.base, encoder="simclr_convnet", encoder_options={"widths": [8]}))
+    for task, optimizer, batch in ((large, "lars", 16), (tiny, "sgd", 64)):
+        tasks = [stage.task for stage in task.plan(30) if stage.name in ("self-distilled", "student-1")]
+        assert {(t.optimizer, t.batch, t.lr, t.epochs) for t in tasks} == {(optimizer, batch, 0.3, 1.0)}
+
+
 def test_the_student_of_a_plain_network_has_half_its_channels(data, tmp_path):
     base = Pretrain(data=data, out=tmp_path, encoder="simclr_convnet", encoder_options={"widths": [8, 24, 64]})
     options = {"widths": [8, 12, 32], "features": 512}

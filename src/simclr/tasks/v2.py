@@ -93,8 +93,9 @@ class SimCLRv2:
     """settings of `simclr finetune` that differ from those of the recipe finetune-v2 (default with at most 10,000
     labels: those of `simclr finetune` without a recipe, from the first layer of the head)"""
     distill: dict[str, Any] = field(default_factory=dict)
-    """settings of `simclr distill` that differ from its defaults; optimizer, learning rate, weight decay and batch are
-    those of pretraining, and the epochs half as many"""
+    """settings of `simclr distill` that differ from its defaults; epochs are half as many as those of pretraining, and
+    optimizer, learning rate, weight decay and batch those of pretraining, but for simclr_convnet sgd at 1.0 per 256
+    images in batches of 64"""
     self_distill: dict[str, Any] = field(default_factory=dict)
     """settings of the self-distillation that override those in `distill` (paper: temperature 0.1)"""
     supervised: dict[str, Any] = field(default_factory=dict)

@@ -10,6 +10,14 @@ from simclr.tasks.pretrain import Pretrain
 FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024, "head_layers": 1}  # finetune-v2.yaml
 SUPERVISED = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}  # official baselines, but the epochs
 
+SMALL = {
+    "optimizer": "sgd",
+    "lr": 1.0,
+    "scaling": "linear",
+    "batch": 64,
+    "crop_area": [0.2, 1.0],
+}  # results/v2-defaults
+
 
 def fine_tuning(given: Mapping[str, Any], labels: int, head_layers: int) -> dict[str, Any]:
     """Return the settings of fine-tuning with a number of labels, of which some may be given, after a pretraining with
@@ -20,9 +28,12 @@ def fine_tuning(given: Mapping[str, Any], labels: int, head_layers: int) -> dict
 
 
 def learning_of(base: Pretrain) -> dict[str, Any]:
-    """Return the settings of distillation that are those of pretraining, as far as the paper keeps them."""
-    return {"optimizer": base.optimizer, "lr": base.lr, "scaling": base.scaling, "batch": base.batch,
-            "weight_decay": base.weight_decay, "epochs": base.epochs / 2}  # fmt: skip
+    """Return the settings of distillation: those of pretraining as far as the paper keeps them; for the small network
+    of `simclr suggest`, whose trainings are too short for LARS, those of SGD that were chosen on held-out images."""
+    settings = {"weight_decay": base.weight_decay, "epochs": base.epochs / 2}
+    if base.encoder == "simclr_convnet":
+        return settings | SMALL
+    return settings | {name: getattr(base, name) for name in ("optimizer", "lr", "scaling", "batch")}
 
 
 def half_width(base: Pretrain) -> dict[str, Any]:
