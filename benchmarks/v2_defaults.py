@@ -19,6 +19,7 @@ from simclr.tasks.adaptation import settings_for
 from simclr.tasks.distill import Distill
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.linear import Linear
+from simclr.tasks.measuring import measure_once
 from simclr.tasks.v2_defaults import FINETUNE, SMALL
 
 
@@ -36,16 +37,23 @@ def main() -> None:
     fraction, found = {"fraction": arguments.fraction}, {}
 
     def show(name: str, result: dict[str, Any]) -> None:
-        row = next(row for row in result["results"] if row["metric"] == "top1" and row["role"] == "model")
+        add(name, next(row for row in result["results"] if row["metric"] == "top1" and row["role"] == "model"))
+
+    def add(name: str, row: dict[str, Any]) -> None:
         found[name] = {key: row[key] for key in ("value", "interval", "n")}
         print(f"{name}: {100 * row['value']:.1f} %", flush=True)
 
-    show("linear", Linear(run=run, baselines=False, out=out / "linear.json", **fraction, **common)())
-    labels = json.loads((out / "linear.json").read_text())["results"][0]["detail"]["labels"]
+    probe = measure_once(Linear(run=run, baselines=False, out=out / "linear.json", **fraction, **common))
+    add("linear", probe)
     paper = FineTune(run=run, out=out / "finetune-v2", **FINETUNE, **fraction, **common)
     show("fine-tuned, finetune-v2", paper())
     adapted = FineTune(
-        run=run, out=out / "adapted", head_layers=1, **_typed(settings_for(labels)), **fraction, **common
+        run=run,
+        out=out / "adapted",
+        head_layers=1,
+        **_typed(settings_for(probe["detail"]["labels"])),
+        **fraction,
+        **common,
     )
     show("fine-tuned, from the probe", adapted())
     saved = saved_recipe(run)

@@ -144,4 +144,4 @@ def test_files_that_belong_together_are_numbered_unless_they_are_what_an_interru
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v2.1.svg", "v2.json", "v2.svg"]
     write_together(tmp_path, {"v2.svg": "figure", "v2.json": "2"})
     assert (tmp_path / "v2.2.svg").read_text() == "figure"
-    assert (tmp_path / "v2.1.json").read_text() == "1"
+    assert (tmp_path / "v2.2.json").read_text() == "1"

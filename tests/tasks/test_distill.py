@@ -177,6 +177,20 @@ def test_self_distillation_and_a_student_that_starts_pretrained(teacher, data, t
     assert fingerprint(network) == fingerprint(simclr.load(pretrained).network)
 
 
+def test_a_teacher_is_known_by_its_classifier_too_and_may_be_moved(data, tmp_path):
+    run = write_encoder(tmp_path / "encoder")
+    for name, lr in (("teacher", 0.1), ("other", 3.0)):  # whose encoders are the same
+        FineTune(run=run, data=str(data), out=tmp_path / name, freeze="encoder", epochs=1.0, lr=lr, batch=40,
+                 machine=MACHINE)()  # fmt: skip
+    first = task(tmp_path / "teacher", data, tmp_path / "student", epochs=2)()
+    with pytest.raises(RunError) as refused:
+        task(tmp_path / "other", data, tmp_path / "student", epochs=2)()
+    assert refused.value.names == ("teacher",)
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    again = task(tmp_path / "moved", data, tmp_path / "student", epochs=2)()
+    assert again["environment"] == first["environment"]  # the finished run
+
+
 def test_each_kind_of_student_has_a_folder_of_its_own(teacher, data, tmp_path):
     settings = [
         {"encoder": "simclr_resnet10"}, {"encoder": None, "encoder_options": {}},

@@ -7,9 +7,10 @@ overwrite it; measurements keep history instead, by `number_existing`.
 import contextlib
 import csv
 import io
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,9 +72,7 @@ def number_existing(path: Path, folder: Path | None = None) -> Path | None:
     has_folder = folder is not None and folder.is_dir()
     if not path.exists() and not has_folder:
         return None
-    number = 1
-    while _numbered(path, number).exists() or (has_folder and _numbered(folder, number).exists()):
-        number += 1
+    number = _free_number([path, *filter(None, [folder])])
     if path.exists():
         move(require_file_path(path), _numbered(path, number))
     if not has_folder:
@@ -81,6 +80,11 @@ def number_existing(path: Path, folder: Path | None = None) -> Path | None:
     older = _numbered(folder, number)
     move_folder(folder, older)
     return older
+
+
+def _free_number(paths: Sequence[Path]) -> int:
+    """Return the first number with which none of the paths exists."""
+    return next(n for n in itertools.count(1) if not any(_numbered(path, n).exists() for path in paths))
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -95,9 +99,14 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     if _holds(folder / last, texts[last]):
         return
     whole = (folder / last).is_file()
-    for name, text in texts.items():
-        if whole or not _holds(folder / name, text):  # else it is what an interrupted command left
-            number_existing(folder / name)
+    older = [
+        folder / name
+        for name, text in texts.items()
+        if (folder / name).exists() and (whole or not _holds(folder / name, text))
+    ]  # else it is what an interrupted command left
+    number = _free_number([folder / name for name in texts])
+    for path in older:
+        move(require_file_path(path), _numbered(path, number))
     for name, text in texts.items():
         write_atomically(folder / name, text)
 

@@ -40,7 +40,7 @@ WEIGHTS = ("encoder.safetensors", "head.safetensors", "supervised.safetensors", 
 WHERE = {"tracker"} | {
     f"machine.{name}" for name in ("accelerator", "devices", "nodes", "workers", "storage", "compile", "recompute")
 }
-OF_INPUTS = {"data": "fingerprint", "init": "init", "run": "init", "teacher": "init"}
+OF_INPUTS = {"data": ("fingerprint",), "init": ("init",), "run": ("init", "layers"), "teacher": ("init", "layers")}
 """settings that are paths -> what identifies the files there"""
 EXTENSIONS = "extend"  # setting, a list, to which a later start may add
 REMEDY = "Repeat its settings to resume, choose another --out, or start over with --fresh"
@@ -164,8 +164,9 @@ class Run:
         saved = self._saved_recipe()
         changes = changed_settings(saved, self._recipe, self._defaults)
         seen = self._read_json("data.json", dict)
-        same = {name for name in OF_INPUTS if seen and seen.get(OF_INPUTS[name]) == self._data.get(OF_INPUTS[name])}
-        ignored = WHERE | {name for name in same if self._data.get(OF_INPUTS[name]) is not None}
+        known = {key: value for key, value in (seen or {}).items() if value is not None}
+        same = {key for key, value in known.items() if self._data.get(key) == value}
+        ignored = WHERE | {name for name, keys in OF_INPUTS.items() if same.issuperset(keys)}
         before, now = changes.get(EXTENSIONS, ([], []))
         ignored |= {EXTENSIONS} if isinstance(before, list) and now[: len(before)] == before else set()
         if saved and (changed := tuple(name for name in changes if name not in ignored)):
@@ -173,7 +174,7 @@ class Run:
             raise RunError(self.path, f"holds a run with other settings: {'; '.join(texts)}", REMEDY, changed)
         if changed := [name for name, value in (seen or {}).items() if self._data.get(name) != value]:
             counts = f"{seen.get('images')} when the run began, {self._data.get('images')} now"
-            what = "weights to start from" if "init" in changed else f"images or their labels ({counts})"
+            what = "weights to start from" if {"init", "layers"} & {*changed} else f"images or their labels ({counts})"
             raise RunError(self.path, f"the {what} have changed", REMEDY, tuple(changed))
 
     @property

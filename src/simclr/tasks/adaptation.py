@@ -71,18 +71,23 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
         labels = len(task.subset(with_labels(train), test=open_source(task.data, "test"))[0])
         if labels > FEW_LABELS:
             return {}
-        settings = settings_for(labels)
+        settings = settings_for(labels, task.machine.processes)
         origin = f"settings for {labels:,} labels, from the linear probe (any flag of the method turns this off)"
     if not int(os.environ.get("LOCAL_RANK") or 0):
         print(printable(f"no recipe given: {origin}"), file=sys.stderr)
     return settings
 
 
-def settings_for(labels: int) -> dict[str, Any]:
-    """Return the settings of a fine-tuning with this number of labels."""
-    batch = 32 if labels <= 1000 else 64
+def settings_for(labels: int, processes: int = 1) -> dict[str, Any]:
+    """Return the settings of a fine-tuning with this number of labels by a number of processes."""
+    batch = divisible(32 if labels <= 1000 else 64, processes)
     return {"adapt": True, "from_probe": True, "batch": batch, "min_steps": MOST_STEPS, "lr": 0.125,
             "crop_area": [0.2, 1.0]}  # fmt: skip
+
+
+def divisible(batch: int, processes: int) -> int:
+    """Return the largest multiple of the number of processes up to `batch`, or the number of processes."""
+    return max(processes, batch - batch % processes)
 
 
 def fit_probe(task: "FineTune", fabric: Fabric, start: Encoder, source: Source) -> LinearFit | None:

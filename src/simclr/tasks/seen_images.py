@@ -88,7 +88,7 @@ def trainings_of(run: str | Path) -> list[PastTraining | None]:
         case _:
             return [None]
     training = PastTraining(source["task"], (source.get("data"), source.get("fingerprint")), recipe)
-    return [training, *(each for start in starts for each in _trainings_of_start(start, weights))]
+    return [training, *(each for start in starts for each in _trainings_of_start(start, record, weights))]
 
 
 def _record_of(card: Card, folder: Path, encoder: str | None) -> Path:
@@ -100,13 +100,16 @@ def _record_of(card: Card, folder: Path, encoder: str | None) -> Path:
     return folder
 
 
-def _trainings_of_start(start: Any, weights: Any) -> list[PastTraining | None]:
-    """Return the trainings of the run that another one started from, if it still has the `weights` of then."""
-    try:
-        is_same = bool(weights) and provenance(start).get("weights") == str(weights)[:12]
-    except (Error, OSError):
-        is_same = False
-    return trainings_of(start) if is_same else [None]
+def _trainings_of_start(start: Any, run: Path, weights: Any) -> list[PastTraining | None]:
+    """Return the trainings of the run that the one in `run` started from, if it still has the `weights` of then; both
+    may have been moved together."""
+    for place in (start, run.parent / Path(str(start)).name, run.parent) if weights else ():
+        try:
+            if provenance(place).get("weights") == str(weights)[:12]:
+                return trainings_of(place)
+        except (Error, OSError):
+            pass
+    return [None]
 
 
 def seen_by(trainings: Sequence[PastTraining | None], data: Any, split: str = "test") -> bool | None:

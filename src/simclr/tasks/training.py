@@ -16,6 +16,7 @@ from torch import Tensor
 from simclr.cli.parsing import parse
 from simclr.data import Source
 from simclr.errors import Error, SettingError
+from simclr.models.weights import FILES
 from simclr.optim import (
     Shape,
     check_optimizer,
@@ -28,8 +29,9 @@ from simclr.optim import (
 from simclr.report import write_run_report
 from simclr.runs.files import BAD, print_unreadable
 from simclr.runs.machine import Machine
+from simclr.runs.reading import file_hash
 from simclr.runs.recipe import is_import_path, plain
-from simclr.runs.results import provenance
+from simclr.runs.results import provenance, run_folder
 from simclr.runs.run import Run
 from simclr.settings import check_settings, setting
 from simclr.training.batches import Loading, Resident, Streamed, open_batches
@@ -198,9 +200,18 @@ def describe_data(source: Source, labels: Tensor | None = None, classes: Sequenc
 
 def start_identity(start: Path, folder: Path) -> dict[str, Any]:
     """Return what identifies, among the data of the run in `folder`, the weights of the run `start` that it begins
-    with: their hash, or the one it recorded if they are gone."""
-    weights = provenance(start).get("weights") or Run(folder).recorded_data.get("init")
-    return {"init": weights} if weights else {}
+    with: the hashes of its encoder and of its layers above the encoder, or those it recorded if they are gone."""
+    weights = provenance(start).get("weights")
+    if not weights:
+        return {key: value for key, value in Run(folder).recorded_data.items() if key in ("init", "layers")}
+    files = [path for name in FILES[1:] if (path := run_folder(start) / name).is_file()]
+    return {"init": weights, "layers": "-".join(file_hash(path)[:12] for path in files)}
+
+
+def starts_anew(start: Path, folder: Path) -> bool:
+    """Return whether the run in `folder` is known to have begun with other weights than those of the run `start`."""
+    recorded = Run(folder).recorded_data
+    return any(recorded.get(key) not in (None, value) for key, value in start_identity(start, folder).items())
 
 
 def close_run(fabric: Fabric, run: Run, result: dict[str, Any], save: Callable[[], None]) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from simclr.report.stages import Stage
 from simclr.runs.environment import code_hash
 from simclr.runs.files import require_folder_path
 from simclr.runs.recipe import is_import_path
-from simclr.runs.results import provenance
-from simclr.runs.run import Run
 from simclr.settings import check_settings, flat, setting
 from simclr.tasks.distill import Distill
 from simclr.tasks.estimate import Rehearsed, planned_cards, rehearse
@@ -33,8 +31,8 @@ from simclr.tasks.labelled import LabelSubset
 from simclr.tasks.linear import Linear
 from simclr.tasks.measuring import measure_once
 from simclr.tasks.pretrain import Pretrain
-from simclr.tasks.training import NextTask, Training, run_folder_for, typed
-from simclr.tasks.v2_defaults import SUPERVISED, fine_tuning, half_width, learning_of
+from simclr.tasks.training import NextTask, Training, run_folder_for, starts_anew, typed
+from simclr.tasks.v2_defaults import SUPERVISED, distillation, fine_tuning, half_width
 from simclr.training.sampler import BatchSampler
 
 SHARED = ("data", "side", "seed", "fresh", "log_every", "save_every", "max_bad", "tracker", "machine")  # of all stages
@@ -94,10 +92,12 @@ class SimCLRv2:
     labels: those of `simclr finetune` without a recipe, from the first layer of the head)"""
     distill: dict[str, Any] = field(default_factory=dict)
     """settings of `simclr distill` that differ from its defaults; epochs are half as many as those of pretraining, and
-    optimizer, learning rate, weight decay and batch those of pretraining, but for simclr_convnet sgd at 1.0 per 256
-    images in batches of 64"""
+    optimizer, learning rate, weight decay and batch those of pretraining. If the large encoder is simclr_convnet and
+    the optimizer is not given, it is sgd at 1.0 per 256 images, with batches of 64 and crops of at least 0.2 of the
+    area"""
     self_distill: dict[str, Any] = field(default_factory=dict)
-    """settings of the self-distillation that override those in `distill` (paper: temperature 0.1)"""
+    """settings of the self-distillation that override those in `distill` (default: the squared temperature as factor of
+    the loss; paper: temperature 0.1)"""
     supervised: dict[str, Any] = field(default_factory=dict)
     """settings of `simclr finetune` for training from random weights on the labels alone (default: 200 epochs of sgd
     at 0.1 per 256 images with weight decay 1e-4)"""
@@ -163,7 +163,7 @@ class SimCLRv2:
 
     def plan(self, labels: int) -> Iterator[Planned]:
         """Yield the stages in the order in which they run, for a number of labelled images."""
-        tuned = fine_tuning(self.finetune, labels, self.base.head_layers)
+        tuned = fine_tuning(self.finetune, labels, self.base)
         tuned = self.subset | typed(FineTune, "finetune", tuned, OF_CHAIN)
         supervised = self.subset | typed(FineTune, "supervised", SUPERVISED | self.supervised, OF_CHAIN)
         supervised["from_scratch"] = True
@@ -187,8 +187,12 @@ class SimCLRv2:
     def distillation(self, name: str, student: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a distillation: those of pretraining as far as the paper keeps them, then `distill`,
         then its own."""
-        own = self.self_distill if student is None else student
-        settings = typed(Distill, name, learning_of(self.base) | self.distill | own, OF_CHAIN)
+        own = (
+            {"temperature_squared": True, **self.distill, **self.self_distill}
+            if student is None
+            else self.distill | student
+        )
+        settings = typed(Distill, name, distillation(own, self.base), OF_CHAIN)
         if settings.get("label_weight") and self.percentage is None:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
         return settings | ({} if self.percentage is None else {"fraction": self.percentage / 100})
@@ -213,14 +217,14 @@ class SimCLRv2:
         does."""
         base, processes = self.base, self.base.machine.processes
         tuned = next(stage.task for stage in planned if isinstance(stage.task, FineTune))
-        BatchSampler(len(images.all), base.batch, 0, 0, processes)
         if tuned.head_layers > base.head_layers:
             raise SettingError("finetune.head_layers", f"at most head_layers ({base.head_layers})", tuned.head_layers)
-        tuned.largest_batch(len(images.labelled), processes)
         chain = [
             Rehearsed(s.task, images.labelled if isinstance(s.task, FineTune) else images.all,
                       self.folder / (s.start or "")) for s in planned
         ]  # fmt: skip
+        for task, source, _ in chain:
+            BatchSampler(len(source), task.largest_batch(len(source), processes), 0, 0, processes)
         planned_cards(chain)
         return chain
 
@@ -229,10 +233,8 @@ class SimCLRv2:
         begins anew."""
         for number, stage in enumerate(planned, 1):
             fabric.print(f"\n[{number}/{len(planned)}] {stage.name}: {stage.title}")
-            task, weights = stage.task, Run(stage.task.folder).recorded_data.get("init")
-            if stage.start and weights not in (None, provenance(self.folder / stage.start).get("weights")):
-                task = replace(task, fresh=True)
-            task()
+            is_old = stage.start is not None and starts_anew(self.folder / stage.start, stage.task.folder)
+            (replace(stage.task, fresh=True) if is_old else stage.task)()
 
     # what is shown
 

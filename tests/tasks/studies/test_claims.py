@@ -170,6 +170,8 @@ def test_files_of_something_else_do_not_end_the_list(text, tmp_path, capsys):
     assert sum(len(entry["evidence"]) for entry in found["claims"]) == len(STUDIES["loss"].claims)
     lines = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path / "a" / "study.json") in line]
     assert len(lines) == 1
+    chosen = parse(Study, "study", ("name", "data"), ["head", "--claims", "--results", str(tmp_path)])()
+    assert str(tmp_path / "b" / "study.json") not in chosen["refused"]
     with pytest.raises(RunError):
         page.compose(tmp_path)
 

@@ -14,6 +14,7 @@ from simclr.runs.files import printable
 from simclr.runs.reading import read_yaml
 from simclr.runs.results import read_results
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.studies import STUDIES
 from simclr.tasks.studies.ablation import Ablation, Claim
 
 
@@ -72,15 +73,15 @@ def find_evidence(
         try:
             content = named_runs(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
             name, data = str(content["study"]), str(content["data"])
-            if name not in studies:
+            if name not in STUDIES:
                 raise RunError(path, f"is of an unknown study, {printable(name)}")
-            verdicts = list(evidence(studies[name], content))
+            verdicts = list(evidence(studies[name], content)) if name in studies else []
         except RunError as error:
             refused.append(error)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
             refused.append(RunError(path, "is not the file of a study"))
         else:
-            for pieces, verdict in zip(results[name], verdicts, strict=True):
+            for pieces, verdict in zip(results.get(name, ()), verdicts, strict=True):
                 pieces += [] if verdict is None else [Evidence(verdict, data, path)]
     return results, refused
 
