@@ -4,7 +4,7 @@ self-distillations of the latter, at the paper's temperature, at 1, and by SGD.
     python benchmarks/v2_defaults.py RUN DATA --fraction 0.05 --out FOLDER [--seed 0]
 
 RUN: a pretraining with a head of at least two layers on the training split of DATA. The accuracy is on the test split
-of DATA, so for a choice of settings DATA must be training images of which some were set aside as test images. Finished
+of DATA, so for a choice of settings DATA must be training images with some of them held out as its test split. Finished
 runs in FOLDER are not repeated. Prints one line per stage, and writes them to FOLDER/seed-SEED.json.
 """
 
