@@ -139,6 +139,12 @@ def run_folder(run: str | Path) -> Path:
     return named.path.parent if named.path.suffix == ".safetensors" else named.path
 
 
+def places_of_start(start: Any, run: Path) -> tuple[Any, Path, Path]:
+    """Return where the run may be that the run in the folder `run` started from: where it was, or, if both were moved
+    together, beside or above it."""
+    return start, run.parent / Path(str(start)).name, run.parent
+
+
 def weights_path(run: str | Path) -> Path:
     """Return the file that holds the weights of the encoder of RUN."""
     named = named_run(run)

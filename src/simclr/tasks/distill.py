@@ -30,6 +30,7 @@ from simclr.report.stages import above_uniform
 from simclr.runs.results import Result, run_folder
 from simclr.settings import setting
 from simclr.tasks.seen_images import PastTraining, seen_by, trainings_of
+from simclr.tasks.students import settings_without_recipe
 from simclr.tasks.training import Training, close_run, default, describe_data, finished_result, start_identity
 from simclr.training.batches import Batch
 from simclr.training.fit import Parts, fit
@@ -41,8 +42,10 @@ from simclr.views import Views
 class Distill(Training):
     """Train a student to give the class probabilities of a fine-tuned teacher, and evaluate both.
 
-    The defaults are the second paper's: the loss needs no labels, the teacher stays in inference mode, both see the
-    same crop and flip, and learning rate, weight decay and batch are those of pretraining. A student of the teacher's
+    The loss needs no labels, the teacher stays in inference mode, and both see the same crop and flip. The defaults are
+    the second paper's. On the command line, with fewer than 100,000 images and without a recipe or a flag of optimizer
+    or batch, the settings are those of the teacher's pretraining for half as many epochs, or SGD if it was of
+    simclr_convnet. A student of the teacher's
     own architecture is self-distillation. Labels of `data` are only used if label_weight is above 0. The run folder is
     TEACHER/distill-ENCODER by default, or TEACHER/distill-from-START; the same command resumes an interrupted run.
     """
@@ -174,6 +177,10 @@ class Distill(Training):
         """The run folder."""
         student = self.encoder or (f"from-{run_folder(self.start).resolve().name}" if self.start else "self")
         return self.out or run_folder(self.teacher) / f"distill-{student}"
+
+    def suggested(self, given: set[str]) -> dict[str, Any]:
+        """Return settings in place of the defaults; the command line asks for them with the names it was given."""
+        return settings_without_recipe(self, given)
 
     def class_names(self, card: Card) -> list[str]:
         """Return the names of the teacher's classes."""

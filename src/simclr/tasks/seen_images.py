@@ -17,7 +17,7 @@ from simclr.evaluation.protocol import with_labels
 from simclr.models.card import Card
 from simclr.models.onnx_program import load_onnx
 from simclr.runs.recipe import saved_recipe
-from simclr.runs.results import named_run, provenance, run_folder
+from simclr.runs.results import named_run, places_of_start, provenance, run_folder
 from simclr.runs.run import Run
 from simclr.tasks.labelled import LabelSubset
 
@@ -103,7 +103,7 @@ def _record_of(card: Card, folder: Path, encoder: str | None) -> Path:
 def _trainings_of_start(start: Any, run: Path, weights: Any) -> list[PastTraining | None]:
     """Return the trainings of the run that the one in `run` started from, if it still has the `weights` of then; both
     may have been moved together."""
-    for place in (start, run.parent / Path(str(start)).name, run.parent) if weights else ():
+    for place in places_of_start(start, run) if weights else ():
         try:
             if provenance(place).get("weights") == str(weights)[:12]:
                 return trainings_of(place)

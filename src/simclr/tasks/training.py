@@ -284,7 +284,7 @@ def typed(task: type[Training], name: str, settings: Mapping[str, Any], decided:
     texts = {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in settings.items()}
     words = [f"--{key}={text}" for key, text in texts.items()]
     try:
-        built = parse(task, task.command, (), [f"--{task.start_field}=.", "--data=.", *words])
+        built = parse(task, task.command, (), [f"--{task.start_field}=.", "--data=.", *words], False)
     except Error as error:
         raise SettingError(name, allowed, remedy=str(error)) from None
     return {key: getattr(built, key) for key in settings}

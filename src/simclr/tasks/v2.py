@@ -31,8 +31,9 @@ from simclr.tasks.labelled import LabelSubset
 from simclr.tasks.linear import Linear
 from simclr.tasks.measuring import measure_once
 from simclr.tasks.pretrain import Pretrain
+from simclr.tasks.students import of_pretraining
 from simclr.tasks.training import NextTask, Training, run_folder_for, starts_anew, typed
-from simclr.tasks.v2_defaults import SUPERVISED, distillation, fine_tuning, half_width
+from simclr.tasks.v2_defaults import SUPERVISED, fine_tuning, half_width
 from simclr.training.sampler import BatchSampler
 
 SHARED = ("data", "side", "seed", "fresh", "log_every", "save_every", "max_bad", "tracker", "machine")  # of all stages
@@ -192,7 +193,7 @@ class SimCLRv2:
             if student is None
             else self.distill | student
         )
-        settings = typed(Distill, name, distillation(own, self.base), OF_CHAIN)
+        settings = typed(Distill, name, of_pretraining(vars(self.base), self.base.machine.processes, own), OF_CHAIN)
         if settings.get("label_weight") and self.percentage is None:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
         return settings | ({} if self.percentage is None else {"fraction": self.percentage / 100})

@@ -4,19 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from simclr.models import convnet
-from simclr.tasks.adaptation import FEW_LABELS, divisible, settings_for
+from simclr.tasks.adaptation import FEW_LABELS, settings_for
 from simclr.tasks.pretrain import Pretrain
 
 FINETUNE = {"optimizer": "lars", "lr": 0.005, "scaling": "sqrt", "batch": 1024, "head_layers": 1}  # finetune-v2.yaml
 SUPERVISED = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}  # official baselines, but the epochs
-
-SMALL: dict[str, Any] = {
-    "optimizer": "sgd",
-    "lr": 1.0,
-    "scaling": "linear",
-    "batch": 64,
-    "crop_area": [0.2, 1.0],
-}  # results/v2-defaults
 
 
 def fine_tuning(given: Mapping[str, Any], labels: int, base: Pretrain) -> dict[str, Any]:
@@ -24,16 +16,6 @@ def fine_tuning(given: Mapping[str, Any], labels: int, base: Pretrain) -> dict[s
     if given or labels > FEW_LABELS:
         return FINETUNE | dict(given)
     return settings_for(labels, base.machine.processes) | {"head_layers": min(1, base.head_layers)}
-
-
-def distillation(given: Mapping[str, Any], base: Pretrain) -> dict[str, Any]:
-    """Return the settings of a distillation, of which some may be given: the others are those of pretraining as far as
-    the paper keeps them; after that of the small network of `simclr suggest`, whose trainings are too short for LARS,
-    those of SGD that were chosen on held-out images."""
-    learning = {name: getattr(base, name) for name in ("optimizer", "lr", "scaling", "batch")}
-    if base.encoder == "simclr_convnet" and "optimizer" not in given:
-        learning = SMALL | {"batch": divisible(SMALL["batch"], base.machine.processes)}
-    return {"weight_decay": base.weight_decay, "epochs": base.epochs / 2} | learning | dict(given)
 
 
 def half_width(base: Pretrain) -> dict[str, Any]:
