@@ -72,7 +72,7 @@ def number_existing(path: Path, folder: Path | None = None) -> Path | None:
     has_folder = folder is not None and folder.is_dir()
     if not path.exists() and not has_folder:
         return None
-    number = _free_number([path, folder] if has_folder else [path])
+    number = _free_number([path] if folder is None or not has_folder else [path, folder])
     if path.exists():
         move(require_file_path(path), _numbered(path, number))
     if not has_folder:

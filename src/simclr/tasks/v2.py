@@ -188,11 +188,8 @@ class SimCLRv2:
     def distillation(self, name: str, student: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of a distillation: those of pretraining as far as the paper keeps them, then `distill`,
         then its own."""
-        own = (
-            {"temperature_squared": True, **self.distill, **self.self_distill}
-            if student is None
-            else self.distill | student
-        )
+        itself = {"temperature_squared": True, **self.distill, **self.self_distill}
+        own = itself if student is None else self.distill | student
         settings = typed(Distill, name, of_pretraining(vars(self.base), self.base.machine.processes, own), OF_CHAIN)
         if settings.get("label_weight") and self.percentage is None:
             raise SettingError(f"{name}.label_weight", "0 with a list of labelled images", settings["label_weight"])
