@@ -46,8 +46,8 @@ class Distill(Training):
     are the second paper's. On the command line, with fewer than 100,000 images and without a recipe or a flag of
     optimizer or batch, the settings are those of the teacher's pretraining for half as many epochs, or SGD if it
     was of simclr_convnet. A student of the teacher's own architecture is self-distillation. Labels of `data` are
-    only used if label_weight is above 0. The run folder is TEACHER/distill-ENCODER by default, or TEACHER/distill-
-    from-START; the same command resumes an interrupted run.
+    only used if label_weight is above 0. The run folder is TEACHER/distill-ENCODER by default, or
+    TEACHER/distill-from-START; the same command resumes an interrupted run.
     """
 
     command: ClassVar[str] = "distill"
