@@ -20,7 +20,8 @@ from simclr.tasks.distill import Distill
 from simclr.tasks.finetune import FineTune
 from simclr.tasks.linear import Linear
 from simclr.tasks.measuring import measure_once
-from simclr.tasks.v2_defaults import FINETUNE, SMALL
+from simclr.tasks.students import SMALL
+from simclr.tasks.v2_defaults import FINETUNE
 
 
 def main() -> None:

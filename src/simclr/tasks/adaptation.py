@@ -73,9 +73,14 @@ def settings_without_recipe(task: "FineTune", given: set[str]) -> dict[str, Any]
             return {}
         settings = settings_for(labels, task.machine.processes)
         origin = f"settings for {labels:,} labels, from the linear probe (any flag of the method turns this off)"
-    if not int(os.environ.get("LOCAL_RANK") or 0):
-        print(printable(f"no recipe given: {origin}"), file=sys.stderr)
+    say(f"no recipe given: {origin}")
     return settings
+
+
+def say(text: str) -> None:
+    """Print a line to stderr on the first process."""
+    if not int(os.environ.get("LOCAL_RANK") or 0):
+        print(printable(text), file=sys.stderr)
 
 
 def settings_for(labels: int, processes: int = 1) -> dict[str, Any]:

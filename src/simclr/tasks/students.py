@@ -1,17 +1,14 @@
 """Settings of a distillation that are given neither in a recipe nor by a flag: those of the pretraining."""
 
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simclr.data.specs import open_for_pretraining
 from simclr.errors import Error
-from simclr.runs.files import printable
 from simclr.runs.recipe import plain, saved_recipe
 from simclr.runs.results import places_of_start, run_folder
-from simclr.tasks.adaptation import divisible
+from simclr.tasks.adaptation import divisible, say
 
 if TYPE_CHECKING:
     from simclr.tasks.distill import Distill
@@ -55,9 +52,7 @@ def settings_without_recipe(task: "Distill", given: set[str]) -> dict[str, Any]:
         origin = "the teacher's pretraining, for half as many epochs"
         if base["encoder"] == "simclr_convnet":
             origin = f"students after a pretraining of simclr_convnet, {settings['epochs']:g} epochs"
-    if not int(os.environ.get("LOCAL_RANK") or 0):
-        line = f"no recipe given: settings of {origin} (any flag of the optimizer or the batch turns this off)"
-        print(printable(line), file=sys.stderr)
+    say(f"no recipe given: settings of {origin} (any flag of the optimizer or the batch turns this off)")
     return settings
 
 

@@ -1,7 +1,5 @@
 """Settings of a pretraining without a recipe: those that are suggested for its images, and the flags that are given."""
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +17,14 @@ from simclr.optim import peak_lr
 from simclr.report.advice import SIZES, epochs_in, of_small_images, of_the_paper, side_advice, speed, suggest
 from simclr.report.resources import kept_for_backward
 from simclr.report.suggestions import Advice, nested
-from simclr.runs.files import printable
 from simclr.runs.machine import Device
 from simclr.runs.recipe import is_import_path, saved_recipe
+from simclr.tasks.adaptation import say
 from simclr.tasks.pretrain import Pretrain
 from simclr.tasks.start import code_refused
+from simclr.tasks.students import FEW
 from simclr.tasks.suggest import compiles, measure
 
-FEW = 100_000  # images below which the defaults of pretraining, which are those of ImageNet, do not fit
 ON_CPU, ON_GPU = 0.5, 1.5  # float32 activations of a step, in parts of the memory; a GPU keeps them in bfloat16
 FEWEST = 32  # images of a batch that is not reduced to fit in memory
 SMALL = 64  # pixels of a view up to which the settings for small images are suggested
@@ -78,7 +76,7 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
     elif len(open_for_pretraining(task.data)) >= FEW:
         return {}
     elif task.channels > 3 or task.keep_levels:
-        _say(f"no recipe given: the paper's settings for ImageNet (no suggestions for {task.channels} channels); "
+        say(f"no recipe given: the paper's settings for ImageNet (no suggestions for {task.channels} channels); "
              "--config multispectral has settings for such images")  # fmt: skip
         return {}
     else:
@@ -93,7 +91,7 @@ def settings_without_recipe(task: Pretrain, given: set[str]) -> dict[str, Any]:
             origin += f"; lr {task.lr:g} is {rate:.3g} at batch {batch} ({settings['optimizer']}, {scaling} scaling)"
     if task.machine.recompute:  # which does not go together with compilation
         settings.get("machine", {}).pop("compile", None)
-    _say(f"no recipe given: settings of {origin}")
+    say(f"no recipe given: settings of {origin}")
     return settings
 
 
@@ -122,12 +120,6 @@ def beside_flags(settings: dict[str, Any], task: Pretrain, given: set[str]) -> d
     if task.channels != 3:
         kept.pop("side", None)
     return kept
-
-
-def _say(text: str) -> None:
-    """Print a line on the first process."""
-    if not int(os.environ.get("LOCAL_RANK") or 0):
-        print(printable(text), file=sys.stderr)
 
 
 def settings_without_trial(
